@@ -46,16 +46,18 @@ def merge(path: Path, parts: Sequence[RunFile]) -> MergedRun:
 
 def merged(root: Path, logs: Sequence[RunFile]) -> list[RunFile]:
     """The logs, with the parts of a run as that run; not if ``root`` is a part itself."""
-    alone: list[RunFile] = []
-    groups: dict[Path, list[RunFile]] = {}
+    found: dict[Path, RunFile] = {}
+    groups: dict[tuple[Path, str], list[RunFile]] = {}
     for log in logs:
         depth = 1 if log.path.name.startswith(runlog.LOG_NAME) else 0
-        group = alone
         if log.part[1] and len(log.path.relative_to(root).parts) > depth:
-            group = groups.setdefault(log.path.parents[depth], [])
-            group = group if all(log.part[0] == other.part[0] for other in group) else alone
-        group.append(log)
-    return [*alone, *(merge(folder, group) for folder, group in groups.items())]
+            groups.setdefault((log.path.parents[depth], log.part[0]), []).append(log)
+        else:
+            found[log.path] = log
+    for folder, run in sorted(groups):
+        path = Path(f"{folder}#{run}") if folder in found else folder
+        found[path] = merge(path, groups[folder, run])
+    return list(found.values())
 
 
 class Part:

@@ -109,13 +109,13 @@ class Probed:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.names: list[str] = []
-        probe = discover._why_not_a_run
+        probe = discover._probed
 
         def noted(path: Path) -> str | None:
             self.names.append(path.parent.name)
             return probe(path)
 
-        monkeypatch.setattr(discover, "_why_not_a_run", noted)
+        monkeypatch.setattr(discover, "_probed", noted)
 
     def since_last(self) -> list[str]:
         names, self.names = sorted(self.names), []

@@ -74,6 +74,8 @@ CASES: dict[str, tuple[list[Any], list[int], str]] = {
     "skipped": (steps(1, 2, 4), [16, 16, 16], "b lacks 1 steps of the others"),
     "later": (steps(3, 4), [8, 8, 16, 16], ""),
     "misfit": ([OTHER, *steps(*A)], [8] * 4, "b is not summed: another model begins"),
+    "version": ([header(format_version=2), *steps(*A)], [8] * 4, "b is not summed: format_ver"),
+    "surrogate": ([header(config={"a": "\ud800"}), *steps(*A)], [8] * 4, "b is not summed"),
     "shares": ([header(run="rl", part="b", source={"counts": "shares"})], [8] * 4, "b is not"),
     "torn": ([*steps(1, 2), "{"], [16, 16, 8, 8], "b is behind at step 2"),
 }
@@ -123,7 +125,7 @@ def test_a_restart_of_all_parts_is_one_of_the_sum(first: str, tmp_path: Path) ->
     write(tmp_path, {"a": steps(1, 2, 3, 4), "b": steps(1, 2, 3)}, modified=None)
     watch = watched(tmp_path)
     for name in (first, second):
-        write(tmp_path, {name: steps(2, 3, scale=2)}, modified=None)
+        write(tmp_path, {name: steps(2, 3, scale=2)})  # the file server's clock is behind
         watch.read_all()
     assert summed(watch) == {1: 16, 2: 32, 3: 32}
 
@@ -156,12 +158,35 @@ def test_a_part_may_be_opened_alone_and_counts_once(call: Call, tmp_path: Path) 
     write(tmp_path, {"a": steps(1), "b": steps(1)})
     (run,) = Search(tmp_path / "rl" / "a").runs()
     assert not isinstance(run, MergedRun)
+    shutil.copytree(tmp_path / "rl/a", tmp_path / "rl/c")
+    log = tmp_path / "rl/c/metrics.jsonl"
+    log.write_text(log.read_text().replace('"run": "rl"', '"run": "other"'))
+    assert len(Search(tmp_path).runs()) == 2
+    shutil.rmtree(log.parent)
     shutil.copytree(tmp_path / "rl/a", tmp_path / "copy")
     logs = [tmp_path / name for name in ("rl/a", "copy", "rl/a", "rl/b")]
     code, _, err = call("import", *logs, tmp_path / "sum", "--merge")
     assert code == 0
     assert "a is not summed" in err
     assert [*summed(watched(tmp_path / "sum")).values()] == [16]
+
+
+@pytest.mark.parametrize("reason", ["finished", "failed"])
+def test_the_sum_ends_with_its_last_part(reason: str, tmp_path: Path) -> None:
+    write(tmp_path, {"a": [*steps(1), *end(1, reason)], "b": steps(1)})
+    watch = watched(tmp_path)
+    assert watch.scan.end is None
+    write(tmp_path, {"b": [*steps(2), *end(2)]})
+    watch.read_all()
+    assert watch.scan.end is not None
+    assert watch.scan.end.reason == reason
+
+
+def test_a_part_far_ahead_is_not_read_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("microscope_tui.sources.parts.MOST_WAITING", 1000)
+    write(tmp_path, {"a": steps(*range(1, 4000)), "b": steps(1)}, modified=None)
+    watch = watched(tmp_path)
+    assert watch.source.offset < 1 << 20 < watch.source.size
 
 
 def test_hostile_parts_are_read_like_any_log(tmp_path: Path) -> None:
