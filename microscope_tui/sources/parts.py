@@ -109,8 +109,6 @@ class Part:
             before, self.layout = self.layout, (entry.routers, entry.counts, entry.profile)
             if before not in (None, self.layout):
                 self.why = "another model begins in its log"
-            if entry.counts == "shares":
-                self.why = "shares have no sum"
             try:
                 self.header = runlog.object_of(self.reader.header.strip(b" \t\r\n\0"))
                 runlog.encode_record(self.header)
@@ -207,7 +205,6 @@ class PartsReader(RecordReader):
 
     def _end(self) -> Iterator[Record]:
         """The end of the run, once all parts have ended."""
-        self._blocked = None
         reasons = [part.end.reason for part in self._fitting if part.end]
         if reasons and not self._ended and len(reasons) == len(self._fitting):
             self._ended = True
@@ -250,7 +247,6 @@ class PartsReader(RecordReader):
         if self._refuse_misfits(active):
             return
         step = min(part.next for part in active)
-        resumed = step if step <= self._summed else None
         entries: list[StepEntry] = []
         is_whole = True
         for part in active:
@@ -262,10 +258,9 @@ class PartsReader(RecordReader):
                 is_whole = False
         self._summed = step
         self._blocked = None
-        if resumed is not None or not self._begun:
+        if not self._begun:
             self._begun = True
-            own = {"run": self._name, "part": None, "resumed_at_step": resumed}
-            yield active[0].header | own
+            yield active[0].header | {"run": self._name, "part": None, "resumed_at_step": None}
         if is_whole:
             self._ended = False
             behind = ", ".join(part.name for part in self._fitting if part.behind)

@@ -52,14 +52,8 @@ def watched(folder: Path) -> RunWatch:
 
 def summed(watch: RunWatch) -> dict[int, int | None]:
     """The tokens of every step that holds, by its number."""
-    source, found = watch.source, {}
-    for line in os.pread(os.open(source.path, os.O_RDONLY), 1 << 20, 0).splitlines():
-        record = json.loads(line)
-        if (again := record.get("resumed_at_step")) is not None:
-            found = {number: tokens for number, tokens in found.items() if number < again}
-        if record["kind"] == "step":
-            found[record["step"]] = record["tokens"]
-    return found
+    lines = map(json.loads, watch.source.path.read_bytes().splitlines())
+    return {line["step"]: line["tokens"] for line in lines if line["kind"] == "step"}
 
 
 A = [1, 2, 3, 4]
@@ -84,20 +78,34 @@ CASES: dict[str, tuple[list[Any], list[int], str]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_part_is_summed_as_far_as_it_holds(case: str, tmp_path: Path) -> None:
     other, tokens, remark = CASES[case]
-    write(tmp_path, {"a": [*steps(*A), *end(4)], "b": other})
+    write(tmp_path, {"a": [*steps(*A), *end(4)], "b": other}, OLD if remark else None)
     watch = watched(tmp_path)
     assert [*summed(watch).values()] == tokens
     assert remark in watch.source.missing
     assert watch.source.parts == ("1 of 2 parts at step 4" if remark and case != "skipped" else "")
 
 
-def test_losses_are_weighted_by_tokens_and_norms_are_the_largest(tmp_path: Path) -> None:
-    write(tmp_path, {"a": [row(1, 1, grad_norm=2.0)], "b": [row(1, 3, grad_norm=4.0)]})
-    latest = watched(tmp_path).latest
-    assert latest is not None
-    assert latest.record.loss == pytest.approx((1 * 8 + 3 * 24) / 32)
-    assert latest.record.grad_norm == 4.0
-    assert latest.counts(0) == [8] * 8
+def test_every_number_has_its_rule(tmp_path: Path) -> None:
+    a, b = row(1, 1, grad_norm=2.0, expert_bias=[[0.5] * 8] * 3), row(1, 3, grad_norm=4.0)
+    a["router"] |= {"entropy": [1, 1, 1], "max_logit": [1, 5, 2], "still_tensors": [1, 2, 0]}
+    a["router"] |= {"z_loss": ["NaN", 1, 1], "tokens": [8, 8, 16], "margin": [1]}
+    b["router"] |= {"entropy": [2, 2, 2], "max_logit": [3, 4, 2], "still_tensors": [0, 3, 0]}
+    b["router"] |= {"z_loss": [1, 1, 1], "unrouted": [1, 0, 0]}
+    a |= {"router.step": 5, ".step": 6, "kind": "step"}
+    b["tokens_per_expert"][1] = None
+    unknown = [row(2, scale) | {"tokens": None} for scale in (1, 3)]
+    write(tmp_path, {"a": [a, unknown[0]], "b": [b, unknown[1]]})
+    first, second = watched(tmp_path).scan.recent
+    record, router = first.record, first.record.router
+    assert record.loss == pytest.approx((1 * 8 + 3 * 24) / 32)
+    assert (record.tokens, record.grad_norm) == (32, 4)
+    assert router.entropy == pytest.approx([1.75, 1.75, 1.6])
+    assert (router.max_logit, router.still_tensors) == ([3, 5, 2], [0, 2, 0])
+    assert (router.tokens, router.unrouted, router.margin) == ([32, 32, 40], [1, 0, 0], [None] * 3)
+    assert router.z_loss is not None
+    assert str(router.z_loss[0]) == "nan"
+    assert (first.counts(0), first.counts(1), first.biases(2)) == ([8] * 8, None, [0.5] * 8)
+    assert (second.record.loss, second.record.tokens) == (2, None)
 
 
 def test_a_live_sum_waits_for_the_slowest_part_and_then_names_it(
@@ -113,19 +121,23 @@ def test_a_live_sum_waits_for_the_slowest_part_and_then_names_it(
     watch.read_all()
     assert summed(watch) == {1: 16, 2: 16, 3: 8}
     assert "b is behind at step 2" in watch.source.missing
-    write(tmp_path, {"a": steps(4), "b": steps(3, 4)}, modified=None)
+    assert b'"incomplete":"without b"' in watch.source.path.read_bytes()
+    write(tmp_path, {"a": steps(4, 5), "b": steps(3, 5)}, modified=None)
     watch.read_all()
-    assert summed(watch) == {1: 16, 2: 16, 3: 8, 4: 16}
+    assert summed(watch) == {1: 16, 2: 16, 3: 8, 4: 8, 5: 16}
     assert watch.source.missing == ""
 
 
 @pytest.mark.parametrize("first", "ab")
-def test_a_restart_of_all_parts_is_one_of_the_sum(first: str, tmp_path: Path) -> None:
+def test_a_restart_of_all_parts_is_one_of_the_sum(
+    first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     second = "b" if first == "a" else "a"
     write(tmp_path, {"a": steps(1, 2, 3, 4), "b": steps(1, 2, 3)}, modified=None)
     watch = watched(tmp_path)
+    monkeypatch.setattr("time.time", lambda: 3e9)  # the clock of the file server is behind
     for name in (first, second):
-        write(tmp_path, {name: steps(2, 3, scale=2)})  # the file server's clock is behind
+        write(tmp_path, {name: steps(2, 3, scale=2)}, modified=None)
         watch.read_all()
     assert summed(watch) == {1: 16, 2: 32, 3: 32}
 
@@ -180,6 +192,33 @@ def test_the_sum_ends_with_its_last_part(reason: str, tmp_path: Path) -> None:
     watch.read_all()
     assert watch.scan.end is not None
     assert watch.scan.end.reason == reason
+
+
+def test_a_part_with_longer_lines_is_read_to_its_end(tmp_path: Path) -> None:
+    numbers = range(1, 2500)
+    write(tmp_path, {"a": steps(*numbers), "b": [row(n, 1, pad="x" * 500) for n in numbers]})
+    assert set(summed(watched(tmp_path)).values()) == {16}
+
+
+def test_a_part_that_is_replaced_is_read_again(tmp_path: Path) -> None:
+    write(tmp_path, {"a": steps(1), "b": steps(1)})
+    watch = watched(tmp_path)
+    shutil.rmtree(tmp_path / "rl/b")
+    write(tmp_path, {"b": steps(1, scale=3)})
+    watch.read_all()
+    assert summed(watch) == {1: 32}
+
+
+def test_most_parts_decide_which_do_not_fit(tmp_path: Path) -> None:
+    write(tmp_path, dict.fromkeys("abc", steps(1)))
+    log = tmp_path / "rl/a/metrics.jsonl"
+    log.write_text(log.read_text().replace('"top_k": 2', '"top_k": 1'))
+    os.utime(log, (OLD, OLD))
+    watch = watched(tmp_path)
+    assert summed(watch) == {1: 16}
+    assert watch.source.missing.endswith(
+        "a is not summed: its routers, top-k, counts or profile are others"
+    )
 
 
 def test_a_part_far_ahead_is_not_read_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
