@@ -86,19 +86,20 @@ def test_a_part_is_summed_as_far_as_it_holds(case: str, tmp_path: Path) -> None:
 
 
 def test_every_number_has_its_rule(tmp_path: Path) -> None:
-    a, b = row(1, 1, grad_norm=2.0, expert_bias=[[0.5] * 8] * 3), row(1, 3, grad_norm=4.0)
+    a, b = row(1, 1, grad_norm=2.0, expert_bias=[[0.5] * 8] * 3), row(1, 3, grad_norm="NaN")
     a["router"] |= {"entropy": [1, 1, 1], "max_logit": [1, 5, 2], "still_tensors": [1, 2, 0]}
     a["router"] |= {"z_loss": ["NaN", 1, 1], "tokens": [8, 8, 16], "margin": [1]}
     b["router"] |= {"entropy": [2, 2, 2], "max_logit": [3, 4, 2], "still_tensors": [0, 3, 0]}
     b["router"] |= {"z_loss": [1, 1, 1], "unrouted": [1, 0, 0]}
-    a |= {"router.step": 5, ".step": 6, "kind": "step"}
+    a |= {"router.step": 5, ".step": 6, "tokens_per_s": 9.0}
+    b["losses"] = 7
     b["tokens_per_expert"][1] = None
     unknown = [row(2, scale) | {"tokens": None} for scale in (1, 3)]
     write(tmp_path, {"a": [a, unknown[0]], "b": [b, unknown[1]]})
     first, second = watched(tmp_path).scan.recent
     record, router = first.record, first.record.router
     assert record.loss == pytest.approx((1 * 8 + 3 * 24) / 32)
-    assert (record.tokens, record.grad_norm) == (32, 4)
+    assert (record.tokens, record.tokens_per_s, str(record.grad_norm)) == (32, None, "nan")
     assert router.entropy == pytest.approx([1.75, 1.75, 1.6])
     assert (router.max_logit, router.still_tensors) == ([3, 5, 2], [0, 2, 0])
     assert (router.tokens, router.unrouted, router.margin) == ([32, 32, 40], [1, 0, 0], [None] * 3)
