@@ -126,6 +126,8 @@ class Progress:
         """What another tool's run holds instead of readings of routers, and what to do."""
         self.parts = ""
         """How many parts of a run have come how far, if not all have."""
+        self.unread = ""
+        """Which of its routers have no counts in the newest steps."""
 
     def wait_s(self) -> float:
         """Seconds until another read may give anything."""

@@ -43,7 +43,6 @@ class TranslatedLog(SpooledLog):
                 self.spool.clear()
             self.spool.keep(lines)
         self.report(reader)
-        self.defects = reader.defects
-        self.missing = reader.missing
-        self.parts = reader.parts
+        self.defects, self.missing = reader.defects, reader.missing
+        self.unread, self.parts = reader.unread, reader.parts
         return Chunk(lines, batch.restarted)
