@@ -133,8 +133,8 @@ def import_runs(
     sources, into = (src, *dst[:-1]), dst[-1]
     found = [run for source in sources for run in runs_at(reading.search(source))]
     runs = [run for run in found if run.foreign]
-    if merge:
-        runs = [merge_parts(src, found)]
+    if merge and len(found) > 1:
+        runs = [merge_parts(Path(f"{src} …"), found)]
     if not runs:
         fail(f"{src}: holds run logs already; name a file of another tool", USAGE)
     folders = _folders(runs, into)
@@ -160,7 +160,10 @@ def _write_log(run: RunFile, folder: Path) -> bool:
     try:
         source = run.open()
         while True:
-            data = source.read().data
+            chunk = source.read()
+            data = chunk.data
+            if chunk.restarted and lines:
+                log.write_bytes(b"")
             if data:
                 folder.mkdir(parents=True, exist_ok=lines > 0)
                 with log.open("ab") as file:

@@ -6,7 +6,6 @@ from .decode import (
     decode_matrices as decode_matrices,
     decode_means as decode_means,
     number_name as number_name,
-    object_of as object_of,
 )
 from .discover import (
     KnownLogs as KnownLogs,

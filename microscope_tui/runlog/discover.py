@@ -51,8 +51,8 @@ class RunFile(msgspec.Struct, frozen=True):
     modified: float
     size: int = 0
     inode: tuple[int, int] = (0, 0)
-    part: tuple[str, str] = ("", "")
-    """Names of its run and of the part of it that the log is, if it is not the whole run."""
+    part_of: str = ""
+    """Name of its run, if the header has the name of the folder as ``part``."""
     foreign: ClassVar[bool] = False
     """Whether another tool wrote it: it is not a run log; see ``microscope_tui.sources``."""
 
@@ -139,31 +139,34 @@ def why_not_a_run(path: Path) -> str | None:
     A log of an unknown format version counts as a run: opening it reports the version.
     """
     try:
-        return _probed(path)[0]
+        _part_of(path)
+    except BadLine as error:
+        return str(error)
     except OSError as error:
         return str(error.strerror or error)
+    return None
 
 
-def _probed(path: Path) -> tuple[str | None, tuple[str, str]]:
-    """Why it is not a run, and ``RunFile.part``."""
-    head, whole = _head(path), ("", "")
+def _part_of(path: Path) -> str:
+    """See ``RunFile``; ``BadLine`` if the head of the log holds no record."""
+    head = _head(path)
     if not head:
-        return "it is empty", whole
+        raise BadLine("it is empty")
     splitter = LineSplitter()
     lines = [line for _, line in splitter.feed(head)]
     reason = "no record in its first lines"
     for line in lines[:_PROBE_LINES] or [line for _, line in splitter.feed(b"\n")]:
         try:
             record = decode_line(line)
-            if isinstance(record, RunRecord):
-                return None, (record.run, record.part)
+            if isinstance(record, RunRecord) and record.part and record.part == path.parent.name:
+                return record.run
             if record is not None:
-                return None, whole
+                return ""
         except BadLine as error:
             reason = str(error)
         except UnknownFormat:
-            return None, whole
-    return reason, whole
+            return ""
+    raise BadLine(reason)
 
 
 def _single_run(path: Path) -> RunFile:
@@ -171,7 +174,7 @@ def _single_run(path: Path) -> RunFile:
         raise NoRuns(f"{path}: is not a regular file; pipe its content in and name `-` instead")
     if reason := why_not_a_run(path):
         raise NoRuns(f"{path}: is not a run log ({reason}); point at a folder of runs or a .jsonl")
-    return _run_file(path, path.parent, path.stat(), _probed(path)[1])
+    return _run_file(path, path.parent, path.stat())
 
 
 def _look(
@@ -185,13 +188,16 @@ def _look(
     if known is not None and state == before:
         return known
     grew = run is not None and state[:2] == run.inode and state.size >= run.size
-    why, part = (None, run.part) if run is not None and grew else _probed(path)
-    return state, _run_file(path, root, status, part) if why is None else None
+    try:
+        part_of = run.part_of if run is not None and grew else _part_of(path)
+    except BadLine:
+        return state, None
+    return state, _run_file(path, root, status, part_of)
 
 
-def _run_file(path: Path, root: Path, status: os.stat_result, part: tuple[str, str]) -> RunFile:
+def _run_file(path: Path, root: Path, status: os.stat_result, part_of: str = "") -> RunFile:
     inode = (status.st_dev, status.st_ino)
-    return RunFile(_run_name(path, root), path, status.st_mtime, status.st_size, inode, part)
+    return RunFile(_run_name(path, root), path, status.st_mtime, status.st_size, inode, part_of)
 
 
 def _head(path: Path) -> bytes:

@@ -138,7 +138,7 @@ class RunReader:
         self.name = name
         self.run = run
         self.header = b""
-        """The line of the last run record."""
+        """The line of the first run record."""
         self.defects = Defects()
         self.lines = LineSplitter(start=start)
         """Knows number and place of the current line of ``feed``."""
@@ -155,8 +155,7 @@ class RunReader:
                     yield from self._step(number, line, record)
                 elif record is not None:
                     if isinstance(record, RunRecord):
-                        self.run = record
-                        self.header = line
+                        self.run, self.header = record, self.header or line
                     yield record
             except BadLine as error:
                 self.defects.add(number, str(error))

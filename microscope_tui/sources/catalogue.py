@@ -273,7 +273,7 @@ class Search:
         for file in self._known.listed:
             if file.parent not in folders:
                 self._look_at(file, seen)
-        if any(log.part[1] for log in logs):
+        if any(log.part_of for log in logs):
             from microscope_tui.sources.parts import merged
 
             logs = merged(path, logs)
