@@ -43,17 +43,16 @@ def summed(step: int, entries: Sequence[StepEntry]) -> Record:
             losses[inner] = _one(name, values, tokens)
         else:
             numbers[name] = _one(name, values, tokens)
-    matrices = [entry.matrices() for entry in entries]
-    biases = matrices[0].expert_bias
+    biases = entries[0].matrices().expert_bias
     return (
         {"kind": "step"}
         | numbers
         | step_record(
             step,
-            list(map(_added, *(one.tokens_per_expert for one in matrices))),
+            list(map(_added, *(entry.matrices().tokens_per_expert for entry in entries))),
             expert_bias=biases if any(biases) else None,
             router={name: row for name, row in router.items() if name not in measures.DERIVED},
-            time=max(entry.record.time or 0.0 for entry in entries) or None,
+            time=entries[0].record.time,
             losses=losses or None,
         )
     )

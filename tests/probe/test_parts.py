@@ -14,7 +14,7 @@ from benchmarks.families.tiny import build
 from microscope_tui.probe import attach
 from tests.conftest import Call
 from tests.forked import ForkServer
-from tests.probe.layers import ADAPTER, Model, records
+from tests.probe.layers import Model, records
 
 ACTORS, STEPS = range(4), range(1, 4)
 
@@ -49,20 +49,15 @@ def test_four_parts_are_one_log_of_the_same_tokens(
     both = [records(tmp_path / name) for name in ("sum/rl", "whole")]
     assert [line["step"] for line in both[0]] == list(STEPS)
     for ours, theirs in zip(*both, strict=True):
-        for key in ("tokens", "tokens_per_expert"):
-            assert ours[key] == theirs[key]
+        assert [ours[key] == theirs[key] for key in ("tokens", "tokens_per_expert")] == [True] * 2
         for key in ("loss", "losses", "reward"):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-5)
         assert ours["router"].keys() == theirs["router"].keys()
-        for name, row in ours["router"].items():
-            if name == "mean_entropy":
-                assert all(low <= x for low, x in zip(row, theirs["router"][name], strict=True))
-            elif "grad" not in name and "tensors" not in name:
-                assert row == pytest.approx(theirs["router"][name], rel=1e-4), name
+        for name in ("entropy", "max_load", "dead_experts", "margin", "max_logit"):
+            assert ours["router"][name] == pytest.approx(theirs["router"][name], rel=1e-4), name
 
 
-def test_a_part_names_its_run_and_itself(tmp_path: Path) -> None:
-    attach(Model(), tmp_path / "rl", part="a-1", routers={"layers.1.gate": ADAPTER}).detach()
+def test_the_name_of_a_part_is_no_path(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="use up to 40 letters"):
         attach(Model(), tmp_path, part="../x")
 

@@ -16,6 +16,7 @@ from tests.hostile.logs import hostile_log
 from tests.hostile.outcome import hurts
 
 OLD = 1e9
+A = [1, 2, 3, 4]
 
 
 def row(number: int, scale: int, **changes: Any) -> dict[str, Any]:
@@ -51,11 +52,9 @@ def summed(watch: RunWatch) -> dict[int, int | None]:
     return {line["step"]: line["tokens"] for line in lines if line["kind"] == "step"}
 
 
-A = [1, 2, 3, 4]
 CASES: dict[str, tuple[list[Any], list[int], str]] = {
     "all": (steps(*A), [16] * 4, ""),
     "silent": (steps(1, 2), [16, 16, 8, 8], "b is not summed: no step after 2 for 300 s"),
-    "twice": ([*steps(1, 2), row(2, 5), *steps(3, 4)], [16] * 4, ""),
     "restarted": ([*steps(1, 2, 3), *steps(2, 3, 4, scale=2)], [16, 24, 24, 24], ""),
     "skipped": (steps(1, 2, 4), [16, 16, 16], "1 steps are left out, because a part lacks them"),
     "later": (steps(3, 4), [8, 8, 16, 16], ""),
