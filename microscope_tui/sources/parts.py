@@ -137,7 +137,7 @@ class PartsReader(RecordReader):
                 raise Late(*new)
         size = max(1 << 16, MOST_WAITING // len(self._parts))
         moved = any([part.read(size) for part in self._parts if not part.why])
-        if any(part.goes_back and not part.why for part in self._parts):
+        if any(part.goes_back for part in self._parts):
             for part in self._parts:
                 part.waiting.clear()
             if not moved:
