@@ -131,7 +131,8 @@ def notes(
     ``watching``: how changes of the log are noticed.
     """
     again = view.judged_again and view.judged < 1.0  # most important first: the last are dropped
-    right = [*hidden, *([f"{view.judged_again}, judging again"] if again else ())]
+    right = [view.parts] if view.parts else []
+    right += [*hidden, *([f"{view.judged_again}, judging again"] if again else ())]
     if left_out := words.left_out(view):
         right.append(f"* {left_out}")
     if view.defects:

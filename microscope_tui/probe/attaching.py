@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ def attach(
     on_alert: Callable[[Alert], Any] | None = None,
     planned_steps: int | None = None,
     trainer_args: Any = None,
+    part: str | None = None,
 ) -> Probe:
     """Watch the routers of ``model`` and write ``run_folder/metrics.jsonl``.
 
@@ -56,15 +58,18 @@ def attach(
         on_alert: Called on rank 0 with every new ``Alert``.
         planned_steps: Total steps of the run.
         trainer_args: Arguments of a Trainer, which may set the coefficient of an auxiliary loss.
+        part: For actors without a common process group: the name of this one. It writes
+            ``run_folder/PART/metrics.jsonl``, and the microscope shows the sum of ``run_folder``.
 
     Raises:
         ValueError: no MoE layer is found, or an argument is invalid; raised on every rank.
         OSError: the folder cannot be written.
     """
-    inner, ranks, folder = _unwrapped(model), Ranks(model), Path(run_folder).resolve()
+    inner, ranks = _unwrapped(model), Ranks(model)
+    folder = Path(run_folder).resolve() / (part or "")
     problem, sites, first, resumed = None, [], 1, False
     try:
-        _check(inner, mode, every, start_step)
+        _check(inner, mode, every, start_step, part)
         sites = find_sites(inner, routers)
         if ranks.rank == 0:
             first, resumed = _open(folder, sites, start_step)
@@ -73,7 +78,7 @@ def attach(
     _agree(ranks, problem, sites, folder)
     probe = Probe(
         inner, sites, ranks, folder, mode=mode, every=every, saliency=saliency, on_alert=on_alert,
-        planned_steps=planned_steps, trainer_args=trainer_args,
+        planned_steps=planned_steps, trainer_args=trainer_args, part=part,
     )  # fmt: skip
     probe.begin(ranks.all_gather(first)[0], resumed, judgement)
     probe.check_settings(warn=judgement is None)  # else the earlier run has reported it
@@ -127,7 +132,9 @@ def _last_step(log: Path, sites: Sequence[Site]) -> int:
     return seen.last.step if seen.last is not None else 0
 
 
-def _check(model: nn.Module, mode: str, every: int, start_step: int | None) -> None:
+def _check(
+    model: nn.Module, mode: str, every: int, start_step: int | None, part: str | None
+) -> None:
     if type(model).__module__.startswith("transformers."):
         version = sys.modules["transformers"].__version__
         if int(version.partition(".")[0]) < 5:
@@ -138,6 +145,8 @@ def _check(model: nn.Module, mode: str, every: int, start_step: int | None) -> N
         raise ValueError(f"every is {every}: choose 1 (every step) or more")
     if start_step is not None and start_step < 1:
         raise ValueError(f"start_step is {start_step}: the first step is 1")
+    if part is not None and not re.fullmatch(r"\w[\w.-]{,39}", part):
+        raise ValueError(f"part is {part!r:.60}: use up to 40 letters, digits and . _ -")
 
 
 def _unwrapped(model: Any) -> Any:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from microscope_tui import measures
 from microscope_tui.diagnosis import BadState
@@ -56,6 +56,7 @@ class RunRecorder:
         *,
         model: Mapping[str, Any],
         run: str | None = None,
+        part: str | UnsetType = UNSET,
         planned_steps: int | None = None,
         balance: Mapping[str, Any] | None = None,
         training: Mapping[str, Any] | None = None,
@@ -104,7 +105,7 @@ class RunRecorder:
             profile=profile, model=described, resumed_at_step=resumed_at_step, config=config or {},
             balance=balance or {}, versions=versions or {}, world_size=world_size,
             source={"writer": writer, "counts": "exact"}, expert_parallel_size=1,
-            training=training or UNSET,
+            training=training or UNSET, part=part,
         ).to_json())  # fmt: skip
         self._log.write(head)
         self._alerts: deque[Alert] = deque(maxlen=1000)  # older ones are dropped

@@ -18,6 +18,7 @@ from .keys import (
     rules_of as rules_of,
 )
 from .megatron import MegatronReader as MegatronReader
+from .parts import MergedRun as MergedRun, merge as merge
 from .reader import (
     Record as Record,
     RecordReader as RecordReader,

@@ -273,6 +273,10 @@ class Search:
         for file in self._known.listed:
             if file.parent not in folders:
                 self._look_at(file, seen)
+        if any(log.part_of for log in logs):
+            from microscope_tui.sources.parts import merged
+
+            logs = merged(path, logs)
         found = self._seen.values()
         # Without readings of routers it is better than nothing: the screen shows what the keys are.
         chosen = [one for one in found if one.known and one.runs] or ([] if logs else found)

@@ -141,6 +141,8 @@ class RunView(msgspec.Struct, frozen=True):
     """None at an earlier step, which has findings."""
     memory_limit: int | None
     """In bytes, if it makes the history coarser."""
+    parts: str
+    """See ``Progress.parts``."""
     defects: int
     first_defects: Sequence[str]
     error: str | None
@@ -215,6 +217,7 @@ def view_of(
             no_verdict=why_no_verdict(watch, step).why,
             pending=pending(diagnosis) if diagnosis and at is None else (),
             memory_limit=watch.memory_bytes if watch.bounded_by_memory else None,
+            parts=watch.source.parts,
             defects=watch.defects.count,
             first_defects=tuple(watch.defects.first),
             error=watch.error,
