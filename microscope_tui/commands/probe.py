@@ -128,7 +128,9 @@ def _run(
     size = options.batch_size or max(1, _BATCH_TOKENS.get(subject.device.type, 2048) // longest)
     folder = options.output or _default_folder(subject.name)
     probed = subject, reading.windows, slices, folder
-    outcome = run_probe(*probed, batch_size=size, progress=_Progress())
+    outcome = run_probe(
+        *probed, batch_size=size, next_layer=options.next_layer, progress=_Progress()
+    )
     show_progress("")
     if not outcome.tokens:
         fail(f"{subject.name}: {outcome.problem}", NO_VERDICT)

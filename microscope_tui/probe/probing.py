@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 from microscope_tui.probe.attaching import attach
 from microscope_tui.probe.counter import Tracer
 from microscope_tui.probe.find_routers import find_sites
 from microscope_tui.probe.header import dtype_name
+from microscope_tui.probe.next_layer import NextLayer
 from microscope_tui.probe.probe import Probe
 from microscope_tui.probe.probed_model import CannotProbe, ProbedModel, out_of_memory
 from microscope_tui.probe.texts import Window, batches, tensors
@@ -59,11 +61,13 @@ def run_probe(
     folder: Path,
     *,
     batch_size: int = 1,
+    next_layer: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Outcome:
     """Trace all windows into a new ``folder``, which is removed again if no token was traced.
 
-    Ctrl-C ends it early; a second one also ends the tables.
+    ``next_layer``: also measure ``Tables.next_layer``. Ctrl-C ends it early; a second one also ends
+    the tables.
 
     Raises:
         ValueError: no router is found, see ``refuse_unknown``.
@@ -78,6 +82,8 @@ def run_probe(
         probe = attach(probed.model, folder, mode="eval", planned_steps=planned)
         for site in probe.sites:  # layers of multi-token prediction do not run here
             site.optional = site.optional or site.stack == "mtp"
+        if next_layer:
+            run.next_layer = NextLayer(probe.sites)
         outcome = run.trace(probe, batches(windows, batch_size))
         with suppress(KeyboardInterrupt), interrupt.shielded():
             outcome = run.conclude(probe, outcome)
@@ -95,6 +101,7 @@ class _Run:
         self.interrupt = Interrupt()
         self._tracer = Tracer()
         self._trace_file: TraceFile | None = None
+        self.next_layer: NextLayer | None = None
 
     @property
     def tokens(self) -> int:
@@ -115,7 +122,7 @@ class _Run:
                     logits_BSV = self._probed.forward(ids_BS, real_BS)
                     loss = next_token_loss(logits_BSV, ids_BS, real_BS)
                 with self.interrupt.shielded():
-                    self._write(probe, batch, loss)
+                    self._write(probe, batch, loss, real_BS)
         except KeyboardInterrupt:
             return Outcome(self.tokens, "signal")
         except Exception as error:  # any other failure: what is written stays readable
@@ -128,7 +135,9 @@ class _Run:
             return Outcome(self.tokens, "failed", problem)
         return Outcome(self.tokens, "finished")
 
-    def _write(self, probe: Probe, batch: list[Window], loss: float | None) -> None:
+    def _write(
+        self, probe: Probe, batch: list[Window], loss: float | None, real_BS: Tensor | None
+    ) -> None:
         traced = self._tracer.take()
         if probe.hooks.problem or not traced:
             raise RuntimeError(probe.hooks.problem or "no router was seen in the forward pass")
@@ -146,10 +155,14 @@ class _Run:
                 dtype=dtype_name(self._probed.model),
             )
         self._trace_file.add(batch, traced)
+        if self.next_layer is not None:
+            self.next_layer.count(traced, real_BS)
 
     def conclude(self, probe: Probe, outcome: Outcome) -> Outcome:
         """Close the log, compute the tables and finish the file; without a token, remove both."""
         probe.detach(outcome.reason)
+        if self.next_layer is not None:
+            self.next_layer.detach()
         trace = self._trace_file
         if trace is None or not trace.tokens:
             if trace is not None:
@@ -166,6 +179,9 @@ class _Run:
 
         try:
             made = trace.tables(layers)
+            if self.next_layer is not None:
+                pairs = [sum(map(sum, rows)) for rows in zip(*made.counts, strict=True)]
+                made = replace(made, next_layer=self.next_layer.tables(trace.keys, pairs))
         except KeyboardInterrupt:
             made, outcome = Tables(), Outcome(outcome.tokens, "signal")
         try:

@@ -4,6 +4,7 @@
 is not text on its own are ``�``.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +48,20 @@ def slices_json(routing: Routing, layer: int) -> str:
     identity, shuffled = explained(routing.tables, layer)
     document |= {"identity": identity, "identity_shuffled": shuffled}
     try:
-        table = slice_table(routing.tables, layer, len(routing.slices), routing.shape.num_experts)
+        shape = routing.shape.num_experts, routing.shape.top_k
+        table = slice_table(routing.tables, layer, len(routing.slices), *shape)
     except NoTables as error:
         return encode_record({**document, "slices": [], "experts": [], "why": str(error)}).decode()
     slices = [
         {"slice": name, "choices": size, "noise": finite(noise)}
         for name, size, noise in zip(routing.slices, table.sizes, table.noise, strict=True)
     ]
+    document["next_layer"] = None if table.ahead is None else asdict(table.ahead)
     experts = [
         {
             "expert": row.expert,
             "share": row.share,
+            "ahead": row.ahead,
             "counts": [cell.count for cell in row.cells],
             "log2_ratios": [cell.ratio for cell in row.cells],
             "beyond_chance": [cell.beyond for cell in row.cells],

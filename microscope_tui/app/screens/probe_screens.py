@@ -35,7 +35,7 @@ _BESIDE_FROM, _WIDE_FROM = 72, 110
 _PANEL, _WIDE_PANEL = 26, 38
 _MARGIN, _GAP = 2, 3
 _BRIEF_ROWS = 3
-_SLICE_FRAME = 6  # header, summary, identity, two heads, keys
+_SLICE_FRAME = 6  # header, summary, identity, two heads, keys; one more with what is known ahead
 
 
 class ProbeScreen(BaseScreen):
@@ -322,9 +322,11 @@ class SlicesScreen(ProbeScreen):
         airy = rows >= AIRY_FROM_ROWS
         self.flag(airy=airy)
         detail_rows = 6 if airy else 3
-        room = max(1, rows - _SLICE_FRAME - detail_rows - 3 * airy)
+        ahead = table.ahead
+        frame = _SLICE_FRAME + (ahead is not None)
+        room = max(1, rows - frame - detail_rows - 3 * airy)
         shown = self.in_view(self._at, len(self._order), room)
-        layout = slices.fit_slices(names, columns, self._first_slice)
+        layout = slices.fit_slices(names, columns, self._first_slice, ahead=ahead is not None)
         self._first_slice = layout.shown.start
         colour = not self.app.no_color
         lines = [
@@ -338,7 +340,9 @@ class SlicesScreen(ProbeScreen):
             slices.summary(table, names, name, which, columns),
             slices.identity(routing.tables, layer, shape.layer_names, glyphs, columns),
         ]
-        self.show("slice-top", top)
+        if ahead is not None:
+            top.append(slices.known_ahead(ahead, columns))
+        self.show("slice-top", top, height=len(top))
         self.show("slice-heads", slices.heads(layout, names, self._ordering, table))
         self.show("slice-rows", lines, self.session.look.palette, height=len(lines))
         spare = room - len(lines)  # the detail is directly below the experts
@@ -380,5 +384,6 @@ class SlicesScreen(ProbeScreen):
 
 @lru_cache(maxsize=1)
 def _table(routing: Routing, layer: int) -> SliceTable:
-    experts = routing.shape.num_experts
-    return slice_table(routing.tables, layer, len(routing.slices), experts)
+    shape = routing.shape
+    slices = len(routing.slices)
+    return slice_table(routing.tables, layer, slices, shape.num_experts, shape.top_k)
