@@ -7,11 +7,12 @@ Ctrl-C and SIGTERM (of batch systems) stop it between two polls, with the verdic
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
@@ -49,9 +50,11 @@ from microscope_tui.report import (
     NO_VERDICT,
     Alerts,
     CheckRequest,
+    Judgement,
     News,
     counts_text,
     format_check,
+    gauges_text,
     judge,
     news_json,
     news_text,
@@ -70,9 +73,11 @@ from microscope_tui.watch import (
     RunState,
     RunWatch,
     read_baseline,
+    write_whole,
 )
 
 POLL_S = 0.5
+GAUGES_S = 15.0
 _BUSY_POLL_S = 0.05  # a growing log is polled again soon: a pipe is not held up
 _GONE_S = 5.0
 """A log that is replaced is missing for a short time."""
@@ -121,6 +126,7 @@ def _judge_now(
     for watch in watches:
         _compare(watch, baseline)
     judgements = [judge(watch.file, request, watch=watch) for watch in watches]
+    Gauges(options.prometheus).write(zip(judgements, watches, strict=True))
     if options.as_json:
         print_json(verdict_json(judgements))
     else:
@@ -203,12 +209,15 @@ def _follow(
     with on_stop_signals(request_stop):
         watch = _to_follow(search, request, stop)
         alerts, ending = Alerts(request), Ending(watch, options.wait)
+        gauges = Gauges(options.prometheus)
         while True:
             moved = _read_on(watch, stop)
             _compare(watch, baseline)
             if watch.complete:  # a problem in the middle may be resolved further down
                 for alert in alerts.news(watch.diagnosis):
                     _report(watch.file, alert, options, notifier)
+            if gauges.due():
+                gauges.write([(judge(watch.file, request, watch=watch), watch)])
             if stop.is_set() or ending.is_over():
                 break
             time.sleep(_BUSY_POLL_S if moved else POLL_S)
@@ -216,6 +225,7 @@ def _follow(
         if remark:
             request = replace(request, remarks=(*request.remarks, remark))
         judgement = judge(watch.file, request, watch=watch)
+        gauges.write([(judgement, watch)])
         if options.as_json:
             print_json(verdict_json([judgement]), indent=None)
         else:
@@ -304,6 +314,33 @@ class Ending:
         """Differs once records came since the first poll. After an end, whole records only."""
         watch, end = self._watch, self._watch.scan.end
         return watch.generation, end, 0 if end else watch.source.size
+
+
+class Gauges:
+    """``--prometheus``: the file of the gauges, every 15 s while a run is followed."""
+
+    def __init__(self, path: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._clock = clock
+        self._written = -math.inf
+        self._problem: str | None = None
+
+    def due(self) -> bool:
+        return self._path is not None and self._clock() - self._written >= GAUGES_S
+
+    def write(self, runs: Iterable[tuple[Judgement, RunWatch]]) -> None:
+        """Replace the file. What fails is reported once, and changes no exit code."""
+        if self._path is None:
+            return
+        self._written = self._clock()
+        problem = None
+        try:
+            write_whole(self._path, gauges_text(runs).encode(), mode=0o644)
+        except OSError as error:
+            problem = error.strerror or str(error)
+        if problem is not None and problem != self._problem:
+            say(f"--prometheus {self._path}: cannot be written: {problem}; the check continues")
+        self._problem = problem
 
 
 class Notifier:

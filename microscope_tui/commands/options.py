@@ -5,6 +5,7 @@ cyclopts makes options and help of the fields and docstrings.
 
 import re
 import shlex
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -82,14 +83,16 @@ class CheckOptions:
         Judge against the last steps of this run (log or folder); experts starved or dead there do
         not count.
     follow
-        Print every new alert at once until the newest run ends, then the report; with --json one
-        object a line. Waits for a missing log. Ctrl-C ends with a verdict.
+        Print every new alert until the newest run ends, then the report; with --json one object a
+        line. Waits for a missing log.
     wait
         With --follow: seconds to wait for a stopped or silent run to resume, for example when its
         job is restarted; 0 does not wait.
     notify_command
         With --follow: run this shell command for every alert, with the finding as a line of JSON
         on its input.
+    prometheus
+        Write three gauges per run to this .prom file, for the node exporter.
     format_only
         Validate the file against the log format instead: 0, or 3 with line and reason of every
         error.
@@ -108,6 +111,7 @@ class CheckOptions:
     follow: Switch = False
     wait: int = WAIT_S
     notify_command: str | None = None
+    prometheus: Path | None = None
     format_only: Switch = False
     config: Path | None = None
 
@@ -125,6 +129,19 @@ class CheckOptions:
         if self.follow and self.every:
             fail("--follow follows the newest run: leave --all out, or name the run", USAGE)
         self._refuse_while_following()
+        if self.prometheus is not None:
+            self._refuse_unwritable(self.prometheus)
+
+    def _refuse_unwritable(self, path: Path) -> None:
+        if path.suffix != ".prom":
+            fail(
+                f"--prometheus {path}: the node exporter only reads names that end in .prom", USAGE
+            )
+        try:
+            tempfile.TemporaryFile(dir=path.parent).close()
+        except OSError as error:
+            why = f"{path.parent} cannot be written to: {error.strerror}"
+            fail(f"--prometheus {path}: {why}; name a file in another folder", USAGE)
 
     def _refuse_while_following(self) -> None:
         """Exit with a usage error if what concerns ``--follow`` does not fit."""
