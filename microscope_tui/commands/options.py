@@ -83,8 +83,8 @@ class CheckOptions:
         Judge against the last steps of this run (log or folder); experts starved or dead there do
         not count.
     follow
-        Print every new alert until the newest run ends, then the report; with --json one object a
-        line. Waits for a missing log.
+        Print alerts until the newest run ends, then the report (--json: an object a line). Waits
+        for a log.
     wait
         With --follow: seconds to wait for a stopped or silent run to resume, for example when its
         job is restarted; 0 does not wait.
@@ -92,7 +92,7 @@ class CheckOptions:
         With --follow: run this shell command for every alert, with the finding as a line of JSON
         on its input.
     prometheus
-        Write three gauges per run to this .prom file, for the node exporter.
+        Write gauges for the node exporter to this file.
     format_only
         Validate the file against the log format instead: 0, or 3 with line and reason of every
         error.
