@@ -1,6 +1,7 @@
 """``check --prometheus``: the exposition format by its grammar, and how the file is replaced."""
 
 import json
+import os
 import re
 import stat
 from importlib import import_module
@@ -43,9 +44,10 @@ def parsed(text: str) -> dict[tuple[str, str], float]:
 def test_every_run_has_three_gauges_while_it_lives(
     call: Any, scenario: Any, tmp_path: Path
 ) -> None:
-    for name in ("collapse", "healthy"):
+    for name in ("collapse", "shock", "healthy"):
         folder = scenario(name, routers=3, steps=450) / "metrics.jsonl"
         folder.write_bytes(b"".join(folder.read_bytes().splitlines(True)[:-1]))  # it goes on
+    os.utime(folder, (1e9, 1e9))  # or has probably crashed
     out = tmp_path / "node" / "moe.prom"
     out.parent.mkdir()
     code = call("check", tmp_path, "--all", "--prometheus", out)[0]
@@ -55,10 +57,12 @@ def test_every_run_has_three_gauges_while_it_lives(
     found = parsed(out.read_text())
     assert found["moe_microscope_severity", "collapse-0"] == 3
     assert found["moe_microscope_severity", "healthy-0"] == 0
+    assert found["moe_microscope_severity", "shock-0"] == 0, "it has recovered"
     assert 0 <= found["moe_microscope_balance", "collapse-0"] < 0.15
     assert found["moe_microscope_balance", "healthy-0"] > 0.5
-    assert 0 <= found["moe_microscope_seconds_without_step", "healthy-0"] < 600
-    assert len(found) == 6
+    assert 0 <= found["moe_microscope_seconds_without_step", "collapse-0"] < 600
+    assert found["moe_microscope_seconds_without_step", "healthy-0"] > 600
+    assert len(found) == 9
 
 
 def test_a_run_that_ended_has_no_age_and_one_without_a_verdict_no_severity(
