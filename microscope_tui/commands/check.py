@@ -7,14 +7,13 @@ Ctrl-C and SIGTERM (of batch systems) stop it between two polls, with the verdic
 
 import contextlib
 import json
-import math
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -50,7 +49,6 @@ from microscope_tui.report import (
     NO_VERDICT,
     Alerts,
     CheckRequest,
-    Judgement,
     News,
     counts_text,
     format_check,
@@ -82,6 +80,7 @@ _BUSY_POLL_S = 0.05  # a growing log is polled again soon: a pipe is not held up
 _GONE_S = 5.0
 """A log that is replaced is missing for a short time."""
 _HEAD_BYTES = 1 << 16
+_say_once = cache(say)
 _FINAL_REASONS = ("finished", "failed", "collapse")
 
 
@@ -126,7 +125,7 @@ def _judge_now(
     for watch in watches:
         _compare(watch, baseline)
     judgements = [judge(watch.file, request, watch=watch) for watch in watches]
-    Gauges(options.prometheus).write(zip(judgements, watches, strict=True))
+    _write_gauges(options.prometheus, watches)
     if options.as_json:
         print_json(verdict_json(judgements))
     else:
@@ -209,23 +208,24 @@ def _follow(
     with on_stop_signals(request_stop):
         watch = _to_follow(search, request, stop)
         alerts, ending = Alerts(request), Ending(watch, options.wait)
-        gauges = Gauges(options.prometheus)
+        due = 0.0
         while True:
             moved = _read_on(watch, stop)
             _compare(watch, baseline)
             if watch.complete:  # a problem in the middle may be resolved further down
                 for alert in alerts.news(watch.diagnosis):
                     _report(watch.file, alert, options, notifier)
-            if gauges.due():
-                gauges.write([(judge(watch.file, request, watch=watch), watch)])
-            if stop.is_set() or ending.is_over():
+            over = stop.is_set() or ending.is_over()
+            if over or time.monotonic() >= due:
+                due = time.monotonic() + GAUGES_S
+                _write_gauges(options.prometheus, [watch])
+            if over:
                 break
             time.sleep(_BUSY_POLL_S if moved else POLL_S)
         remark = "interrupted; the run may still be in progress" if stop.is_set() else ending.remark
         if remark:
             request = replace(request, remarks=(*request.remarks, remark))
         judgement = judge(watch.file, request, watch=watch)
-        gauges.write([(judgement, watch)])
         if options.as_json:
             print_json(verdict_json([judgement]), indent=None)
         else:
@@ -253,6 +253,15 @@ def _report(file: RunFile, alert: News, options: CheckOptions, notifier: "Notifi
         print_data(news_text(alert))
     if notifier is not None and serious and alert.event != "recovered":
         notifier.send(news_json(file, alert))
+
+
+def _write_gauges(path: Path | None, watches: Sequence[RunWatch]) -> None:
+    """A file that cannot be written changes no exit code."""
+    if path is not None:
+        try:  # the exporter is another user
+            write_whole(path, gauges_text(watches).encode(), mode=0o644)
+        except OSError as error:
+            _say_once(f"--prometheus {path}: not written: {error.strerror}; the check continues")
 
 
 class Ending:
@@ -314,33 +323,6 @@ class Ending:
         """Differs once records came since the first poll. After an end, whole records only."""
         watch, end = self._watch, self._watch.scan.end
         return watch.generation, end, 0 if end else watch.source.size
-
-
-class Gauges:
-    """``--prometheus``: the file of the gauges, every 15 s while a run is followed."""
-
-    def __init__(self, path: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._path = path
-        self._clock = clock
-        self._written = -math.inf
-        self._problem: str | None = None
-
-    def due(self) -> bool:
-        return self._path is not None and self._clock() - self._written >= GAUGES_S
-
-    def write(self, runs: Iterable[tuple[Judgement, RunWatch]]) -> None:
-        """Replace the file. What fails is reported once, and changes no exit code."""
-        if self._path is None:
-            return
-        self._written = self._clock()
-        problem = None
-        try:
-            write_whole(self._path, gauges_text(runs).encode(), mode=0o644)
-        except OSError as error:
-            problem = error.strerror or str(error)
-        if problem is not None and problem != self._problem:
-            say(f"--prometheus {self._path}: cannot be written: {problem}; the check continues")
-        self._problem = problem
 
 
 class Notifier:

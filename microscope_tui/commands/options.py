@@ -5,7 +5,6 @@ cyclopts makes options and help of the fields and docstrings.
 
 import re
 import shlex
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -129,19 +128,9 @@ class CheckOptions:
         if self.follow and self.every:
             fail("--follow follows the newest run: leave --all out, or name the run", USAGE)
         self._refuse_while_following()
-        if self.prometheus is not None:
-            self._refuse_unwritable(self.prometheus)
-
-    def _refuse_unwritable(self, path: Path) -> None:
-        if path.suffix != ".prom":
-            fail(
-                f"--prometheus {path}: the node exporter only reads names that end in .prom", USAGE
-            )
-        try:
-            tempfile.TemporaryFile(dir=path.parent).close()
-        except OSError as error:
-            why = f"{path.parent} cannot be written to: {error.strerror}"
-            fail(f"--prometheus {path}: {why}; name a file in another folder", USAGE)
+        file = self.prometheus
+        if file is not None and (file.suffix != ".prom" or not file.parent.is_dir()):
+            fail(f"--prometheus {file}: name a file NAME.prom in a folder that exists", USAGE)
 
     def _refuse_while_following(self) -> None:
         """Exit with a usage error if what concerns ``--follow`` does not fit."""
@@ -317,8 +306,7 @@ class ProbeOptions:
         Use the beginning of each text as a prompt, let the model continue it by up to 256 tokens
         (sampled, with a fixed seed), and trace both; what it writes is the slice "NAME written".
     next_layer
-        Measure how many choices of a layer its router finds with the input of the layer before:
-        what a prefetch of experts could load (8 shows them beside the most popular experts).
+        Measure how many choices a router finds with the input of the layer before.
     download
         Fetch a model that is named ORG/NAME; its size is printed first.
     window

@@ -6,10 +6,9 @@ than ``FEWEST_EXPECTED`` pairs expected in the slice: the noise leaves those out
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import chain
 
 from microscope_tui.lines import words
 from microscope_tui.lines.glyphs import BLOCKS, Glyphs
@@ -74,8 +73,6 @@ class ExpertRow:
     cells: Sequence[Cell]
     lifts: Sequence[tuple[int, int, float]]
     """Its most telling tokens: id, count, lift."""
-    ahead: float | None = None
-    """Share of its pairs that the router finds with the input of the layer before."""
 
     @property
     def telling(self) -> float:
@@ -89,19 +86,6 @@ class ExpertRow:
         return max(more)[1] if more else None
 
 
-@dataclass(frozen=True, slots=True)
-class Ahead:
-    """What the router of a layer finds of its choices with the input of the layer before, as shares
-    of all pairs; a layer with few popular experts is easy to know."""
-
-    top_k: float
-    top_2k: float
-    popular: float
-    """The k most popular experts of the layer."""
-    chance: float
-    """k ÷ E."""
-
-
 class NoTables(ValueError):
     """The file has no tables of this layer; the message says why."""
 
@@ -113,8 +97,6 @@ class SliceTable:
     noise: Sequence[float]
     """Per slice; infinite where there is no baseline, as with a single slice."""
     sizes: Sequence[int]
-    ahead: "Ahead | None" = None
-    """``None``: not measured."""
 
     def ordered(self, ordering: Ordering) -> Sequence[ExpertRow]:
         if ordering is Ordering.NUMBER:
@@ -140,7 +122,7 @@ class SliceTable:
         return sum(1.0 - (1.0 - CHANCE_BEYOND) ** cells for cells in judged)
 
 
-def slice_table(tables: Tables, layer: int, slices: int, experts: int, top_k: int) -> SliceTable:
+def slice_table(tables: Tables, layer: int, slices: int, experts: int) -> SliceTable:
     """The numbers of one layer. ``NoTables``: they are missing, or do not fit the file."""
     counts = _counts_of(tables, layer, slices, experts)
     sizes = [sum(row) for row in counts]
@@ -148,30 +130,14 @@ def slice_table(tables: Tables, layer: int, slices: int, experts: int, top_k: in
     known = [*tables.noise[:slices], *[math.inf] * (slices - len(tables.noise))]
     noise = [limit if limit > 0 else math.inf for limit in known]
     lifts = tables.lifts[layer] if layer < len(tables.lifts) else ()
-    found = _found_ahead(tables, layer, experts) if total else None
     rows = []
-    loads = []
     for expert in range(experts):
         own = [row[expert] for row in counts]
-        loads.append(sum(own))
-        share = loads[-1] / total if total else 0.0
+        share = sum(own) / total if total else 0.0
         expected = [size * share for size in sizes]
         cells = [*map(Cell.of, own, expected, noise)]
-        ahead = found[0][expert] / loads[-1] if found and loads[-1] else None
-        of_expert = lifts[expert] if expert < len(lifts) else ()
-        rows.append(ExpertRow(expert, share, cells, of_expert, ahead))
-    if found is None:
-        return SliceTable(rows, noise, sizes)
-    popular = sum(sorted(loads)[-top_k:])
-    shares = (sum(found[0]) / total, sum(found[1]) / total, popular / total)
-    return SliceTable(rows, noise, sizes, Ahead(*shares, top_k / experts))
-
-
-def _found_ahead(tables: Tables, layer: int, experts: int) -> Sequence[Sequence[int]] | None:
-    found = tables.next_layer[layer] if layer < len(tables.next_layer) else None
-    if found is None or [len(row) for row in found] != [experts, experts]:
-        return None
-    return found if min(map(min, found)) >= 0 else None
+        rows.append(ExpertRow(expert, share, cells, lifts[expert] if expert < len(lifts) else ()))
+    return SliceTable(rows, noise, sizes)
 
 
 def _counts_of(tables: Tables, layer: int, slices: int, experts: int) -> Sequence[Sequence[int]]:
@@ -198,13 +164,10 @@ class SliceLayout:
     shown: range
     cell: int
     hidden: int
-    ahead: bool = False
 
 
-def fit_slices(
-    names: Sequence[str], columns: int, first: int, *, ahead: bool = False
-) -> SliceLayout:
-    room = columns - _EXPERT - _SHARE * (1 + ahead) - 1
+def fit_slices(names: Sequence[str], columns: int, first: int) -> SliceLayout:
+    room = columns - _EXPERT - _SHARE - 1
     widest = max(map(width_of, names), default=0)
     cell = max(_LEAST_CELL, min(_MOST_CELL, widest))
     while cell > _LEAST_CELL and len(names) * (cell + 1) > room - _TOKENS:
@@ -212,7 +175,7 @@ def fit_slices(
     least = max(_LEAST_TOKENS, columns // 4)
     count = max(1, min(len(names), (room - least) // (cell + 1)))
     first = max(0, min(first, len(names) - count))
-    return SliceLayout(columns, range(first, first + count), cell, len(names) - count, ahead)
+    return SliceLayout(columns, range(first, first + count), cell, len(names) - count)
 
 
 def summary(table: SliceTable, names: Sequence[str], layer: str, at: str, width: int) -> Line:
@@ -262,21 +225,30 @@ def identity(tables: Tables, layer: int, names: Sequence[str], glyphs: Glyphs, w
     return pad([*left, head, *strip, tail], width)
 
 
-def known_ahead(ahead: Ahead, width: int) -> Line:
-    """Why the column ``ahead`` is high or low."""
-    names = ("  a layer ahead: top k ", "   top 2k ", "   k most popular ", "   chance ")
-    shares = ahead.top_k, ahead.top_2k, ahead.popular, ahead.chance
-    pairs = zip(names, map(words.index, shares), strict=True)
-    return pad(in_turn(*chain.from_iterable(pairs), role="title"), width)
+def found_ahead(
+    tables: Tables, layer: int, table: SliceTable, top_k: int
+) -> Mapping[str, float] | None:
+    """``Tables.next_layer`` of a layer, beside what its k most popular experts and chance reach."""
+    found = tables.next_layer[layer] if layer < len(tables.next_layer) else None
+    if found is None:
+        return None
+    popular = sum(sorted(row.share for row in table.rows)[-top_k:])
+    chance = top_k / len(table.rows)
+    return {"top_k": found[0], "top_2k": found[1], "popular": popular, "chance": chance}
+
+
+def ahead_line(found: Mapping[str, float], width: int) -> Line:
+    line: Line = [dim("  found a layer ahead:")]
+    for name, share in found.items():
+        line += [dim(f"  {name.replace('_', ' ')} "), Span(words.index(share), "title")]
+    return pad(line, width)
 
 
 def heads(
     layout: SliceLayout, names: Sequence[str], ordering: Ordering, table: SliceTable
 ) -> list[Line]:
     top = [*pad([dim("  expert")], _EXPERT), *pad([dim("share")], _SHARE, "right")]
-    if layout.ahead:
-        top += pad([dim("ahead")], _SHARE, "right")
-    below = pad([dim("  chance")], line_width(top))
+    below = pad([dim("  chance")], _EXPERT + _SHARE)
     for at in layout.shown:
         top += [Span(" "), _centred(shortened(names[at], layout.cell), layout.cell, "value")]
         limit = table.noise[at]
@@ -305,9 +277,6 @@ def expert_line(
     number = pad([Span(f"{row.expert}", "title" if chosen else "value")], _EXPERT - 4, "right")
     share = pad([dim(_percent(row.share))], _SHARE, "right")
     line: Line = [Span("▶ " if chosen else "  ", "accent"), *number, Span("  "), *share]
-    if layout.ahead:
-        text = "-" if row.ahead is None else words.index(row.ahead)
-        line += pad([Span(text)], _SHARE, "right")
     for at in layout.shown:
         line += [Span(" "), _ratio(row.cells[at], row.share, layout.cell, colour=colour)]
     for token_id, count, _ in row.lifts:

@@ -66,8 +66,7 @@ def run_probe(
 ) -> Outcome:
     """Trace all windows into a new ``folder``, which is removed again if no token was traced.
 
-    ``next_layer``: also measure ``Tables.next_layer``. Ctrl-C ends it early; a second one also ends
-    the tables.
+    Ctrl-C ends it early; a second one also ends the tables.
 
     Raises:
         ValueError: no router is found, see ``refuse_unknown``.
@@ -83,7 +82,7 @@ def run_probe(
         for site in probe.sites:  # layers of multi-token prediction do not run here
             site.optional = site.optional or site.stack == "mtp"
         if next_layer:
-            run.next_layer = NextLayer(probe.sites)
+            run.next_layer = NextLayer(probe.hooks)
         outcome = run.trace(probe, batches(windows, batch_size))
         with suppress(KeyboardInterrupt), interrupt.shielded():
             outcome = run.conclude(probe, outcome)
@@ -122,7 +121,7 @@ class _Run:
                     logits_BSV = self._probed.forward(ids_BS, real_BS)
                     loss = next_token_loss(logits_BSV, ids_BS, real_BS)
                 with self.interrupt.shielded():
-                    self._write(probe, batch, loss, real_BS)
+                    self._write(probe, batch, loss)
         except KeyboardInterrupt:
             return Outcome(self.tokens, "signal")
         except Exception as error:  # any other failure: what is written stays readable
@@ -135,9 +134,7 @@ class _Run:
             return Outcome(self.tokens, "failed", problem)
         return Outcome(self.tokens, "finished")
 
-    def _write(
-        self, probe: Probe, batch: list[Window], loss: float | None, real_BS: Tensor | None
-    ) -> None:
+    def _write(self, probe: Probe, batch: list[Window], loss: float | None) -> None:
         traced = self._tracer.take()
         if probe.hooks.problem or not traced:
             raise RuntimeError(probe.hooks.problem or "no router was seen in the forward pass")
@@ -156,13 +153,11 @@ class _Run:
             )
         self._trace_file.add(batch, traced)
         if self.next_layer is not None:
-            self.next_layer.count(traced, real_BS)
+            self.next_layer.count(traced)
 
     def conclude(self, probe: Probe, outcome: Outcome) -> Outcome:
         """Close the log, compute the tables and finish the file; without a token, remove both."""
         probe.detach(outcome.reason)
-        if self.next_layer is not None:
-            self.next_layer.detach()
         trace = self._trace_file
         if trace is None or not trace.tokens:
             if trace is not None:
@@ -180,8 +175,7 @@ class _Run:
         try:
             made = trace.tables(layers)
             if self.next_layer is not None:
-                pairs = [sum(map(sum, rows)) for rows in zip(*made.counts, strict=True)]
-                made = replace(made, next_layer=self.next_layer.tables(trace.keys, pairs))
+                made = replace(made, next_layer=self.next_layer.table(trace.keys))
         except KeyboardInterrupt:
             made, outcome = Tables(), Outcome(outcome.tokens, "signal")
         try:

@@ -37,7 +37,6 @@ class TraceFile:
         """
         rows = [row for row in rows if (row.place, row.number) in first]
         self.keys: list[Key] = [(row.place, row.number) for row in rows]
-        """The routers of the file."""
         shape = Shape(
             layers=tuple(sites[row.place].depth for row in rows),
             layer_names=tuple(row.name for row in rows),

@@ -4,11 +4,10 @@
 is not text on its own are ``�``.
 """
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from microscope_tui.lines import NoTables, explained, slice_table
+from microscope_tui.lines import NoTables, explained, found_ahead, slice_table
 from microscope_tui.report.check import finite
 from microscope_tui.routing import Mismatch, Routing, compare
 from microscope_tui.runlog import encode_record, safe_text
@@ -48,20 +47,18 @@ def slices_json(routing: Routing, layer: int) -> str:
     identity, shuffled = explained(routing.tables, layer)
     document |= {"identity": identity, "identity_shuffled": shuffled}
     try:
-        shape = routing.shape.num_experts, routing.shape.top_k
-        table = slice_table(routing.tables, layer, len(routing.slices), *shape)
+        table = slice_table(routing.tables, layer, len(routing.slices), routing.shape.num_experts)
     except NoTables as error:
         return encode_record({**document, "slices": [], "experts": [], "why": str(error)}).decode()
     slices = [
         {"slice": name, "choices": size, "noise": finite(noise)}
         for name, size, noise in zip(routing.slices, table.sizes, table.noise, strict=True)
     ]
-    document["next_layer"] = None if table.ahead is None else asdict(table.ahead)
+    document["next_layer"] = found_ahead(routing.tables, layer, table, routing.shape.top_k)
     experts = [
         {
             "expert": row.expert,
             "share": row.share,
-            "ahead": row.ahead,
             "counts": [cell.count for cell in row.cells],
             "log2_ratios": [cell.ratio for cell in row.cells],
             "beyond_chance": [cell.beyond for cell in row.cells],

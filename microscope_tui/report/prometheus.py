@@ -1,43 +1,35 @@
 """``check --prometheus``: gauges in the text format that Prometheus' node exporter reads."""
 
+import json
+from collections import defaultdict
 from collections.abc import Iterable
 
-from microscope_tui.report.check import Judgement
 from microscope_tui.runlog import safe_text
-from microscope_tui.watch import RunState, RunWatch, judged_balance
-
-_GAUGES = {
-    "severity": "worst active finding: 0 none, 1 info, 2 warning, 3 critical, 4 measurement fault",
-    "balance": "lowest balance of a router in the newest step: 1 even, 0 collapsed",
-    "seconds_without_step": "seconds since the log changed, until the run ends",
-}
+from microscope_tui.watch import RunState, RunWatch, judged_balance, why_no_verdict
 
 
-def gauges_text(runs: Iterable[tuple[Judgement, RunWatch]]) -> str:
+def gauges_text(watches: Iterable[RunWatch]) -> str:
     """The gauges of every run; one that is not known has no sample."""
-    samples: dict[str, list[str]] = {name: [] for name in _GAUGES}
-    for judgement, watch in runs:
-        labels = (
-            f'run="{_escaped(safe_text(judgement.run, 1000))}",path="{_escaped(judgement.path)}"'
-        )
-        for name, value in zip(_GAUGES, _values(judgement, watch), strict=True):
+    groups = defaultdict(list)
+    for watch in watches:
+        names = (safe_text(one, 1000) for one in (watch.file.name, watch.file.path))
+        # JSON escapes a quote and a backslash as this format does; the rest is printable.
+        run, path = (json.dumps(one, ensure_ascii=False) for one in names)
+        for name, value in _gauges(watch).items():
             if value is not None:
-                samples[name].append(f"moe_microscope_{name}{{{labels}}} {value}\n")
+                groups[name].append(f"moe_microscope_{name}{{run={run},path={path}}} {value}\n")
     return "".join(
-        f"# HELP moe_microscope_{name} {text}\n# TYPE moe_microscope_{name} gauge\n"
-        + "".join(samples[name])
-        for name, text in _GAUGES.items()
+        f"# TYPE moe_microscope_{name} gauge\n{''.join(lines)}" for name, lines in groups.items()
     )
 
 
-def _values(judgement: Judgement, watch: RunWatch) -> tuple[float | None, ...]:
-    unknown = None if judgement.problem else 0
-    active = (finding.severity.value for finding, _ in judgement.findings if finding.active)
-    balances = [one for one in judged_balance(watch) if one is not None]
+def _gauges(watch: RunWatch) -> dict[str, float | None]:
+    episodes = () if watch.diagnosis is None else watch.diagnosis.episodes
+    active = (one.severity.value for one in episodes if one.active)
     state, age_s = watch.state()
     over = state.ended and state is not RunState.CRASHED  # which a long silence looks like
-    return max(active, default=unknown), min(balances, default=None), None if over else age_s
-
-
-def _escaped(label: str) -> str:
-    return label.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    return {
+        "severity": max(active, default=None if why_no_verdict(watch).why else 0),
+        "balance": min((c for c in judged_balance(watch) if c is not None), default=None),
+        "seconds_without_step": None if over else age_s,
+    }

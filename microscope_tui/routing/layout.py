@@ -128,9 +128,9 @@ class Tables(msgspec.Struct, frozen=True, kw_only=True):
     """The same with shuffled tokens: the share that chance alone explains."""
     lifts: Sequence[Sequence[Sequence[tuple[int, int, float]]]] = ()
     """Layer → expert → its most telling tokens: token id, count, lift."""
-    next_layer: Sequence[Sequence[Sequence[int]] | None] = ()
-    """Per layer: of each expert's pairs those that its router also chooses with the input of the
-    router before, in its top k and in its top 2k; None: not measured."""
+    next_layer: Sequence[tuple[float, float] | None] = ()
+    """Per layer: the share of its pairs in the top k, and in the top 2k, of its router with the
+    input of the router before; None: not measured."""
 
 
 class Choice(msgspec.Struct, frozen=True):

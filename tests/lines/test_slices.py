@@ -14,7 +14,7 @@ from tests.probed import SLICES, class_of, texts
 def table(counts: Sequence[Sequence[int]], noise: Sequence[float] = (0.1, 0.1)) -> SliceTable:
     """Of one layer: slice → expert."""
     tables = Tables(counts=[[row] for row in counts], noise=noise)
-    return slice_table(tables, 0, len(counts), len(counts[0]), 2)
+    return slice_table(tables, 0, len(counts), len(counts[0]))
 
 
 def named(token_id: int) -> str:
@@ -123,11 +123,11 @@ def test_the_most_telling_experts_are_first_and_slices_stay_together() -> None:
 )
 def test_tables_that_do_not_fit_are_refused(tables: Tables, why: str) -> None:
     with pytest.raises(NoTables, match=why):
-        slice_table(tables, 0, 2, 2, 1)
+        slice_table(tables, 0, 2, 2)
 
 
 def test_the_planted_greek_experts_are_recovered_with_their_tokens(routing: Routing) -> None:
-    found = slice_table(routing.tables, 0, len(SLICES), 16, 2)
+    found = slice_table(routing.tables, 0, len(SLICES), 16)
     tokens = dict.fromkeys(token for _, part in texts() for token in part)
     classes = [class_of(token, "prose") for token in tokens]
     greek = [row for row in found.rows if row.slice_read == SLICES.index("greek")]
@@ -145,23 +145,9 @@ def test_a_layer_whose_identity_was_not_measured_is_not_the_one_it_explains_most
         assert text in plain(line)
 
 
-def test_the_column_ahead_is_beside_what_the_most_popular_experts_reach() -> None:
-    tables = Tables(counts=[[[10, 60, 0, 30]]], next_layer=[[[1, 45, 0, 27], [4, 60, 0, 30]]])
-    found = slice_table(tables, 0, 1, 4, 1)
-    assert [row.ahead for row in found.rows] == [0.1, 0.75, None, 0.9]
-    assert found.ahead is not None
-    said = "a layer ahead: top k .73   top 2k .94   k most popular .60   chance .25"
-    assert plain(slices.known_ahead(found.ahead, 80)).strip() == said
-    layout = slices.fit_slices(["a"], 80, 0, ahead=True)
-    rows = [
-        plain(slices.expert_line(row, layout, named, chosen=False, colour=False)).split()[:3]
-        for row in found.rows
-    ]
-    assert [row[2] for row in rows] == [".10", ".75", "-", ".90"]
-    head = slices.heads(layout, ["a"], Ordering.NUMBER, found)
-    assert plain(head[0]).split()[:4] == ["expert", "share", "ahead", "a"]
-
-
-@pytest.mark.parametrize("hits", [[], [[1, 2]], [[1, 2], [1]], [[1, 2], [-1, 2]]])
-def test_hits_ahead_that_do_not_fit_are_not_shown(hits: list[list[int]]) -> None:
-    assert slice_table(Tables(counts=[[[2, 3]]], next_layer=[hits]), 0, 1, 2, 1).ahead is None
+def test_what_is_found_a_layer_ahead_is_beside_what_the_most_popular_experts_reach() -> None:
+    tables = Tables(counts=[[[10, 60, 0, 30]]], next_layer=[(0.73, 0.94)])
+    found = slices.found_ahead(tables, 0, slice_table(tables, 0, 1, 4), 1)
+    assert found is not None
+    line = "found a layer ahead:  top k .73  top 2k .94  popular .60  chance .25"
+    assert plain(slices.ahead_line(found, 80)).strip() == line

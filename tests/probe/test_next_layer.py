@@ -52,8 +52,8 @@ def ranked(router: Any, x_D: torch.Tensor, score: str, groups: int) -> list[int]
     return sorted(kept, key=lambda e: -values[e])
 
 
-def oracle(model: Path, score: str, groups: int) -> list[list[list[int]]]:
-    """Pairs of each expert found in the best k and in the best 2k, of every layer but the first."""
+def oracle(model: Path, score: str, groups: int) -> list[tuple[float, float]]:
+    """Shares of the pairs found in the best k and in the best 2k, of every layer but the first."""
     subject = load(str(model), device="cpu")
     routers: list[Any] = [site.scores.module for site in find_sites(subject.model, None)]  # type: ignore[union-attr]
     inputs: dict[Any, list[torch.Tensor]] = {router: [] for router in routers}
@@ -63,27 +63,23 @@ def oracle(model: Path, score: str, groups: int) -> list[list[list[int]]]:
         )
     ids, _ = subject.pieces.encode(text(TOKENS))
     with torch.no_grad():
-        for start in [*range(0, len(ids), WINDOW)] * 2:
+        for start in range(0, len(ids), WINDOW):
             subject.forward(torch.tensor([ids[start : start + WINDOW]]), None)
     found = []
     for before, router in pairwise(routers):
-        hits = [[0] * len(router.weight) for _ in range(2)]
-        for x_D, own_D in zip(inputs[before], inputs[router], strict=True):
-            guess = ranked(router, x_D, score, groups)
-            for expert in ranked(router, own_D, score, groups)[:2]:
-                hits[0][expert] += expert in guess[:2]
-                hits[1][expert] += expert in guess[:4]
-        found.append(hits)
+        own = [ranked(router, x_D, score, groups)[:2] for x_D in inputs[router]]
+        ahead = [ranked(router, x_D, score, groups)[:4] for x_D in inputs[before]]
+        both = [*zip(own, ahead, strict=True)]
+        hits = [sum(e in best[:n] for pair, best in both for e in pair) for n in (2, 4)]
+        found.append((hits[0] / len(own) / 2, hits[1] / len(own) / 2))
     return found
 
 
-def probed(model: Path, folder: Path, **options: Any) -> Routing:
-    """Two texts in batches of three windows, of which the fourth is shorter: with padding."""
-    words = [folder / "a.txt", folder / "b.txt"]
-    for file in words:
-        file.write_text(text(TOKENS))
-    how = {"window": WINDOW, "batch_size": 3, "output": folder / "out"} | options
-    assert probe(model, *words, **how) == 0
+def probed(model: Path, folder: Path) -> Routing:
+    words = folder / "a.txt"
+    words.write_text(text(TOKENS))
+    how = {"window": WINDOW, "output": folder / "out", "next_layer": True}
+    assert probe(model, words, **how) == 0
     return Routing(folder / "out" / "routing.bin")
 
 
@@ -91,38 +87,23 @@ def probed(model: Path, folder: Path, **options: Any) -> Routing:
 def test_what_is_found_a_layer_ahead_is_what_plain_torch_finds(name: str, tmp_path: Path) -> None:
     make, score, groups = MODELS[name]
     model = make(tmp_path / "model")
-    with probed(model, tmp_path, next_layer=True) as routing:
-        assert routing.tables.next_layer[0] is None
-        assert routing.tables.next_layer[1:] == oracle(model, score, groups)
-
-
-def shares(routing: Routing, layer: int) -> Any:
-    return json.loads(slices_json(routing, layer))
+    with probed(model, tmp_path) as routing:
+        assert routing.tables.next_layer == [None, *oracle(model, score, groups)]
 
 
 def test_a_collapsed_layer_is_found_completely_and_so_by_its_most_popular_experts(
     tmp_path: Path,
 ) -> None:
-    model = own(tmp_path / "model", collapsed=3)
-    with probed(model, tmp_path, next_layer=True) as routing:
-        depths = routing.shape.layers
-        found = shares(routing, depths.index(3))
-        other = shares(routing, depths.index(4))
-    assert found["next_layer"] == {"top_k": 1, "top_2k": 1, "popular": 1, "chance": 0.25}
-    assert [row["ahead"] for row in found["experts"]] == [1, 1] + [None] * 6
-    assert 0 < other["next_layer"]["top_k"] < other["next_layer"]["top_2k"] < 1
+    with probed(own(tmp_path / "model", collapsed=3), tmp_path) as routing:
+        at = routing.shape.layers.index(3)
+        found, other = (json.loads(slices_json(routing, one))["next_layer"] for one in (at, at + 1))
+    assert found == {"top_k": 1, "top_2k": 1, "popular": 1, "chance": 0.25}
+    assert 0 < other["top_k"] < other["top_2k"] < 1
 
 
 def test_a_router_that_chooses_by_another_rule_is_left_out_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with probed(family("kolibri1", tmp_path / "model"), tmp_path, next_layer=True) as routing:
+    with probed(family("kolibri1", tmp_path / "model"), tmp_path) as routing:
         assert routing.tables.next_layer == [None] * 4
-    warning = "--next-layer leaves out L1, L2, L3: how they choose is not known"
-    assert warning in caplog.messages
-
-
-def test_nothing_is_measured_without_the_option(tmp_path: Path) -> None:
-    with probed(own(tmp_path / "model"), tmp_path) as routing:
-        assert routing.tables.next_layer == []
-        assert shares(routing, 1)["next_layer"] is None
+    assert "--next-layer leaves out 3 routers: their rule is not known" in caplog.messages

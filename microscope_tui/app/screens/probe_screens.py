@@ -35,7 +35,7 @@ _BESIDE_FROM, _WIDE_FROM = 72, 110
 _PANEL, _WIDE_PANEL = 26, 38
 _MARGIN, _GAP = 2, 3
 _BRIEF_ROWS = 3
-_SLICE_FRAME = 6  # header, summary, identity, two heads, keys; one more with what is known ahead
+_SLICE_FRAME = 4  # header, two heads, keys
 
 
 class ProbeScreen(BaseScreen):
@@ -322,11 +322,16 @@ class SlicesScreen(ProbeScreen):
         airy = rows >= AIRY_FROM_ROWS
         self.flag(airy=airy)
         detail_rows = 6 if airy else 3
-        ahead = table.ahead
-        frame = _SLICE_FRAME + (ahead is not None)
-        room = max(1, rows - frame - detail_rows - 3 * airy)
+        which, name = f"{layer + 1} of {len(shape.layers)}", shape.layer_names[layer]
+        top = [
+            slices.summary(table, names, name, which, columns),
+            slices.identity(routing.tables, layer, shape.layer_names, glyphs, columns),
+        ]
+        if (ahead := slices.found_ahead(routing.tables, layer, table, shape.top_k)) is not None:
+            top.append(slices.ahead_line(ahead, columns))
+        room = max(1, rows - _SLICE_FRAME - len(top) - detail_rows - 3 * airy)
         shown = self.in_view(self._at, len(self._order), room)
-        layout = slices.fit_slices(names, columns, self._first_slice, ahead=ahead is not None)
+        layout = slices.fit_slices(names, columns, self._first_slice)
         self._first_slice = layout.shown.start
         colour = not self.app.no_color
         lines = [
@@ -335,13 +340,6 @@ class SlicesScreen(ProbeScreen):
             )
             for at in shown
         ]
-        which, name = f"{layer + 1} of {len(shape.layers)}", shape.layer_names[layer]
-        top = [
-            slices.summary(table, names, name, which, columns),
-            slices.identity(routing.tables, layer, shape.layer_names, glyphs, columns),
-        ]
-        if ahead is not None:
-            top.append(slices.known_ahead(ahead, columns))
         self.show("slice-top", top, height=len(top))
         self.show("slice-heads", slices.heads(layout, names, self._ordering, table))
         self.show("slice-rows", lines, self.session.look.palette, height=len(lines))
@@ -384,6 +382,5 @@ class SlicesScreen(ProbeScreen):
 
 @lru_cache(maxsize=1)
 def _table(routing: Routing, layer: int) -> SliceTable:
-    shape = routing.shape
-    slices = len(routing.slices)
-    return slice_table(routing.tables, layer, slices, shape.num_experts, shape.top_k)
+    experts = routing.shape.num_experts
+    return slice_table(routing.tables, layer, len(routing.slices), experts)
