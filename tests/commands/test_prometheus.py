@@ -39,11 +39,11 @@ def test_every_run_has_three_gauges_while_it_lives(
     assert [path.name for path in out.parent.iterdir()] == ["moe.prom"]
     found = parsed(out.read_text())
     assert len(found) == 9
-    severity = {run: found["severity", run] for run in ("collapse-0", "shock-0", "healthy-0")}
-    assert severity == {"collapse-0": 3, "shock-0": 0, "healthy-0": 0}, "the shock is over"
+    shown = [found["severity", run] for run in ("collapse-0", "shock-0", "healthy-0")]
+    assert shown == [3, 0, 0], "the shock is over"
     assert 0 <= found["balance", "collapse-0"] < 0.15 < 0.5 < found["balance", "healthy-0"]
-    assert found["seconds_without_step", "collapse-0"] < 600
-    assert found["seconds_without_step", "healthy-0"] > 600
+    ages = [found["seconds_without_step", run] for run in ("collapse-0", "healthy-0")]
+    assert ages[0] < 600 < ages[1]
 
 
 def test_a_run_that_ended_has_no_age_and_one_without_a_verdict_no_severity(
@@ -61,9 +61,7 @@ def test_a_file_that_the_exporter_would_not_find_is_a_usage_error(
     call: Any, scenario: Any, tmp_path: Path, name: str
 ) -> None:
     run = scenario("healthy", routers=3, steps=120)
-    code, _, err = call("check", run, "--prometheus", tmp_path / name)
-    assert code == 64
-    assert "name a file NAME.prom in a folder that exists" in err
+    assert call("check", run, "--prometheus", tmp_path / name)[0] == 64
 
 
 def test_a_followed_run_is_written_again_and_again_and_a_failure_is_reported_once(

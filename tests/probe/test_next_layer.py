@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from microscope_tui.probe import find_sites, load
 from microscope_tui.report import slices_json
@@ -16,24 +15,11 @@ from microscope_tui.routing import Routing
 from tests.probe.folders import family, own, probe, text
 
 WINDOW, TOKENS = 16, 53
-
-
-def biased(folder: Path) -> Path:
-    """The same DeepSeek-V3 with selection biases that are not zero."""
-    torch.manual_seed(1)
-    tensors = load_file(folder / "model.safetensors")
-    for key, tensor in tensors.items():
-        if key.endswith("e_score_correction_bias"):
-            tensor.copy_(0.1 * torch.randn(tensor.shape))
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    return folder
-
-
 MODELS: dict[str, tuple[Callable[[Path], Path], str, int]] = {
     "own, in groups": (
         lambda at: own(at, bias=0.1, n_routed_experts=16, n_group=4, topk_group=2), "sigmoid", 4,
     ),
-    "deepseek_v3, in groups": (lambda at: biased(family("deepseek_v3", at)), "sigmoid", 2),
+    "deepseek_v3, in groups": (lambda at: family("deepseek_v3", at), "sigmoid", 2),
     "mixtral": (lambda at: family("mixtral", at), "softmax", 1),
 }  # fmt: skip
 
@@ -41,7 +27,7 @@ MODELS: dict[str, tuple[Callable[[Path], Path], str, int]] = {
 def ranked(router: Any, x_D: torch.Tensor, score: str, groups: int) -> list[int]:
     """All experts that the router may choose, the best first; half of the groups are kept."""
     logits_E = router.weight.detach().float() @ x_D.float()
-    choice_E = getattr(logits_E, score)(*([-1] if score == "softmax" else []))
+    choice_E = logits_E.sigmoid() if score == "sigmoid" else logits_E.softmax(-1)
     for name in ("expert_bias", "e_score_correction_bias"):
         choice_E = choice_E + getattr(router, name, 0.0)
     values = choice_E.tolist()
@@ -67,43 +53,42 @@ def oracle(model: Path, score: str, groups: int) -> list[tuple[float, float]]:
             subject.forward(torch.tensor([ids[start : start + WINDOW]]), None)
     found = []
     for before, router in pairwise(routers):
-        own = [ranked(router, x_D, score, groups)[:2] for x_D in inputs[router]]
-        ahead = [ranked(router, x_D, score, groups)[:4] for x_D in inputs[before]]
-        both = [*zip(own, ahead, strict=True)]
-        hits = [sum(e in best[:n] for pair, best in both for e in pair) for n in (2, 4)]
-        found.append((hits[0] / len(own) / 2, hits[1] / len(own) / 2))
+        calls = zip(inputs[router], inputs[before], strict=True)
+        both = [[ranked(router, x_D, score, groups) for x_D in call] for call in calls]
+        pairs = [(expert, ahead) for own, ahead in both for expert in own[:2]]
+        hits = (sum(e in best[:n] for e, best in pairs) / len(pairs) for n in (2, 4))
+        found.append((next(hits), next(hits)))
     return found
 
 
-def probed(model: Path, folder: Path) -> Routing:
+def ahead(model: Path, folder: Path) -> tuple[Any, dict[int, Any]]:
+    """As the file has it, and the JSON of every layer by depth."""
     words = folder / "a.txt"
     words.write_text(text(TOKENS))
-    how = {"window": WINDOW, "output": folder / "out", "next_layer": True}
-    assert probe(model, words, **how) == 0
-    return Routing(folder / "out" / "routing.bin")
+    how = {"window": WINDOW, "batch_size": 3, "next_layer": True}
+    assert probe(model, words, output=folder / "out", **how) == 0
+    with Routing(folder / "out" / "routing.bin") as routing:
+        pages = [json.loads(slices_json(routing, at)) for at in range(len(routing.shape.layers))]
+        return routing.tables.next_layer, {page["depth"]: page["next_layer"] for page in pages}
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_found_a_layer_ahead_is_what_plain_torch_finds(name: str, tmp_path: Path) -> None:
     make, score, groups = MODELS[name]
     model = make(tmp_path / "model")
-    with probed(model, tmp_path) as routing:
-        assert routing.tables.next_layer == [None, *oracle(model, score, groups)]
+    assert ahead(model, tmp_path)[0] == [None, *oracle(model, score, groups)]
 
 
 def test_a_collapsed_layer_is_found_completely_and_so_by_its_most_popular_experts(
     tmp_path: Path,
 ) -> None:
-    with probed(own(tmp_path / "model", collapsed=3), tmp_path) as routing:
-        at = routing.shape.layers.index(3)
-        found, other = (json.loads(slices_json(routing, one))["next_layer"] for one in (at, at + 1))
-    assert found == {"top_k": 1, "top_2k": 1, "popular": 1, "chance": 0.25}
-    assert 0 < other["top_k"] < other["top_2k"] < 1
+    _, found = ahead(own(tmp_path / "model", collapsed=3), tmp_path)
+    assert found[3] == {"top_k": 1, "top_2k": 1, "popular": 1, "chance": 0.25}
+    assert 0 < found[4]["top_k"] < found[4]["top_2k"] < 1
 
 
 def test_a_router_that_chooses_by_another_rule_is_left_out_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with probed(family("kolibri1", tmp_path / "model"), tmp_path) as routing:
-        assert routing.tables.next_layer == [None] * 4
+    assert ahead(family("kolibri1", tmp_path / "model"), tmp_path)[0] == [None] * 4
     assert "--next-layer leaves out 3 routers: their rule is not known" in caplog.messages
