@@ -129,7 +129,6 @@ chance, ·: what shuffled slices reach too, in 99 of 100; a dot is no more than 
 few: fewer than 10 choices are expected in this slice: the ratio may be chance
 none: the expert was never chosen in this slice
 prefer, avoid: a share in some slice that differs from its share overall beyond chance
-found a layer ahead: choices that the router also finds with the input of the layer before
 most telling: tokens that go to the expert far more often than tokens overall
 lift: how many times as often as overall the token goes to this expert
 token identity: share of the routing that is explained by which token it is, 0 to 1

@@ -55,9 +55,10 @@ class NextLayer:
     def count(self, traced: Mapping[Key, Traced]) -> None:
         for (place, _), one in traced.items():
             best = self._best.get(place)
-            if best is not None and len(best[0]) == len(one.ids_TK):
-                found = [(one.ids_TK[..., None] == ids_TK[:, None]).any(-1) for ids_TK in best]
-                sums = torch.stack([mask_TK.sum() for mask_TK in (one.ids_TK >= 0, *found)])
+            chosen_TK = one.ids_TK
+            if best is not None and len(best[0]) == len(chosen_TK):
+                found = [(chosen_TK[..., None] == ids_TK[:, None]).any(-1) for ids_TK in best]
+                sums = torch.stack([mask_TK.sum() for mask_TK in (chosen_TK >= 0, *found)])
                 self._sums[place] = self._sums.get(place, 0) + sums
         self._best.clear()
         self._inputs.clear()

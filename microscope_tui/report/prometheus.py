@@ -15,21 +15,18 @@ def gauges_text(watches: Iterable[RunWatch]) -> str:
         names = (safe_text(one, 1000) for one in (watch.file.name, watch.file.path))
         # JSON escapes a quote and a backslash as this format does; the rest is printable.
         run, path = (json.dumps(one, ensure_ascii=False) for one in names)
-        for name, value in _gauges(watch).items():
+        episodes = () if watch.diagnosis is None else watch.diagnosis.episodes
+        active = (one.severity.value for one in episodes if one.active)
+        state, age_s = watch.state()
+        over = state.ended and state is not RunState.CRASHED  # which a long silence looks like
+        values = {
+            "severity": max(active, default=None if why_no_verdict(watch).why else 0),
+            "balance": min((c for c in judged_balance(watch) if c is not None), default=None),
+            "seconds_without_step": None if over else age_s,
+        }
+        for name, value in values.items():
             if value is not None:
                 groups[name].append(f"moe_microscope_{name}{{run={run},path={path}}} {value}\n")
     return "".join(
         f"# TYPE moe_microscope_{name} gauge\n{''.join(lines)}" for name, lines in groups.items()
     )
-
-
-def _gauges(watch: RunWatch) -> dict[str, float | None]:
-    episodes = () if watch.diagnosis is None else watch.diagnosis.episodes
-    active = (one.severity.value for one in episodes if one.active)
-    state, age_s = watch.state()
-    over = state.ended and state is not RunState.CRASHED  # which a long silence looks like
-    return {
-        "severity": max(active, default=None if why_no_verdict(watch).why else 0),
-        "balance": min((c for c in judged_balance(watch) if c is not None), default=None),
-        "seconds_without_step": None if over else age_s,
-    }

@@ -15,19 +15,18 @@ from microscope_tui.routing import Routing
 from tests.probe.folders import family, own, probe, text
 
 WINDOW, TOKENS = 16, 53
-MODELS: dict[str, tuple[Callable[[Path], Path], str, int]] = {
-    "own, in groups": (
-        lambda at: own(at, bias=0.1, n_routed_experts=16, n_group=4, topk_group=2), "sigmoid", 4,
-    ),
-    "deepseek_v3, in groups": (lambda at: family("deepseek_v3", at), "sigmoid", 2),
-    "mixtral": (lambda at: family("mixtral", at), "softmax", 1),
-}  # fmt: skip
+GROUPED = {"n_routed_experts": 16, "n_group": 4, "topk_group": 2}
+MODELS: dict[str, tuple[Callable[[Path], Path], int]] = {
+    "own": (lambda at: own(at, bias=0.1, **GROUPED), 4),
+    "deepseek_v3": (lambda at: family("deepseek_v3", at), 2),
+    "mixtral": (lambda at: family("mixtral", at), 1),
+}
+"""How it is made, and its groups of experts; the first two have biases."""
 
 
-def ranked(router: Any, x_D: torch.Tensor, score: str, groups: int) -> list[int]:
+def ranked(router: Any, x_D: torch.Tensor, groups: int) -> list[int]:
     """All experts that the router may choose, the best first; half of the groups are kept."""
-    logits_E = router.weight.detach().float() @ x_D.float()
-    choice_E = logits_E.sigmoid() if score == "sigmoid" else logits_E.softmax(-1)
+    choice_E = (router.weight.detach().float() @ x_D.float()).sigmoid()  # in the order of a softmax
     for name in ("expert_bias", "e_score_correction_bias"):
         choice_E = choice_E + getattr(router, name, 0.0)
     values = choice_E.tolist()
@@ -38,7 +37,7 @@ def ranked(router: Any, x_D: torch.Tensor, score: str, groups: int) -> list[int]
     return sorted(kept, key=lambda e: -values[e])
 
 
-def oracle(model: Path, score: str, groups: int) -> list[tuple[float, float]]:
+def oracle(model: Path, groups: int) -> list[tuple[float, float]]:
     """Shares of the pairs found in the best k and in the best 2k, of every layer but the first."""
     subject = load(str(model), device="cpu")
     routers: list[Any] = [site.scores.module for site in find_sites(subject.model, None)]  # type: ignore[union-attr]
@@ -54,7 +53,7 @@ def oracle(model: Path, score: str, groups: int) -> list[tuple[float, float]]:
     found = []
     for before, router in pairwise(routers):
         calls = zip(inputs[router], inputs[before], strict=True)
-        both = [[ranked(router, x_D, score, groups) for x_D in call] for call in calls]
+        both = [[ranked(router, x_D, groups) for x_D in call] for call in calls]
         pairs = [(expert, ahead) for own, ahead in both for expert in own[:2]]
         hits = (sum(e in best[:n] for e, best in pairs) / len(pairs) for n in (2, 4))
         found.append((next(hits), next(hits)))
@@ -74,9 +73,8 @@ def ahead(model: Path, folder: Path) -> tuple[Any, dict[int, Any]]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_found_a_layer_ahead_is_what_plain_torch_finds(name: str, tmp_path: Path) -> None:
-    make, score, groups = MODELS[name]
-    model = make(tmp_path / "model")
-    assert ahead(model, tmp_path)[0] == [None, *oracle(model, score, groups)]
+    model = MODELS[name][0](tmp_path / "model")
+    assert ahead(model, tmp_path)[0] == [None, *oracle(model, MODELS[name][1])]
 
 
 def test_a_collapsed_layer_is_found_completely_and_so_by_its_most_popular_experts(
