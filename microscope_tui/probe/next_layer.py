@@ -76,7 +76,7 @@ class NextLayer:
 
 
 def _best(site: Site, args: tuple[Any, ...], output: Any) -> Tensor:
-    """The best 2k experts by the rule of the router, int64 ``[T, 2K]``; −2 is none."""
+    """The best 2k experts by the rule of the router, int64 ``[T, 2K]``."""
     assert site.scores is not None
     logits: Any = output
     if site.scores.index is None:
@@ -95,5 +95,4 @@ def _best(site: Site, args: tuple[Any, ...], output: Any) -> Tensor:
         kept = setting(holders, ("topk_group",), is_size)
         weak_TG = best_TG < best_TG.topk(kept).values[:, -1:]
         choice_TE = choice_TGe.masked_fill(weak_TG[..., None], -torch.inf).flatten(1)
-    values, ids_TK = choice_TE.topk(min(2 * site.top_k, site.num_experts))
-    return ids_TK.masked_fill(values == -torch.inf, -2)
+    return choice_TE.topk(min(2 * site.top_k, site.num_experts)).indices

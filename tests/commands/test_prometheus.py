@@ -3,6 +3,7 @@
 import os
 import re
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def test_a_followed_run_is_written_again_and_again_and_a_failure_is_reported_onc
     out.mkdir()
     following = follow(log, "--prometheus", out)
     following.wait_for("not written: Is a directory")
+    time.sleep(0.5)  # the next attempts
     out.rmdir()
     for _ in range(2):
         while not out.exists():

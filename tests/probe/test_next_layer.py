@@ -64,7 +64,7 @@ def ahead(model: Path, folder: Path) -> tuple[Any, dict[int, Any]]:
     """As the file has it, and the JSON of every layer by depth."""
     words = folder / "a.txt"
     words.write_text(text(TOKENS))
-    how = {"window": WINDOW, "batch_size": 3, "next_layer": True}
+    how = {"window": WINDOW, "batch_size": 4, "next_layer": True}
     assert probe(model, words, output=folder / "out", **how) == 0
     with Routing(folder / "out" / "routing.bin") as routing:
         pages = [json.loads(slices_json(routing, at)) for at in range(len(routing.shape.layers))]
