@@ -106,6 +106,7 @@ from .slices import (
     Ordering as Ordering,
     SliceTable as SliceTable,
     explained as explained,
+    found_ahead as found_ahead,
     slice_table as slice_table,
 )
 from .snapshot import snapshot_text as snapshot_text

@@ -59,3 +59,4 @@ from .probes import (
     slices_json as slices_json,
     tokens_json as tokens_json,
 )
+from .prometheus import gauges_text as gauges_text

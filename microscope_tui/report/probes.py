@@ -7,7 +7,7 @@ is not text on its own are ``�``.
 from pathlib import Path
 from typing import Any
 
-from microscope_tui.lines import NoTables, explained, slice_table
+from microscope_tui.lines import NoTables, explained, found_ahead, slice_table
 from microscope_tui.report.check import finite
 from microscope_tui.routing import Mismatch, Routing, compare
 from microscope_tui.runlog import encode_record, safe_text
@@ -54,6 +54,7 @@ def slices_json(routing: Routing, layer: int) -> str:
         {"slice": name, "choices": size, "noise": finite(noise)}
         for name, size, noise in zip(routing.slices, table.sizes, table.noise, strict=True)
     ]
+    document["next_layer"] = found_ahead(routing.tables, layer, table, routing.shape.top_k)
     experts = [
         {
             "expert": row.expert,

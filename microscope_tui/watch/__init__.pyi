@@ -60,11 +60,13 @@ from .scan import (
     balance_now as balance_now,
 )
 from .state import RunState as RunState
+from .state_folder import write_whole as write_whole
 from .verdict import (
     Trouble as Trouble,
     Verdict as Verdict,
     VerdictCache as VerdictCache,
     evidence as evidence,
+    judged_balance as judged_balance,
     why_no_verdict as why_no_verdict,
 )
 from .view import (

@@ -84,10 +84,16 @@ def evidence(watch: RunWatch) -> str:
     """``L3 at .00 for 36 steps, gathering evidence``; often empty."""
     if watch.diagnosis is None or watch.latest is None or watch.run is None:
         return ""
+    return gathering(pending(watch.diagnosis), judged_balance(watch))
+
+
+def judged_balance(watch: RunWatch) -> list[float | None]:
+    """Of every router in the newest step; empty without one."""
+    if watch.latest is None or watch.run is None:
+        return []
     summary = watch.latest.record.router
     routers = enumerate(watch.run.routers)
-    balance = [balance_now(summary, index, router).judged for index, router in routers]
-    return gathering(pending(watch.diagnosis), balance)
+    return [balance_now(summary, index, router).judged for index, router in routers]
 
 
 def _why_not_measured(watch: RunWatch) -> str:

@@ -35,7 +35,7 @@ _BESIDE_FROM, _WIDE_FROM = 72, 110
 _PANEL, _WIDE_PANEL = 26, 38
 _MARGIN, _GAP = 2, 3
 _BRIEF_ROWS = 3
-_SLICE_FRAME = 6  # header, summary, identity, two heads, keys
+_SLICE_FRAME = 4  # header, two heads, keys
 
 
 class ProbeScreen(BaseScreen):
@@ -322,7 +322,14 @@ class SlicesScreen(ProbeScreen):
         airy = rows >= AIRY_FROM_ROWS
         self.flag(airy=airy)
         detail_rows = 6 if airy else 3
-        room = max(1, rows - _SLICE_FRAME - detail_rows - 3 * airy)
+        which, name = f"{layer + 1} of {len(shape.layers)}", shape.layer_names[layer]
+        top = [
+            slices.summary(table, names, name, which, columns),
+            slices.identity(routing.tables, layer, shape.layer_names, glyphs, columns),
+        ]
+        if (ahead := slices.found_ahead(routing.tables, layer, table, shape.top_k)) is not None:
+            top.append(slices.ahead_line(ahead, columns))
+        room = max(1, rows - _SLICE_FRAME - len(top) - detail_rows - 3 * airy)
         shown = self.in_view(self._at, len(self._order), room)
         layout = slices.fit_slices(names, columns, self._first_slice)
         self._first_slice = layout.shown.start
@@ -333,12 +340,7 @@ class SlicesScreen(ProbeScreen):
             )
             for at in shown
         ]
-        which, name = f"{layer + 1} of {len(shape.layers)}", shape.layer_names[layer]
-        top = [
-            slices.summary(table, names, name, which, columns),
-            slices.identity(routing.tables, layer, shape.layer_names, glyphs, columns),
-        ]
-        self.show("slice-top", top)
+        self.show("slice-top", top, height=len(top))
         self.show("slice-heads", slices.heads(layout, names, self._ordering, table))
         self.show("slice-rows", lines, self.session.look.palette, height=len(lines))
         spare = room - len(lines)  # the detail is directly below the experts
