@@ -34,14 +34,14 @@ Bar = tuple[Sequence[str], str]
 
 
 def load_bars(
-    load: Sequence[float] | None,
+    load: Sequence[float],
     size: tuple[int, int],
     glyphs: Glyphs,
+    nothing: str = "no counts in the log",
     *,
     step: int,
     chosen: int | None = None,
     focused: bool = False,
-    nothing: str = "no counts in the log",
 ) -> list[Line]:
     width, height = size
     if not load:
@@ -98,6 +98,7 @@ def bias_bars(
     bias: Sequence[float],
     size: tuple[int, int],
     glyphs: Glyphs,
+    nothing: str = "no finite value",
     *,
     step: int,
     chosen: int | None = None,
@@ -108,7 +109,7 @@ def bias_bars(
     room, rows = width - GUTTER, height - 1
     known = [b for b in bias if math.isfinite(b)]
     if not known:
-        return _nothing("bias", "no finite value", size, focused)
+        return _nothing("bias", nothing, size, focused)
     mean = math.fsum(known) / len(known)
     away = [b - mean if math.isfinite(b) else math.nan for b in bias]
     per_bar = -(-len(away) // max(1, room))

@@ -81,8 +81,8 @@ def kept_steps(watch: RunWatch) -> tuple[int, int] | None:
 def pin_at(watch: RunWatch, step: int) -> Pin | None:
     """The last logged step at or before ``step``, or the nearest one that can be read again.
 
-    ``None`` where it cannot be found now: the log is not a plain file, is still being read and has
-    restarts in it, or changed under us. ``OSError``: the file cannot be read.
+    ``None``: not a plain file, one with restarts that is still being read, or one that changed
+    under us. ``OSError``: the file cannot be read.
     """
     with watch.lock:
         latest, history, generation = watch.latest, watch.history, watch.generation
@@ -163,8 +163,8 @@ def samples(
 ) -> list[Sample]:
     """At most ``count`` steps with counts of one router, oldest first, evenly spread.
 
-    None that a restart superseded. Empty where nothing was counted, the log cannot be sought, it
-    was replaced meanwhile, or the work was ``cancelled``. ``OSError``: the file cannot be read.
+    None that a restart superseded, and none at all where the log cannot be sought or was replaced
+    meanwhile. ``OSError``: the file cannot be read.
     """
     with watch.lock:
         run, generation, counted = watch.run, watch.generation, watch.shown.with_counts
@@ -208,7 +208,7 @@ def _places(watch: RunWatch, count: int, window: Window | None) -> list[_Place]:
 
 
 def _counted(path: Path, run: RunRecord, place: _Place, size: int, router: int) -> StepEntry | None:
-    """The first step from ``place`` on with counts of the router, if it is near."""
+    """The first step from ``place`` on with counts, if it is near."""
     experts = run.routers[router].num_experts
     before = 0
     end = place.offset + max(size, _WALK_BYTES)

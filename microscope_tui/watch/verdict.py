@@ -122,9 +122,7 @@ _OUR_FILE = re.compile(r"[0-9a-f]{32}\.json|\.[0-9a-f]{32}-\w+\.tmp")
 
 
 class VerdictCache:
-    """The cached verdicts for one set of criteria.
-
-    One small file per verdict, named after all that it depends on: the log, the product, the
+    """One small file per verdict, named after all that it depends on: the log, the product, the
     criteria. A disk that cannot be written disables the cache.
     """
 
@@ -152,7 +150,7 @@ class VerdictCache:
         try:
             write_whole(self._file(identity), data, identity.modified_ns)
         except OSError:
-            self._keeps = False  # a full or read-only disk only disables the cache
+            self._keeps = False
             return
         remove_oldest(self._folder, _OUR_FILE, MOST_KEPT)
 
