@@ -104,7 +104,7 @@ def bias_bars(
     chosen: int | None = None,
     focused: bool = False,
 ) -> list[Line]:
-    """The bias of every expert as its distance from the mean of the layer, up and down."""
+    """As distances from the mean of the layer, up and down."""
     width, height = size
     room, rows = width - GUTTER, height - 1
     known = [b for b in bias if math.isfinite(b)]
@@ -128,10 +128,7 @@ def bias_bars(
 
 
 def bars_width(experts: int, columns: int, glyphs: Glyphs) -> int:
-    """Columns of the bars, or of their title: at most half of those of the screen.
-
-    More if each expert then has a column of its own.
-    """
+    """At most half of the screen; more if each expert then has a column of its own."""
     most = columns // 2
     if GUTTER + experts <= _WIDEST_SHARE * columns:
         most = max(most, GUTTER + experts)

@@ -1,8 +1,7 @@
 """All runs below a path: their cards, and which of them are followed.
 
-One run is open; the other live ones are followed and judged beside it in turn. The rest cost an
-occasional ``stat``, and two short reads when they change; finished ones are judged when there is
-time, newest first.
+One run is open; the other live ones are followed beside it in turn. The rest cost an occasional
+``stat``, and two short reads when they change; finished ones are judged when there is time.
 """
 
 import os
@@ -249,7 +248,7 @@ class Fleet:
             self.open.close()
 
     def read_as(self, request: SourceRequest) -> None:
-        """Read other tools' files as ``request`` from the next search on, by the same thread."""
+        """From the next search on, by the same thread."""
         self._search.read_as(request)
 
     @property
@@ -257,7 +256,7 @@ class Fleet:
         return self._search.request
 
     def comparable(self, file: RunFile) -> PinnedRun:
-        """A run to compare the open one with; read again only where it is not followed anyway."""
+        """Read again only where it is not followed anyway."""
         return PinnedRun(file, self._followed)
 
     def _followed(self, path: Path) -> RunWatch | None:
@@ -279,7 +278,7 @@ class Fleet:
         return moved
 
     def look_around(self) -> bool:
-        """Glance at some of the runs that changed since the last call; true if there were any."""
+        """Glance at some of the runs that changed; true if there were any."""
         if self.piped:
             return False
         stale = [run for run in self.runs if self._is_stale(run)][:_GLANCES_A_TURN]

@@ -111,7 +111,7 @@ class Ended(Exception):
 
 
 class SecondProcess:
-    """A ``Judge`` in a process of its own. It ends with this one, however this one ends."""
+    """It ends with this one, however this one ends."""
 
     def __init__(self, judge: Judge) -> None:
         """An ``OSError`` if it cannot be started."""

@@ -1,8 +1,7 @@
 """Earlier steps, read again from the file: a pinned step, and the experts of a router over time.
 
-The history in memory has no experts, but the file offset of the first record of each row: evenly
-spaced rows give samples for the price of their lines. Numbers that it does not keep take a pass
-over the whole file.
+The history in memory has no experts, but the offset of the first record of each row: evenly spaced
+rows give samples for the price of their lines. Other numbers take a pass over the whole file.
 """
 
 import os
@@ -187,7 +186,7 @@ def samples(
 
 
 def _places(watch: RunWatch, count: int, window: Window | None) -> list[_Place]:
-    """Evenly spaced rows of the history, each up to the next one or to where it restarted."""
+    """Evenly spaced rows, each up to the next one or to where it restarted."""
     history, kept = watch.history, kept_steps(watch)
     if history is None or kept is None or count < 1:
         return []

@@ -162,10 +162,7 @@ class RunWatch:
                     self.version += 1
 
     def advance(self, max_bytes: int = SLICE_BYTES) -> bool:
-        """Read on for a few milliseconds; true if anything changed. No log makes it raise.
-
-        A run that has ended, or has fallen silent meanwhile, is judged as over.
-        """
+        """Read on for a few milliseconds; true if anything changed. No log makes it raise."""
         moved = self._read_on(max_bytes)
         self.conclude_if_over()
         return moved

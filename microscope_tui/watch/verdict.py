@@ -1,6 +1,5 @@
-"""The verdict on a run: its findings, why there is none, and evidence that is building up.
-
-Verdicts on finished runs are cached: to judge 300 runs of 300 steps again takes ten seconds.
+"""The verdict on a run, cached when it is finished: to judge 300 runs of 300 steps again takes ten
+seconds.
 """
 
 import hashlib
@@ -68,7 +67,7 @@ def verdict_on(watch: RunWatch) -> Verdict:
 
 
 def why_no_verdict(watch: RunWatch, step: int | None = None) -> NoVerdict:
-    """Why there is none, now or as it was at ``step``."""
+    """Now, or as it was at ``step``."""
     if watch.error:
         return NoVerdict(watch.error)
     if watch.diagnosis is None or watch.latest is None:
