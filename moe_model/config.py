@@ -329,8 +329,9 @@ class ModelConfig:
         dense = 3 * D * self.intermediate_size
         expert = 3 * D * self.moe_intermediate_size
         moe = (routed_experts + self.n_shared_experts) * expert + self.n_routed_experts * D
+        num_moe = self.num_hidden_layers - self.first_k_dense_replace
         layers = self.num_hidden_layers * (attention + 2 * D)
-        layers += self.first_k_dense_replace * dense + len(self.moe_layers) * moe
+        layers += self.first_k_dense_replace * dense + num_moe * moe
         # A depth of multi-token prediction: one layer with experts, three norms, one projection.
         ahead = self.num_nextn_predict_layers * (attention + moe + 5 * D + 2 * D * D)
         tables = 1 if self.tie_word_embeddings else 2

@@ -231,8 +231,9 @@ def _verify(path: Path, size: object, digest: object) -> None:
 
 def _refuse_other_size(path: Path, config: ModelConfig) -> None:
     """Before the model is built: a wrong description could ask for more than the memory."""
-    biases = len(config.router_depths) * config.n_routed_experts
-    expected = config.parameters() + biases
+    routers = config.num_hidden_layers - config.first_k_dense_replace
+    routers += config.num_nextn_predict_layers
+    expected = config.parameters() + routers * config.n_routed_experts  # each has an expert_bias
     with _blamed_on(path, "cannot be read"), safe_open(path, framework="pt") as file:
         found = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     if found != expected:
