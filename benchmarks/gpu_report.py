@@ -24,7 +24,8 @@ import torch
 from safetensors.torch import load_file
 
 import train as trainer
-from moe_model import Experts, LanguageModel, ModelConfig, experts
+from moe_model import LanguageModel, ModelConfig, experts
+from moe_model.experts import Experts
 from moe_model.sampling import generate
 from moe_model.training.step import mixed_precision
 

@@ -76,8 +76,7 @@ class Experts(nn.Module):
 
 
 def _sort_by_expert(ids_TK: Tensor, num_experts: int, block: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows per expert ``(E,)``, one block each; the token in each of the P rows; the row of each
-    pair ``(T, K)``.
+    """Rows per expert ``(E,)``; the token in each of the P rows; the row of each pair ``(T, K)``.
 
     Each expert's rows are rounded up to a multiple of ``block``. The extra rows hold some token;
     their output is not used.

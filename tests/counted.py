@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from microscope_tui.probe import RoutingCounter
-from moe_model import LanguageModel, Routing
+from moe_model import LanguageModel
+from moe_model.router import Routing
 from moe_model.training.distributed import World
 
 

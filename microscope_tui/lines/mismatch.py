@@ -35,7 +35,7 @@ def layer_lines(
 
 
 def margin_lines(found: Mismatch, columns: int, glyphs: Glyphs) -> list[Line]:
-    """One line per tenth of the choices: the smaller the margin, the easier a choice changes."""
+    """The smaller the margin, the easier a choice changes."""
     if not found.margins:
         return [[dim("no margins")]]
     ranges = [f"{one.low:.2g} to {one.high:.2g}" for one in found.margins]

@@ -123,7 +123,7 @@ class SliceTable:
 
 
 def slice_table(tables: Tables, layer: int, slices: int, experts: int) -> SliceTable:
-    """The numbers of one layer. ``NoTables``: they are missing, or do not fit the file."""
+    """Of one layer. ``NoTables``: they are missing, or do not fit the file."""
     counts = _counts_of(tables, layer, slices, experts)
     sizes = [sum(row) for row in counts]
     total = sum(sizes)
@@ -306,7 +306,6 @@ def detail(
 
 
 def in_words(row: ExpertRow, table: SliceTable, names: Sequence[str], most: int) -> str:
-    """Which slices the expert reads more and less often than the whole text."""
     if not any(map(math.isfinite, table.noise)):
         return f"Nothing to compare the slices of expert {row.expert} with."
     found = sorted((-cell.ratio, at) for at, cell in enumerate(row.cells) if cell.beyond)
@@ -360,9 +359,8 @@ def _level(
 
 
 def _centred(text: str, width: int, role: str) -> Span:
-    left = max(0, (width - width_of(text)) // 2)
-    right = max(0, width - width_of(text) - left)
-    return Span(" " * left + text + " " * right, role)
+    blanks = max(0, width - width_of(text))
+    return Span(" " * (blanks // 2) + text + " " * (blanks - blanks // 2), role)
 
 
 def _percent(share: float) -> str:

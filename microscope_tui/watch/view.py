@@ -54,7 +54,7 @@ def ribbon_of(watch: RunWatch, window: tuple[int, int], count: int) -> list[Mark
 
 
 def column_of(step: int, window: tuple[int, int], count: int) -> int | None:
-    """The column of ``step``; ``None`` outside of the window."""
+    """``None`` outside of the window."""
     first, last = window
     if not first <= step <= last:
         return None
@@ -88,7 +88,7 @@ class LayerView(msgspec.Struct, frozen=True):
     judged_balance: float | None
     """The same without an expert that (nearly) every token chooses."""
     without: tuple[int, ...] | None
-    """The experts that this leaves out; ``None``: only counts would show which."""
+    """As in ``BalanceNow``."""
     entropy: float | None
     mean_entropy: float | None
     drop_rate: float | None
@@ -173,12 +173,9 @@ def view_of(
     only: Container[int] | None = None,
     window: Window | None = None,
 ) -> RunView:
-    """The view of ``watch``, with so many columns of the curves and of the ribbon.
+    """With so many columns of the curves and of the ribbon.
 
-    Args:
-        at: a pinned moment; the newest step by default.
-        only: the layers whose curves are drawn (the visible ones).
-        window: what curves and ribbon cover.
+    ``at``: by default the newest step; ``only``: the layers whose curves are drawn.
     """
     with watch.lock:
         at = at if at is not None and _is_there(watch, at) else None

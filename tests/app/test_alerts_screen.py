@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.app import AlertsScreen, MainScreen
+from microscope_tui.app.screens.alerts_screen import AlertsScreen
+from microscope_tui.app.screens.main_screen import MainScreen
 from tests.app.pilot import AppPilot, open_app
 
 SMALL = (80, 24)

@@ -7,14 +7,11 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.app import (
-    CompareScreen,
-    LayerScreen,
-    MainScreen,
-    PictureRequest,
-    RunsScreen,
-    draw,
-)
+from microscope_tui.app import PictureRequest, draw
+from microscope_tui.app.screens.chart_screens import LayerScreen
+from microscope_tui.app.screens.compare_screens import CompareScreen
+from microscope_tui.app.screens.main_screen import MainScreen
+from microscope_tui.app.screens.runs_screen import RunsScreen
 from microscope_tui.runlog import RunFile
 from microscope_tui.watch import Fleet
 from tests.app.pilot import AppPilot, compressed, open_app

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, strategies as st
 from msgspec.structs import replace
 
-from microscope_tui.app import MOST_BYTES, Preferences, Rows, row_text, value_text, verdict_text
-from microscope_tui.app.out import _clean
+from microscope_tui.app import Preferences
+from microscope_tui.app.out import MOST_BYTES, _clean, row_text, value_text, verdict_text
+from microscope_tui.app.rows import Rows
 from microscope_tui.diagnosis import Advice
 from microscope_tui.lines import SteadyLevels
 from microscope_tui.watch import LayerView, RunView, view_of

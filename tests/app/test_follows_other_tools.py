@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.app import BaseScreen, Preferences
+from microscope_tui.app import Preferences
+from microscope_tui.app.screens.base import BaseScreen
 from microscope_tui.sources import SETTLED_S
 from tests.app.pilot import AppPilot, running
 from tests.app.test_time_machine import step_in

@@ -12,6 +12,9 @@ from textual.events import Key
 from textual.keys import Keys
 
 from microscope_tui import app
+from microscope_tui.app.key_line import last_line
+from microscope_tui.app.keymap import conflicts
+from microscope_tui.app.keys import shown_key, with_keymap, written_key
 from microscope_tui.lines import Glyphs, plain
 from microscope_tui.runlog import safe_text
 
@@ -45,7 +48,7 @@ def refusal(text: str) -> str:
 
 
 def test_the_keys_of_the_microscope_are_in_no_conflict() -> None:
-    assert app.conflicts(app.all_bindings(), {}) == []
+    assert conflicts(app.all_bindings(), {}) == []
     assert app.keymap_of({}, app.all_bindings()) == {}
 
 
@@ -126,7 +129,7 @@ def test_a_key_with_two_meanings_is_refused_with_all_of_them() -> None:
 
 def test_only_the_keys_change_and_what_is_shown_of_them() -> None:
     mine = keymap('time.back = "b,left"\nlayer.page_up = "pageup,u"')
-    before, after = SCREENS["main"], app.with_keymap(SCREENS["main"], mine)
+    before, after = SCREENS["main"], with_keymap(SCREENS["main"], mine)
     changed = {new.id: new.key for old, new in zip(before, after, strict=True) if new != old}
     assert changed == {"layer.page_up": "pageup,u", "time.back": "b,left"}
 
@@ -143,8 +146,8 @@ def test_only_the_keys_change_and_what_is_shown_of_them() -> None:
 def test_a_place_in_the_last_line_for_two_bindings_shows_the_keys_of_both(
     text: str, pair: str, layers: str
 ) -> None:
-    own = app.with_keymap(app.all_bindings()["main"], keymap(text))
-    line = plain(app.last_line(own, Glyphs.BRAILLE, 160))
+    own = with_keymap(app.all_bindings()["main"], keymap(text))
+    line = plain(last_line(own, Glyphs.BRAILLE, 160))
     for part in (pair, layers, "⏎ open", "r runs"):
         assert f" {part}  " in line
 
@@ -179,8 +182,8 @@ def test_every_key_that_is_accepted_comes_out_of_textuals_parser_in_any_terminal
 
 def test_names_of_keys_are_shown_as_people_know_them() -> None:
     known = ["up", "escape", "left_square_bracket", "comma", "ctrl+p", "J", "space"]
-    assert [*map(app.shown_key, known)] == ["↑", "esc", "[", ",", "ctrl+p", "J", "space"]
-    assert [*map(app.written_key, known)] == ["up", "escape", "[", "comma", "ctrl+p", "J", "space"]
+    assert [*map(shown_key, known)] == ["↑", "esc", "[", ",", "ctrl+p", "J", "space"]
+    assert [*map(written_key, known)] == ["up", "escape", "[", "comma", "ctrl+p", "J", "space"]
 
 
 @given(st.text(max_size=20))
@@ -190,7 +193,7 @@ def test_any_text_is_keys_or_refused(text: str) -> None:
     except app.BadKey as error:
         message = str(error)
     else:
-        again = ",".join(app.written_key(key) for key in mine["layer.page_up"].split(","))
+        again = ",".join(written_key(key) for key in mine["layer.page_up"].split(","))
         if text.isascii():  # Textual's names of others do not lead back to the character
             assert app.keymap_of({"layer.page_up": again}, SCREENS) == mine
         return
@@ -210,6 +213,6 @@ def test_after_remapping_every_key_of_a_screen_means_one_thing(table: dict[str, 
         return
     for bindings in SCREENS.values():
         owners: dict[str, set[str | None]] = {}
-        for one in Binding.make_bindings(app.with_keymap(bindings, mine)):
+        for one in Binding.make_bindings(with_keymap(bindings, mine)):
             owners.setdefault(one.key, set()).add(one.id)
         assert all(len(ids) == 1 for ids in owners.values())

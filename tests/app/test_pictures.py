@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from microscope_tui.app import SCREEN_NAMES, PictureRequest, draw
+from microscope_tui.app import PictureRequest, draw
+from microscope_tui.app.picture import SCREEN_NAMES
 from microscope_tui.lines import Glyphs
 from microscope_tui.scenarios import Shape, write_run
 from microscope_tui.watch import Fleet, fleet, run_watch

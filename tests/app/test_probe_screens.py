@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.app import MainScreen, Rows, TokensScreen
+from microscope_tui.app.rows import Rows
+from microscope_tui.app.screens.main_screen import MainScreen
+from microscope_tui.app.screens.probe_screens import TokensScreen
 from microscope_tui.routing import FILE_NAME, Routing, RoutingWriter, Shape, Tables
 from tests.app.pilot import AppPilot, open_app
 

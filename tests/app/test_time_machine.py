@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, strategies as st
 from textual import events
 
-from microscope_tui.app import LayerScreen, MainScreen, TimeCursor
+from microscope_tui.app.screens.chart_screens import LayerScreen
+from microscope_tui.app.screens.main_screen import MainScreen
+from microscope_tui.app.time_cursor import TimeCursor
 from tests.app.pilot import compressed, open_app
 from tests.conftest import open_log
 

@@ -8,14 +8,8 @@ from unittest import mock
 
 import pytest
 
-from microscope_tui.lines import (
-    VALIDATION,
-    Across,
-    numbers_together,
-    plain,
-    together_chart,
-    together_lines,
-)
+from microscope_tui.lines import Across, numbers_together, plain, together_chart, together_lines
+from microscope_tui.lines.together import VALIDATION
 from microscope_tui.runlog import RunFile
 from microscope_tui.watch import RunCourse
 from tests.app.pilot import open_app

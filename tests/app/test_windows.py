@@ -8,16 +8,11 @@ from typing import Any
 import pytest
 from textual.binding import Binding
 
-from microscope_tui.app import (
-    SCREENS,
-    HelpScreen,
-    Microscope,
-    Rows,
-    all_bindings,
-    help_lines,
-    last_line,
-)
+from microscope_tui.app import SCREENS, Microscope, all_bindings
+from microscope_tui.app.key_line import last_line
 from microscope_tui.app.keys import screen_class
+from microscope_tui.app.rows import Rows
+from microscope_tui.app.screens.help_screen import HelpScreen, help_lines
 from microscope_tui.lines import Glyphs, glossary, plain
 from tests.app.pilot import AppPilot, open_app
 

@@ -13,10 +13,12 @@ from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
 from microscope_tui import measures
 from microscope_tui.diagnosis import Criteria, RouterBaseline, Severity, restore, save
-from microscope_tui.lines import card_text
-from microscope_tui.report import Judgement, judge as check
+from microscope_tui.lines.run_list import card_text
+from microscope_tui.report import judge as check
+from microscope_tui.report.check import Judgement
 from microscope_tui.runlog import RunReader
-from microscope_tui.watch import Fleet, Judge, RunWatch, view_of
+from microscope_tui.watch import Fleet, RunWatch, view_of
+from microscope_tui.watch.judge import Judge
 from tests.conftest import header, step
 from tests.diagnosis.conftest import alternating, collapse_at, judge, steps
 from tests.watch.test_finished_runs import judge_all

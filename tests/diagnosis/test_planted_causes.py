@@ -17,7 +17,7 @@ from microscope_tui.scenarios import Scenario, Shape, lines
 from microscope_tui.scenarios.course import Course, steps
 from microscope_tui.scenarios.popularity import constant
 from microscope_tui.scenarios.run import Run, Truth
-from microscope_tui.watch import Judge
+from microscope_tui.watch.judge import Judge
 
 ACTS = {
     "lint-aux-not-applied": ("set output_router_logits to true", "aux_weight"),

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from microscope_tui.diagnosis import Advice, Diagnosis, report, restore, save
-from microscope_tui.lines import AlertState, Entry, unfolded
-from microscope_tui.report import finding_json
+from microscope_tui.lines import Entry
+from microscope_tui.lines.alerts import AlertState, unfolded
+from microscope_tui.report.check import finding_json
 from tests.conftest import header
 from tests.diagnosis.conftest import COLLAPSED, about, even, judge, of, steps, without_expert
 

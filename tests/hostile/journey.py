@@ -24,7 +24,8 @@ from msgspec.structs import replace
 from microscope_tui import runlog
 from microscope_tui.console import PIPE_NAME, read_pipe
 from microscope_tui.diagnosis import ANYTHING, Criteria
-from microscope_tui.lines import Glyphs, fit_list, plain as shown, run_line, snapshot_text, spelled
+from microscope_tui.lines import Glyphs, plain as shown, snapshot_text, spelled
+from microscope_tui.lines.run_list import fit_list, run_line
 from microscope_tui.report import CheckRequest, format_check, judge, verdict_json, verdict_text
 from microscope_tui.watch import Fleet, RunWatch, pin, pin_at, run_watch, view_of
 from tests.hostile.logs import hostile_log

@@ -20,10 +20,10 @@ from microscope_tui.watch import (
     RunWatch,
     aligned,
     pin_at,
-    reference_in,
     reference_of,
     view_of,
 )
+from microscope_tui.watch.reference import reference_in
 from tests.conftest import header, open_log, step
 
 NOT_FOLLOWED = lambda _: None  # noqa: E731

@@ -10,7 +10,7 @@ import pytest
 from microscope_tui import lines
 from microscope_tui.app import SCREENS
 from microscope_tui.diagnosis import Severity
-from microscope_tui.lines import frame, numbers, run_list, table
+from microscope_tui.lines import alerts, expert_card, frame, numbers, run_list, table
 from microscope_tui.watch import Fleet, RunView, RunWatch, state, view_of
 
 _PLAIN = """
@@ -55,7 +55,9 @@ def test_every_chart(view: RunView) -> None:
     for layer in view.layers:
         titles = [chart.name for chart in lines.layer_charts(view, layer).values()]
         assert not unexplained("layer", *titles, "load", "bias")
-        titles = [c.name for c in lines.expert_charts(layer, 0, lines.LoadSeries(()), "").values()]
+        titles = [
+            c.name for c in expert_card.expert_charts(layer, 0, lines.LoadSeries(()), "").values()
+        ]
         assert not unexplained("expert", *titles)
     drawn = [lines.course_chart(view, name) for name in ("loss", "balance", "max-load")]
     labels = [lines.label_of(name) for name in numbers._LABELS]
@@ -63,9 +65,11 @@ def test_every_chart(view: RunView) -> None:
 
 
 def test_every_column_of_the_lists(view: RunView, tmp_path: Path) -> None:
-    entries = lines.entries_of(view, (), (), "")
-    assert not unexplained("alerts", lines.plain(lines.fit_alerts(entries, 100).heads()))
-    details = [line for entry in entries for line in lines.unfolded(entry, 80, 40) if len(line) > 1]
+    entries = alerts.entries_of(view, (), (), "")
+    assert not unexplained("alerts", lines.plain(alerts.fit_alerts(entries, 100).heads()))
+    details = [
+        line for entry in entries for line in alerts.unfolded(entry, 80, 40) if len(line) > 1
+    ]
     assert not unexplained("alerts", *(line[0].text for line in details))
     layout = run_list.fit_list(Fleet(tmp_path).cards(), 120)
     assert not unexplained("runs", lines.plain(layout.heads()), "open pinned")
@@ -82,9 +86,11 @@ def test_every_state_badge_and_condition() -> None:
     assert not unexplained("runs", of_runs)
     assert not unexplained("main", *frame._BADGES.values(), "healthy", "seen")
     assert not unexplained("main", "not judged yet (warm-up)", "gathering evidence")
-    assert not unexplained("alerts", *lines.AlertState, *lines.WORD_OF_SEVERITY.values())
+    assert not unexplained("alerts", *alerts.AlertState, *lines.WORD_OF_SEVERITY.values())
     assert not unexplained("alerts", *(severity.label for severity in Severity))
-    conditions = {lines.condition(load) for load in (0.0, 0.05, 0.3, 1.0, 1.8, 3.0, 9.0, 20.0)}
+    conditions = {
+        expert_card.condition(load) for load in (0.0, 0.05, 0.3, 1.0, 1.8, 3.0, 9.0, 20.0)
+    }
     assert conditions == {"dead", "starving", "under", "fair", "over", "hot"}
     for screen in ("main", "expert", "compare"):
         assert not unexplained(screen, *conditions)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given, strategies as st
 
-from microscope_tui.app import style_of
+from microscope_tui.app.palette import style_of
 from microscope_tui.lines import (
     CALM_TO,
     HOT_LEVEL,
@@ -18,17 +18,16 @@ from microscope_tui.lines import (
     Look,
     Measure,
     Span,
-    calm_band,
     compare,
     fit,
-    heat_lines,
-    heat_titles,
     highest_possible,
     legend,
     load_bars,
     plain,
     table,
 )
+from microscope_tui.lines.glyphs import calm_band
+from microscope_tui.lines.heat import heat_lines, heat_titles
 from microscope_tui.watch import RunWatch, pin_at, reference_of, view_of
 
 Synthetic = Callable[..., RunWatch]

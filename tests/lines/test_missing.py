@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from microscope_tui import lines as screens
-from microscope_tui.lines import expert_card, words
+from microscope_tui.lines import expert_card, heat, words
 from microscope_tui.watch import RunWatch, view_of
 from tests.conftest import header, open_log, step
 
@@ -102,7 +102,5 @@ def test_a_share_of_the_tokens_is_not_claimed_where_k_or_the_tokens_are_unknown(
     ):
         assert of in text
         assert wrong not in text
-    share = screens.cells_of(
-        view.layers[0], screens.Heat(screens.Look(measure=screens.Measure.SHARE))
-    )
+    share = heat.cells_of(view.layers[0], screens.Heat(screens.Look(measure=screens.Measure.SHARE)))
     assert (share == "top_k is unknown") == (header is NO_TOP_K)

@@ -6,11 +6,13 @@ import pytest
 from hypothesis import assume, given, strategies as st
 
 from microscope_tui import lines
+from microscope_tui.lines.glyphs import FAIR_WITHIN
+from microscope_tui.lines.steady import CALM_HYSTERESIS, HYSTERESIS, MOST_KEYS
 
 OCTAVES = st.floats(-6, 6)
 LOAD = st.just(0.0) | OCTAVES.map(lambda octaves: 2.0**octaves)
 WALK = st.lists(LOAD, min_size=1, max_size=40)
-CALM_EDGES = (-0.7, -lines.FAIR_WITHIN, lines.FAIR_WITHIN, 0.65)
+CALM_EDGES = (-0.7, -FAIR_WITHIN, FAIR_WITHIN, 0.65)
 
 
 def edges(level: int) -> tuple[float, float]:
@@ -46,7 +48,7 @@ def test_a_level_is_never_further_from_the_load_than_the_hysteresis(walk: list[f
         assert (level is None) == (load == 0)
         if level is not None:
             low, high = edges(level)
-            reach = lines.CALM_HYSTERESIS if abs(level) <= 1 else lines.HYSTERESIS
+            reach = CALM_HYSTERESIS if abs(level) <= 1 else HYSTERESIS
             assert low - reach - 1e-9 <= math.log2(load) <= high + reach + 1e-9
 
 
@@ -86,9 +88,9 @@ def test_a_key_is_forgotten_after_more_than_a_thousand_others() -> None:
     near, steady = 2**0.7, lines.SteadyLevels()
     for key in range(5):
         steady.levels(key, [1.0])
-    for other in range(1000, 1000 + lines.MOST_KEYS - 5):
+    for other in range(1000, 1000 + MOST_KEYS - 5):
         steady.levels(other, [1.0])
-    assert lines.MOST_KEYS > 1000
+    assert MOST_KEYS > 1000
     assert steady.levels(0, [near]) == [1]  # asked for again: among the last to go
     steady.levels("one more", [1.0])
     assert steady.levels(1, [near]) == [3]

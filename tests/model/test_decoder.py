@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_model import FEW, Decoder, LatentCache, ModelConfig
+from moe_model import ModelConfig
+from moe_model.attention import LatentCache
 from moe_model.config import YarnScaling
-from moe_model.decoder import Drafter
+from moe_model.decoder import FEW, Decoder, Drafter
 from tests.model.conftest import make_model
 
 YARN = YarnScaling(factor=4.0, original_max_position_embeddings=10, mscale=0.7, mscale_all_dim=0.9)

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from moe_model import Experts, ModelConfig, experts as experts_module
+from moe_model import ModelConfig, experts as experts_module
+from moe_model.experts import Experts
 from tests.model.conftest import make_config
 
 T, K = 33, 2

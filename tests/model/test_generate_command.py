@@ -9,7 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from moe_model import REPLACEMENT, app, pieces, run_command
+from moe_model import run_command
+from moe_model.command import REPLACEMENT
+from moe_model.generate import app, pieces
 from tests.model.conftest import make_model, write_checkpoint
 
 

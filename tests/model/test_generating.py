@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moe_model import SamplingRules
-from moe_model.sampling import Sampler, generate
+from moe_model.sampling import Sampler, SamplingRules, generate
 from tests.model.conftest import make_model
 
 ALL_RULES = {

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from moe_model import UsageError
-from moe_model.huggingface import load_pretrained
+from moe_model.huggingface.read import load_pretrained
 from tests.model.published import LLAMA3, change_config, change_tensors, command, of_type
 
 EXPERT = "model.layers.1.mlp.experts.15.up_proj.weight"

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moe_model import CharTokenizer, LanguageModel, UsageError, read_checkpoint
 from moe_model.config import YarnScaling
-from moe_model.huggingface import load_pretrained, save_pretrained
+from moe_model.huggingface.read import load_pretrained
+from moe_model.huggingface.write import save_pretrained
 from moe_model.training.checkpoint import LATEST, Checkpoints
 from tests.forked import ForkServer
 from tests.model.conftest import make_biased, write_checkpoint

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moe_model import UsageError
-from moe_model.huggingface import load_pretrained, parts
+from moe_model.huggingface.read import load_pretrained, parts
 from tests.model.published import change_config, change_tensors, imported, tensors, their_model
 
 PLAIN = ("embed_tokens", "lm_head", "norm", ".gate.")

@@ -14,9 +14,10 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
     DeepseekV3RotaryEmbedding,
 )
 
-from moe_model import ModelConfig, UsageError, rotary_table, softmax_scale
+from moe_model import ModelConfig, UsageError
+from moe_model.attention import rotary_table, softmax_scale
 from moe_model.config import Llama3Scaling, YarnScaling
-from moe_model.huggingface import published_fields, read_config
+from moe_model.huggingface.config import published_fields, read_config
 from tests.model.published import SHAPE
 
 POSITIONS = 40

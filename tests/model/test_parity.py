@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from benchmarks.transformers_peer import peer, their_name
-from moe_model import LatentCache
+from moe_model.attention import LatentCache
 from moe_model.config import YarnScaling
 from tests.model.conftest import make_biased
 

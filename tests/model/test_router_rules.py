@@ -8,7 +8,9 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
-from moe_model import ModelConfig, Router, update_expert_bias
+from moe_model import ModelConfig
+from moe_model.balance import update_expert_bias
+from moe_model.router import Router
 from moe_model.training.step import make_optimizer
 from tests.model.conftest import SMALL, make_model
 

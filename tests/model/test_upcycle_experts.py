@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from moe_model import FeedForward, MixtureOfExperts
+from moe_model import MixtureOfExperts
+from moe_model.experts import FeedForward
 from moe_model.upcycle.conversion import break_symmetry, expert_width, split_into_experts
 from tests.model.conftest import make_config
 

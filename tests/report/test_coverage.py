@@ -10,7 +10,9 @@ from hypothesis import given, strategies as st
 from benchmarks.coverage import covered
 from microscope_tui import report
 from microscope_tui.placement import NoCounts
-from microscope_tui.runlog import RunFile, decode_means
+from microscope_tui.report import coverage
+from microscope_tui.runlog import RunFile
+from microscope_tui.runlog.decode import decode_means
 from tests.conftest import header, step
 
 MODEL = {"layers": [1, 2], "layer_names": ["L1", "L2"], "num_experts": 4, "top_k": 1}
@@ -30,14 +32,14 @@ def test_the_score_interval_agrees_with_published_values() -> None:
         (0, 20): (0.0000, 0.2005),
         (1, 29): (0.0018, 0.1963),
     }.items():
-        assert report.score_interval(hits, of) == pytest.approx((low, high), abs=5e-5)
+        assert coverage.score_interval(hits, of) == pytest.approx((low, high), abs=5e-5)
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(1, 10**6))
 def test_an_estimate_lies_in_its_interval_and_a_miss_has_none(
     hits: int, misses: int, wanted: int
 ) -> None:
-    need = report.further(hits, hits + misses, wanted)
+    need = coverage.further(hits, hits + misses, wanted)
     assert (need is None) == (hits >= wanted)
     if need is None:
         return
@@ -49,7 +51,7 @@ def test_an_estimate_lies_in_its_interval_and_a_miss_has_none(
 
 
 def test_without_a_hit_the_limit_is_the_rule_of_three() -> None:
-    need = report.further(0, 30_000, 1000)
+    need = coverage.further(0, 30_000, 1000)
     assert need.low == pytest.approx(1000 * 30_000 / 3, rel=0.01)
 
 
@@ -68,11 +70,11 @@ def test_counts_of_an_evaluation_are_summed_over_all_steps(covering: Any) -> Non
     rng = random.Random(0)
     rows = [
         [[a, 500 - a, 0, 500], [250] * 4]
-        for a in (rng.randrange(10, 90) for _ in range(report.LAST_STEPS + 50))
+        for a in (rng.randrange(10, 90) for _ in range(coverage.LAST_STEPS + 50))
     ]
     steps = [step(n, counts, sum(counts[0])) for n, counts in enumerate(rows, 1)]
     found = covering(50_000, steps)
-    assert found.steps == report.LAST_STEPS + 50
+    assert found.steps == coverage.LAST_STEPS + 50
     first, second = found.layers
     assert [expert.tokens for expert in first.experts] == [
         sum(row[0][expert] for row in rows) for expert in range(4)

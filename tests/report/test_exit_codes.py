@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from microscope_tui.diagnosis import WHOLE_RUN, Episode, Severity, group
-from microscope_tui.report import Judgement, worst_code
-from microscope_tui.report.check import exit_code
+from microscope_tui.report import worst_code
+from microscope_tui.report.check import Judgement, exit_code
 from microscope_tui.runlog import RouterInfo
 
 INFO, WARN, CRITICAL, ERROR = Severity.INFO, Severity.WARN, Severity.CRITICAL, Severity.ERROR

@@ -14,10 +14,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from microscope_tui.probe import RunRecorder
-from microscope_tui.report import check_format, format_json, format_text, judge
-from microscope_tui.report.format_check import exit_code
+from microscope_tui.report import judge
+from microscope_tui.report.format_check import check_format, exit_code, format_json, format_text
 from microscope_tui.runlog import (
-    SAID_IN_FULL,
     RouterSummary,
     RunFile,
     records as tables,
@@ -25,6 +24,7 @@ from microscope_tui.runlog import (
     tail,
     validate,
 )
+from microscope_tui.runlog.problems import SAID_IN_FULL
 from tests.conftest import header
 from tests.problems import problems_in
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.runlog import BackgroundLog, RunLogWriter, estimated_bytes
+from microscope_tui.runlog import BackgroundLog, RunLogWriter
+from microscope_tui.runlog.writer import estimated_bytes
 from tests.runlog.written import lost, records, steps
 
 END = {"kind": "event", "event": "end", "step": 99}

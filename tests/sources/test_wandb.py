@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from microscope_tui.lines import fit_list, plain, run_line
+from microscope_tui.lines import plain
+from microscope_tui.lines.run_list import fit_list, run_line
 from microscope_tui.sources import BLOCK_BYTES, Keys, Target, Unreadable, WandbReader, rules_of
 from microscope_tui.sources.wandb import RecordSplitter
 from microscope_tui.watch import Fleet

@@ -27,7 +27,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from microscope_tui.probe import RoutingCounter
-from moe_model import LanguageModel, ModelConfig, Routing, UsageError, update_expert_bias
+from moe_model import LanguageModel, ModelConfig, UsageError
+from moe_model.balance import update_expert_bias
+from moe_model.router import Routing
 from moe_model.sampling import generate
 from moe_model.training.checkpoint import load_shards, optimizer_state, save_shards
 from moe_model.training.console import SHARDED_SAMPLE_TOKENS, sample

@@ -15,14 +15,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from moe_model import (
-    MOST_BYTES,
-    CheckpointError,
-    LanguageModel,
-    read_checkpoint,
-    read_plain_description,
-)
+from moe_model import CheckpointError, LanguageModel, read_checkpoint, read_plain_description
 from moe_model.config import YarnScaling
+from moe_model.store import MOST_BYTES
 from moe_model.training.checkpoint import described, find_checkpoint
 from moe_model.training.distributed import World
 from moe_model.training.options import Options

@@ -19,7 +19,8 @@ from rich.console import Console as RichConsole
 
 from microscope_tui.probe import Alert
 from microscope_tui.runlog import safe_text
-from moe_model import REPLACEMENT, plain_text, say
+from moe_model import plain_text, say
+from moe_model.command import REPLACEMENT
 from moe_model.training.console import Console
 from moe_model.training.run import Progress
 from tests.forked import ROOT

@@ -118,7 +118,7 @@ class ProbeScreen(BaseScreen):
             await self.redraw()
 
     def find(self, back: bool) -> str | None:
-        """Go to where the text begins next; the problem, if any. Reads from the disk."""
+        """To where the text begins next; the problem, if any. Reads from the disk."""
         anatomy, routing = self.session.anatomy, self.session.anatomy.routing
         if routing is None:
             return None
@@ -135,7 +135,7 @@ class ProbeScreen(BaseScreen):
         return None
 
     def go_to_expert(self, back: bool) -> str | None:
-        """Go to the next token of the expert; the problem, if any. Reads from the disk."""
+        """To the next token of the expert; the problem, if any. Reads from the disk."""
         anatomy, routing = self.session.anatomy, self.session.anatomy.routing
         expert = self.session.expert
         if routing is None or expert is None:
@@ -219,10 +219,9 @@ class TokensScreen(ProbeScreen):
             lines = tokens.brief(routing, layer, token, columns)
             self.show("token-panel", lines, width=columns, height=_BRIEF_ROWS)
         title = tokens.title(routing, layer, token, columns, light.choice(token))
-        shares = tokens.busiest(routing, layer)
-        legend = tokens.legend(light, shares, columns, letters=self.letters)
         self.show("token-title", [title])
-        self.show("token-legend", [legend])
+        shares = tokens.busiest(routing, layer)
+        self.show("token-legend", [tokens.legend(light, shares, columns, letters=self.letters)])
         routing.release()
 
     def probe_json(self, routing: Routing) -> str:
