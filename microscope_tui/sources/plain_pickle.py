@@ -4,8 +4,13 @@ Python's own unpickler calls what the pickle names. This one has no such operati
 few opcodes that ``torch.save`` writes (protocol 2) for containers, numbers, texts and tensors, and
 refuses the file at any other. Every opcode makes at most one object, so the number of opcodes
 bounds the memory; there is no recursion.
+
+The pickle is read as a stream. Runs of numbers in a list and long texts stay in the file: a
+``Run`` and a ``Text`` are places in it. An array of numpy is a long text too: ``torch.save`` uses
+protocol 2, in which ``numpy.ndarray`` is a call, a BUILD and its bytes as latin-1 text.
 """
 
+import re
 import struct
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -19,6 +24,12 @@ MOST_OPCODES = 4_000_000
 MOST_DEPTH = 32
 """Containers inside each other; a dump has four."""
 _MOST_NAME = 512
+_WINDOW = 1 << 20
+_AHEAD = 16 << 10
+"""Bytes that one operation may need; the pickler puts 1,000 numbers at most into a run."""
+_LONG_TEXT = 4096
+_NUMBER = re.compile(rb"K.|M..|J.{4}|G.{8}|[N\x88\x89]", re.DOTALL)
+_RUN = re.compile(rb"(?:%s)++(?=e)" % _NUMBER.pattern, re.DOTALL)
 _KEYS = (str, int, float, bool, type(None))
 _NUMBERS = {b"J": Struct("<i"), b"K": Struct("<B"), b"M": Struct("<H"), b"G": Struct(">d")}
 _CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False, b")": ()}
@@ -38,20 +49,59 @@ class Global:
     name: str
 
 
+@dataclass(slots=True)
+class Made:
+    """What a call would make, and what a BUILD would give it; neither is done."""
+
+    name: str
+    arguments: tuple[Any, ...]
+    state: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A long text: UTF-8 from ``start`` to before ``end``."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Numbers of a list one after the other; ``integers`` reads them."""
+
+    start: int
+    end: int
+
+
+def integers(run: bytes) -> list[int]:
+    """The integers in the bytes of a ``Run``; other numbers are left out."""
+    return [
+        int.from_bytes(number[1:], "little", signed=number[0] == ord("J"))
+        for number in _NUMBER.findall(run)
+        if number[0] in b"KMJ"
+    ]
+
+
 ORDERED = "collections.OrderedDict"
 Build = Callable[[Any], Any]
+Read = Callable[[int, int], bytes]
 
 
-def load(data: bytes, allowed: Callable[[str], bool], call: Build, storage: Build) -> Any:
+def load(
+    read: Read, allowed: Callable[[str], bool], call: Build, storage: Build, start: int = 0
+) -> Any:
     """The value of a pickle, or ``Refused``.
 
     Args:
+        read: bytes from an offset, at most so many; fewer at the end of the pickle.
         allowed: whether a global of this name may appear.
         call: the value of ``(name, arguments)``, for globals other than ``OrderedDict``.
         storage: the value of a persistent id.
+        start: offset of the pickle.
     """
     try:
-        value = _Interpreter(data, allowed, call, storage).run()
+        value = _Interpreter(read, allowed, call, storage, start).run()
     except (IndexError, KeyError, struct.error):
         raise Refused("the pickle is damaged; copy the file again") from None
     _check_depth(value)
@@ -60,17 +110,28 @@ def load(data: bytes, allowed: Callable[[str], bool], call: Build, storage: Buil
 
 class _Interpreter:
     def __init__(
-        self, data: bytes, allowed: Callable[[str], bool], call: Build, storage: Build
+        self,
+        read: Read,
+        allowed: Callable[[str], bool],
+        call: Build,
+        storage: Build,
+        start: int,
     ) -> None:
-        self._data, self._at = data, 0
+        self._read = read
+        self._data, self._base = b"", start  # a window of the pickle, and where it begins
+        self._is_last = False
+        self._at = self._spent = 0
         self._allowed, self._call, self._storage = allowed, call, storage
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        data = self._data
-        for _ in range(MOST_OPCODES):
+        while self._spent < MOST_OPCODES:
+            self._spent += 1
+            if len(self._data) - self._at < _AHEAD and not self._is_last:
+                self._move()
+            data = self._data
             code = data[self._at : self._at + 1]
             self._at += 1
             if (number := _NUMBERS.get(code)) is not None:  # nearly all operations of a long list
@@ -93,14 +154,19 @@ class _Interpreter:
                 )
         raise Refused(f"the pickle has more than {MOST_OPCODES:,} operations; dump more often")
 
+    def _move(self) -> None:
+        """Let the window begin at the next operation."""
+        self._base += self._at
+        self._data, self._at = self._read(self._base, _WINDOW), 0
+        self._is_last = len(self._data) < _WINDOW
+
     def _push(self, code: bytes) -> bool:
         """Values that need nothing from the stack."""
         push = self._stack.append
         if code in _CONSTANTS:
             push(_CONSTANTS[code])
         elif code == b"X":
-            length = int.from_bytes(self._take(4), "little")
-            push(self._take(length).decode("utf-8", "replace"))
+            push(self._text(int.from_bytes(self._take(4), "little")))
         elif code == b"\x8a":
             push(int.from_bytes(self._take(self._take(1)[0]), "little", signed=True))
         elif code == b"}":
@@ -109,11 +175,22 @@ class _Interpreter:
             push([])
         elif code == b"(":
             self._marks.append(len(self._stack))
+            if run := _RUN.match(self._data, self._at):
+                start, self._at = self._at, run.end()
+                push(Run(self._base + start, self._base + self._at))
         elif code == b"\x80":
             self._take(1)  # the protocol
         else:
             return False
         return True
+
+    def _text(self, length: int) -> str | Text:
+        if length <= _LONG_TEXT:
+            self._spent += length >> 6
+            return self._take(length).decode("utf-8", "replace")
+        start = self._base + self._at
+        self._at += length
+        return Text(start, start + length)
 
     def _collect(self, code: bytes) -> bool:
         """Tuples, and what is put into a list or a dict."""
@@ -145,6 +222,9 @@ class _Interpreter:
                 raise Refused("the pickle calls something that is not a function")
             ordered = function.name == ORDERED and not arguments
             self._stack.append({} if ordered else self._call((function.name, arguments)))
+        elif code == b"b":
+            (state,) = self._pop(1)
+            self._top(Made).state = state
         elif code == b"Q":
             self._stack.append(self._storage(self._pop(1)[0]))
         else:

@@ -2,11 +2,14 @@
 
 The file is a zip with stored members: ``NAME/data.pkl``, a pickle of plain containers and tensors,
 and ``NAME/data/KEY``, the numbers of each storage. The pickle is interpreted (``plain_pickle``);
-the numbers stay in the file until they are asked for. Layout: ``torch/serialization.py``.
+the numbers stay in the file until they are asked for. Arrays of numpy are in the pickle itself.
+Layout: ``torch/serialization.py`` and ``numpy/_core/src/multiarray/methods.c`` (``__reduce__``).
 """
 
 import math
 import struct
+from codecs import getincrementaldecoder
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
@@ -14,7 +17,7 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 from microscope_tui.runlog import safe_text
 from microscope_tui.sources import plain_pickle
 from microscope_tui.sources.dumps import Bytes
-from microscope_tui.sources.plain_pickle import ORDERED, Refused
+from microscope_tui.sources.plain_pickle import ORDERED, Made, Refused, Text
 
 MOST_MEMBERS = 1 << 17
 """A member takes some hundred bytes of memory; a dump has one for each tensor."""
@@ -29,7 +32,16 @@ CODES = {
     "torch.BFloat16Storage": "e",  # of its size: only integers are read
 }
 """Storage class → code of ``struct``."""
-_ALLOWED = {*CODES, _REBUILD, ORDERED}
+INTEGERS = {"i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
+"""The same for types of numpy."""
+_PIECE = 1 << 20
+_NUMPY = {
+    f"numpy.{core}.multiarray.{what}"
+    for core in ("core", "_core")
+    for what in ("_reconstruct", "scalar")
+}
+_NUMPY |= {"numpy.ndarray", "numpy.dtype", "_codecs.encode", "__builtin__.bytes"}
+_ALLOWED = {*CODES, *_NUMPY, _REBUILD, ORDERED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +60,14 @@ class Tensor:
     _offset: int  # in elements
 
     @property
+    def code(self) -> str:
+        """Of ``struct``."""
+        return self._storage.code
+
+    @property
     def is_integer(self) -> bool:
         """Whether its numbers are integers (not truth values)."""
-        return self._storage.code in "Bbhiq"
+        return self.code in "Bbhiq"
 
     def numbers(self, data: Bytes, index: int | None = None) -> list[Any]:
         """The numbers of ``tensor[index]``, or of all of it, from the file that ``load`` read.
@@ -58,10 +75,69 @@ class Tensor:
         In row-major order.
         """
         number = math.prod(self.shape if index is None else self.shape[1:])
-        code = self._storage.code
-        first = self._offset + (index or 0) * number
-        start = _start_of(data, self._storage.member) + first * struct.calcsize(code)
-        return data.numbers(start, code, number, "the numbers of a tensor")
+        start = self._start(data, (index or 0) * number)
+        return data.numbers(start, self.code, number, "the numbers of a tensor")
+
+    def _start(self, data: Bytes, first: int) -> int:
+        before = (self._offset + first) * struct.calcsize(self.code)
+        return _start_of(data, self._storage.member) + before
+
+    def pieces(self, data: Bytes) -> Iterator[bytes]:
+        """The bytes of all numbers, about a megabyte at once."""
+        start = self._start(data, 0)
+        size = math.prod(self.shape) * struct.calcsize(self.code)
+        for at in range(start, start + size, _PIECE):
+            yield data.read(at, min(_PIECE, start + size - at), "the numbers of a tensor")
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """An array of numpy, of little-endian integers in C order."""
+
+    shape: tuple[int, ...]
+    code: str
+    """Of ``struct``."""
+    _numbers: str | Text
+
+    def pieces(self, data: Bytes) -> Iterator[bytes]:
+        """The bytes of all numbers, about a megabyte at once; ``Unreadable`` if they are others."""
+        left = math.prod(self.shape) * struct.calcsize(self.code)
+        decoder = getincrementaldecoder("utf-8")()
+        text = self._numbers
+        spans = range(text.start, text.end, _PIECE) if isinstance(text, Text) else [0]
+        try:
+            for at in spans:
+                if isinstance(text, Text):
+                    raw = data.read(at, min(_PIECE, text.end - at), "the numbers of an array")
+                    piece = decoder.decode(raw).encode("latin-1")
+                else:
+                    piece = text.encode("latin-1")
+                left -= len(piece)
+                yield piece
+        except UnicodeError:
+            left = -1
+        if left:
+            raise data.broken("the numbers of an array of numpy do not fit its shape")
+
+
+def array_of(value: Any) -> "Array | Tensor | None":
+    """A tensor or an array of integers, else ``None``."""
+    match value:
+        case Tensor():
+            return value if value.is_integer else None
+        case Made(
+            state=(
+                int(),
+                tuple(shape),
+                Made(arguments=(str(kind), *_), state=(_, "<" | "|", *_)),
+                False,
+                Made(name="_codecs.encode", arguments=(str() | Text() as numbers, "latin1")),
+            )
+        ) if kind in INTEGERS and all(type(size) is int and size >= 0 for size in shape):
+            size = math.prod(shape) * struct.calcsize(INTEGERS[kind])
+            length = len(numbers) if isinstance(numbers, str) else numbers.end - numbers.start
+            return Array(shape, INTEGERS[kind], numbers) if size <= length else None
+    return None
 
 
 def _is_contiguous(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
@@ -86,9 +162,14 @@ def load(data: Bytes) -> Any:
     folder = pickles[0].removesuffix("data.pkl")
     tensors = _Tensors(found, folder)
     member = found[pickles[0]]
-    content = data.read(_start_of(data, member), member.file_size, "the pickle")
+    start = _start_of(data, member)
+    end = start + member.file_size
+
+    def read(at: int, most: int) -> bytes:
+        return data.read(at, max(0, min(most, end - at)), "the pickle")
+
     try:
-        return plain_pickle.load(content, _ALLOWED.__contains__, tensors.call, tensors.storage)
+        return plain_pickle.load(read, _ALLOWED.__contains__, tensors.call, tensors.storage, start)
     except Refused as refused:
         raise data.broken(str(refused)) from None
 
@@ -176,9 +257,11 @@ class _Tensors:
             raise Refused(f"storage {safe_text(key, 20)!r} has fewer bytes than the pickle needs")
         return _Storage(CODES[name], member, elements)
 
-    def call(self, called: tuple[str, tuple[Any, ...]]) -> Tensor:
+    def call(self, called: tuple[str, tuple[Any, ...]]) -> Tensor | Made:
         """The tensor of ``_rebuild_tensor_v2(storage, offset, shape, strides, …)``."""
         name, arguments = called
+        if name in _NUMPY:
+            return Made(name, arguments)
         if name != _REBUILD or len(arguments) < 4:
             raise Refused(f"the pickle calls {safe_text(name, 60)}; nothing was executed")
         storage, offset, shape, strides = arguments[:4]

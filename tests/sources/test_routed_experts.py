@@ -1,0 +1,294 @@
+"""What engines and RL trainers write as routed_experts is read as they mean it."""
+
+import base64
+import io
+import json
+import random
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from microscope_tui.routing import Routing, Shape
+from microscope_tui.sources import Unreadable, convert_choices, plain_pickle, routed_experts
+from tests.sources.sound import saved
+
+BESIDE = Shape((1, 3), ("L1", "L3"), 8, 2, 1)
+Rows = list[list[tuple[int, ...]]]
+"""Token → layer → experts."""
+EMPTY: list[tuple[int, ...]] = [(), ()]
+
+
+def rows(tokens: int, layers: int = 2, k: int = 2, experts: int = 8) -> Rows:
+    rng = random.Random(0)
+    return [[tuple(rng.sample(range(experts), k)) for _ in range(layers)] for _ in range(tokens)]
+
+
+def read(path: Path, beside: Shape = BESIDE) -> tuple[Rows, Any]:
+    """The choices, and the token ids if there are any."""
+    target = path.with_name("routing.bin")
+    has_token_ids = convert_choices(path, target, beside)
+    with Routing(target) as routing:
+        assert routing.shape.layers == beside.layers
+        chosen = [routing.chosen(layer, 0, routing.tokens) for layer in range(len(beside.layers))]
+        ids = list(routing.token_ids(0, routing.tokens))
+        return [list(of_layers) for of_layers in zip(*chosen, strict=True)], (
+            ids if has_token_ids else None
+        )
+
+
+def lines(tmp_path: Path, *responses: object) -> Path:
+    path = tmp_path / "out.jsonl"
+    path.write_text("\n".join(json.dumps(one) for one in responses) + "\n")
+    return path
+
+
+def as_base64(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()
+
+
+def prime_rl(ids: list[int], array: Any) -> bytes:
+    """Its engine drops the tokens before ``start``: two of the prompt."""
+    found = {"data": as_base64(array[2:].astype("u2").tobytes()), "shape": array[2:].shape}
+    choice = {"token_ids": ids[4:], "routed_experts": found | {"start": 2, "dtype": "uint16"}}
+    return json.dumps({"prompt_token_ids": ids[:4], "choices": [choice]}).encode()
+
+
+def nemo_rl(ids: list[int], array: Any) -> bytes:
+    size = "x".join(map(str, array.shape))
+    routes = f"nrlre1:int16:{size}:{as_base64(array.astype('i2').tobytes())}"
+    message = {"prompt_token_ids": ids[:4], "generation_token_ids": ids[4:]}
+    return json.dumps({"choices": [{"message": message | {"routed_experts": routes}}]}).encode()
+
+
+def vllm(ids: list[int], array: Any) -> bytes:
+    np.save(raw := io.BytesIO(), array.astype("u1"))
+    return json.dumps({"token_ids": ids, "routed_experts": as_base64(raw.getvalue())}).encode()
+
+
+def sample(ids: list[int], array: Any) -> dict[str, Any]:
+    """Of slime or miles, as ``to_dict`` makes it."""
+    found = {"group_index": 0, "prompt": "x" * 9000, "tokens": ids, "response": "é" * 5000}
+    found |= {"reward": np.float32(1), "rollout_log_probs": [-0.5] * len(ids), "metadata": {}}
+    return found | {"rollout_routed_experts": array, "loss_mask": [1] * len(ids)}
+
+
+def slime(ids: list[int], array: Any) -> bytes:
+    aborted = sample([], None)
+    return saved({"rollout_id": 3, "samples": [aborted, sample(ids, array.astype("i4"))]})
+
+
+def tensors(ids: list[int], array: Any) -> bytes:
+    routes = torch.from_numpy(array.astype("i4"))
+    return saved({"rollout_id": 3, "samples": [sample(np.array(ids), routes)]})
+
+
+FORMS = [prime_rl, nemo_rl, vllm, slime, tensors]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("piece", [256, 1 << 20])
+def test_every_form_holds_the_choices_and_ids_that_were_written(
+    form: Any, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routed_experts, "_PIECE", piece)
+    monkeypatch.setattr(plain_pickle, "_WINDOW", max(piece, 20_000))
+    choices: Any = rows(2500, experts=8)
+    choices[7] = [(0, 0), (0, 0)]  # a hole
+    array, ids = np.array(choices), [(n * 7919) % 150_000 for n in range(2501)]
+    (tmp_path / "a").write_bytes(form(ids, array))
+    expected = [*choices[:7], EMPTY, *choices[8:], EMPTY]
+    if form is prime_rl:
+        expected[:2] = [EMPTY] * 2
+    assert read(tmp_path / "a") == (expected, ids)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_damaged_file_of_any_form_is_refused_in_one_line_or_read(
+    form: Any, tmp_path: Path
+) -> None:
+    whole = form(list(range(30)), np.array(rows(29)))
+    refused = []
+    for seed in range(60):
+        found: Rows = []
+        try:
+            found, _ = read(damaged(whole, seed, tmp_path / "a"))
+        except Unreadable as error:
+            refused.append(str(error))
+        assert all(expert < 8 for token in found for layer in token for expert in layer)
+        assert not [*tmp_path.glob("*.part")]
+    assert 0 < len(refused) < 60
+    assert all(map(str.isprintable, refused))
+
+
+def damaged(whole: bytes, seed: int, path: Path) -> Path:
+    rng = random.Random(seed)
+    raw = bytearray(whole)
+    for _ in range(rng.choice((1, 1, 3))):
+        at = rng.randrange(len(raw))
+        match rng.randrange(4):
+            case 0:
+                raw[at] = rng.randrange(256)
+            case 1:
+                del raw[at : at + rng.choice((1, 8, 500))]
+            case 2:
+                raw[at:at] = raw[: rng.choice((1, 8, 500))]
+            case _:
+                raw[at] ^= 1 << rng.randrange(8)
+    path.write_bytes(raw)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ({"samples": [{"rollout_routed_experts": 5}]}, r"sample 1: .* is not integers"),
+        ({"samples": [sample([1], np.zeros((1, 2, 2), "f4"))]}, r"is not integers"),
+        ({"samples": [sample([1], np.zeros((1, 2, 2), "O"))]}, r"is not integers"),
+        ({"samples": [sample([1] * 9, np.zeros((2, 2, 2), "i4"))]}, r"sample 1: choices of 2"),
+        ({"rollout_id": 1}, "has no samples"),
+    ],
+)
+def test_a_dump_of_something_else_is_named(tmp_path: Path, value: object, why: str) -> None:
+    (tmp_path / "a.pt").write_bytes(saved(value))
+    with pytest.raises(Unreadable, match=why):
+        read(tmp_path / "a.pt")
+
+
+@settings(max_examples=30)
+@given(
+    st.sampled_from(["<i2", "|u1", "<i8", "<i4"]),
+    st.integers(1, 200),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.sampled_from([8, 200, 300]),
+)
+def test_an_array_of_numpy_is_read(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, tokens: int, layers: int, k: int, e: int
+) -> None:
+    path = tmp_path_factory.mktemp("n") / "routes.npy"
+    choices = rows(tokens, layers, k, min(e, 200) if kind == "|u1" else e)
+    np.save(path, np.array(choices, dtype=kind))
+    depths = tuple(range(layers))
+    found, ids = read(path, Shape(depths, tuple(f"L{n}" for n in depths), e, k, 1))
+    if not np.any(choices[-1]):
+        choices[-1] = [()] * layers
+    assert (found, ids) == (choices, None)
+
+
+@pytest.mark.parametrize(
+    ("array", "why"),
+    [
+        (np.zeros((2, 2), "i4"), r"expected integers of shape"),
+        (np.zeros((2, 2, 2), "f4"), r"expected integers of shape"),
+        (np.full((2, 2, 2), None, object), r"expected integers of shape"),
+        (np.zeros((2, 2, 2), "i4", order="F"), r"in C order"),
+        (np.zeros((2, 2, 2), ">i4"), r"little-endian"),
+        (np.array([[[3, 8]] * 2] * 2), r"expert 8 in layer 0: expected 0 to 7"),
+        (np.array([[[3, -2]] * 2] * 2), r"expert -2"),
+    ],
+)
+def test_an_array_of_something_else_is_refused(tmp_path: Path, array: Any, why: str) -> None:
+    np.save(tmp_path / "a.npy", array, allow_pickle=True)
+    with pytest.raises(Unreadable, match=why):
+        read(tmp_path / "a.npy")
+    assert [one.name for one in tmp_path.iterdir()] == ["a.npy"]
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_damaged_arrays_are_refused_or_read(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("n") / "a.npy"
+    np.save(path, np.array(rows(5), "i2"))
+    raw = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(raw[: data.draw(st.integers(1, len(raw)))])
+    try:
+        found, _ = read(path)
+    except Unreadable:
+        return
+    assert all(expert < 8 for token in found for layer in token for expert in layer)
+
+
+def test_nested_lists_of_vllm_are_prompt_and_output(tmp_path: Path) -> None:
+    choices = rows(5)
+    response = {
+        "prompt_token_ids": [5, 6, 7],
+        "prompt_routed_experts": choices[:3],
+        "choices": [{"token_ids": [8, 9], "routed_experts": [choices[3], [[0, 0], [0, 0]]]}],
+    }
+    found, ids = read(lines(tmp_path, response, response))
+    assert found == [*choices[:4], EMPTY] * 2  # not expert 0
+    assert ids == [5, 6, 7, 8, 9] * 2
+
+
+def test_base64_of_sglang_is_read_without_its_dense_layers(tmp_path: Path) -> None:
+    choices = rows(3)
+    for last in ([], [0] * 8):
+        flat = [n for a, b in choices for n in (-1, -1, *a, -1, -1, *b)] + last
+        packed = base64.b64encode(struct.pack(f"<{len(flat)}i", *flat)).decode()
+        response = {"input_ids": [1, 2], "output_ids": [3, 4]}
+        response |= {"meta_info": {"routed_experts": packed, "id": "x"}}
+        found, ids = read(lines(tmp_path, response))
+        assert (found, ids) == ([*choices, EMPTY], [1, 2, 3, 4])
+
+
+def test_the_last_token_of_a_top_1_model_does_not_credit_expert_0(tmp_path: Path) -> None:
+    response = {"token_ids": [1, 2, 3], "routed_experts": [[[0]], [[5]], [[0]]]}
+    found, _ = read(lines(tmp_path, response), Shape((0,), ("L0",), 8, 1, 1))
+    assert found == [[(0,)], [(5,)], [()]]
+
+
+def test_without_a_probe_the_layers_are_those_that_chose(tmp_path: Path) -> None:
+    choices = [[(-1, -1), *token] for token in rows(3)]
+    convert_choices(lines(tmp_path, {"routed_experts": choices}), tmp_path / "routing.bin")
+    with Routing(tmp_path / "routing.bin") as routing:
+        assert routing.shape.layers == (1, 2)
+        assert routing.choice(0, 1).experts == choices[1][1]
+
+
+@pytest.mark.parametrize(
+    ("response", "why"),
+    [
+        ({"text": "hello"}, "line 1: no routed_experts"),
+        ([1, 2], "line 1: Expected `object`"),
+        ({"routed_experts": [[[1, 2]], [[1]]]}, "line 1: rows differ in size"),
+        ({"token_ids": [1], "routed_experts": "!!" * 11 + "=="}, "is not base64"),
+        ({"routed_experts": "AAAA"}, "needs token ids"),
+        ({"token_ids": [1], "routed_experts": "AAAA"}, "0 choices for 1 token ids"),
+        (
+            {"token_ids": [1] * 9, "routed_experts": rows(5)},
+            "choices of 5 tokens from token 0 on, for 9 token ids",
+        ),
+        ({"token_ids": [-1], "routed_experts": rows(1)}, "a token id is negative"),
+        ({"choices": [{}, {}]}, "2 choices"),
+        ({"routed_experts": {"valid_shape": [1, 2, 2]}}, "missing required field `data`"),
+        (
+            {"routed_experts": {"data": "AAAA", "shape": [9, 2, 2]}},
+            "has 3 bytes .* expected 36 for",
+        ),
+        (
+            {"routed_experts": {"data": "AAA=", "shape": [1, 1, 2], "start": 9}},
+            "token 9 on: .* and token ids",
+        ),
+        ({"routed_experts": {"data": "AA==", "shape": [1, 1, 1], "dtype": "f4"}}, "dtype f4"),
+        ({"routed_experts": rows(2, experts=9, k=9)}, "k"),
+    ],
+)
+def test_a_line_that_is_something_else_is_named(tmp_path: Path, response: object, why: str) -> None:
+    with pytest.raises(Unreadable, match=why):
+        read(lines(tmp_path, response))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.npy"])
+def test_an_empty_file_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(Unreadable, match="no choices in it"):
+        read(tmp_path / name)
