@@ -2,7 +2,9 @@
 
 A choice is the set of experts of one token in one layer; their order does not count. Blocks of raw
 ids are compared as bytes, and only blocks that differ are compared token by token. Tokens that one
-side did not route (empty slots) are left out.
+side did not route (empty slots) are left out. What explains a difference is looked for too: the
+first layer of each token, because the layers behind it see another input; choices that belong to a
+token before or after; layers that repeat another layer.
 """
 
 import struct
@@ -11,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import compress, count
-from operator import ne
+from operator import eq, ne
 
 from microscope_tui.routing.file import Routing
 
@@ -21,6 +23,12 @@ _TOKENS_AT_ONCE = 1 << 16
 _BINS = 10
 _MOST_SWAPS = 1 << 17
 """Different swaps of a layer that are counted."""
+SHIFTS = (-2, -1, 1, 2)
+_MOST_SHIFTED = 10_000
+"""Choices of a layer that are compared with those of other tokens."""
+_LEAST_SHIFTED = 8
+_SAMPLED = 1024
+"""Tokens by which layers are compared with each other."""
 _Row = tuple[int, ...]
 _HALF = struct.Struct("<e")
 
@@ -38,6 +46,19 @@ class LayerMismatch:
     differing: int = 0
     swaps: Counter[tuple[int, int]] = field(default_factory=Counter)
     """How often B chose the second expert instead of the first."""
+    first: int = 0
+    """Tokens that differ in no layer before."""
+    holes: Counter[str] = field(default_factory=Counter)
+    """Tokens without a choice, by file: A or B."""
+    shifts: Counter[int] = field(default_factory=Counter)
+    """Of the first differing choices, how many B made so many tokens later."""
+
+    @property
+    def shift(self) -> int:
+        """By how many tokens B is late, if that explains most of its differences; else 0."""
+        ((shift, times),) = self.shifts.most_common(1) or [(0, 0)]
+        enough = max(_LEAST_SHIFTED, min(self.differing, _MOST_SHIFTED) // 2 + 1)
+        return shift if times >= enough else 0
 
     @property
     def share(self) -> float:
@@ -65,6 +86,28 @@ class Mismatch:
     """Tenths of the choices, the smallest margin first; empty without margins."""
     margins_of: str = "A"
     """The file of the margins: A or B."""
+    total: int = 0
+    """Tokens in the files."""
+    copies: Sequence[tuple[str, str, str]] = ()
+    """File (A or B), layer, and the layer before it that has the same choices."""
+
+    @property
+    def origin(self) -> LayerMismatch:
+        """The layer in which most tokens differ first."""
+        return max(self.layers, key=lambda layer: layer.first)
+
+    @property
+    def shifted(self) -> dict[int, list[str]]:
+        """Layers in which B is late, by tokens."""
+        found: dict[int, list[str]] = {}
+        for layer in self.layers:
+            if layer.shift:
+                found.setdefault(layer.shift, []).append(layer.name)
+        return found
+
+    def routed(self, file: str) -> int:
+        """Tokens of A or B with a choice."""
+        return self.total - min(layer.holes[file] for layer in self.layers)
 
     @property
     def compared(self) -> int:
@@ -111,11 +154,31 @@ def compare(a: Routing, b: Routing, *, token_ids: bool = True, margins_of: str =
                 seen.update(patterns)
                 seen.subtract([patterns[token] for token in unrouted])
                 differing.update([patterns[token] for token in other])
+            a.release()
+            b.release()
         layers.append(layer)
     routed = max(layer.compared for layer in layers)
     if not routed:
         raise NotComparable("no token was routed on both sides")
-    return Mismatch(routed, flags.count(1), layers, _bins(seen, differing), margins_of or "A")
+    copies = [(letter, *names) for letter, side in (("A", a), ("B", b)) for names in _copies(side)]
+    margins = _bins(seen, differing)
+    return Mismatch(routed, flags.count(1), layers, margins, margins_of or "A", a.tokens, copies)
+
+
+def _copies(side: Routing) -> Iterator[tuple[str, str]]:
+    """Layers whose choices are those of a layer before them, by tokens from all of the file."""
+    tokens = range(0, side.tokens, -(-side.tokens // _SAMPLED))
+    empty = b"\xff" * side.shape.top_k
+    seen: list[list[bytes]] = []
+    for layer, name in enumerate(side.shape.layer_names):
+        mine = [side.raw("ids", layer, token, token + 1) for token in tokens]
+        routed = [not row.startswith(empty) for row in mine]
+        if len({*compress(mine, routed)}) >= _LEAST_SHIFTED:  # not a collapsed router
+            for before, theirs in enumerate(seen):
+                if sum(compress(map(eq, mine, theirs), routed)) >= 0.99 * sum(routed):
+                    yield name, side.shape.layer_names[before]
+                    break
+        seen.append(mine)
 
 
 def _refuse_others(a: Routing, b: Routing, token_ids: bool) -> None:
@@ -151,27 +214,45 @@ class _Piece:
         self._start = start
         self._count = end - start
         self._flags = flags
-        self._a, self._b = (one.raw("ids", layer, start, end) for one in (a, b))
+        self._a = a.raw("ids", layer, start, end)
+        before = max(0, start + SHIFTS[0])
+        self._before = start - before
+        self._around = b.raw("ids", layer, before, end + SHIFTS[-1])
         self._k = a.shape.top_k
         self._code = a.id_code
         self._row = struct.Struct(f"<{self._k}{self._code}")
         self._experts = a.shape.num_experts
         self._empty = 0xFF if self._code == "B" else 0xFFFF
+        first = self._before * self._row.size
+        self._b = self._around[first : first + len(self._a)]
 
     def into(self, layer: LayerMismatch) -> tuple[list[int], list[int]]:
         """Returns tokens that differ, and tokens not routed by both."""
         differing: list[int] = []
         unrouted: list[int] = []
         for token, mine, theirs in self._suspects():
-            if mine[0] == self._empty or theirs[0] == self._empty:
+            holes = mine[0] == self._empty, theirs[0] == self._empty
+            if any(holes):
                 unrouted.append(token)
+                layer.holes.update(compress("AB", holes))
             elif set(mine) != set(theirs):
                 differing.append(token)
+                layer.first += not self._flags[self._start + token]
                 self._flags[self._start + token] = 1
+                if layer.differing + len(differing) <= _MOST_SHIFTED:
+                    layer.shifts.update(self._shifts(token, set(mine)))
                 _swap(layer, self._chosen(mine), self._chosen(theirs))
         layer.compared += self._count - len(unrouted)
         layer.differing += len(differing)
         return differing, unrouted
+
+    def _shifts(self, token: int, mine: set[int]) -> Iterator[int]:
+        """By how many tokens later B made the same choice."""
+        for shift in SHIFTS:
+            at = (self._before + token + shift) * self._row.size
+            inside = 0 <= at < len(self._around)
+            if inside and set(self._row.unpack_from(self._around, at)) == mine:
+                yield shift
 
     def _chosen(self, row: _Row) -> list[int]:
         return [expert for expert in row if expert < self._experts]
