@@ -21,6 +21,7 @@ from microscope_tui.console import (
     print_data,
     print_record,
     say,
+    say_size,
     show_progress,
 )
 from microscope_tui.lines import glyphs_for, mismatch_text, plain, spelled
@@ -43,8 +44,6 @@ from microscope_tui.runlog import RunFile, UnknownFormat, safe_text
 from microscope_tui.sources import CHOICE_SUFFIXES, Unreadable, convert_choices
 
 _WIDTH = 80
-_LARGE = 100_000_000
-"""Bytes; the size of a larger file is printed before it is read."""
 
 
 def coverage(
@@ -159,8 +158,7 @@ def _opened(places: tuple[Path, Path], opened: ExitStack) -> tuple[list[Routing]
             if engine[at]:
                 folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="moe-microscope-"))
                 target = Path(folder) / FILE_NAME
-                if (size := path.stat().st_size) >= _LARGE:
-                    say(f"{path}: {size / 1e9:.1f} GB to read")
+                say_size(path)
                 known = convert_choices(path, target, beside, _progress)
                 show_progress("")
                 path, token_ids = target, token_ids and known

@@ -5,9 +5,9 @@ few opcodes that ``torch.save`` writes (protocol 2) for containers, numbers, tex
 refuses the file at any other. Every opcode makes at most one object, so the number of opcodes
 bounds the memory; there is no recursion.
 
-The pickle is read as a stream. Runs of numbers in a list and long texts stay in the file: a
-``Run`` and a ``Text`` are places in it. An array of numpy is a long text too: ``torch.save`` uses
-protocol 2, in which ``numpy.ndarray`` is a call, a BUILD and its bytes as latin-1 text.
+The pickle is read as a stream. Long texts, and numbers one after the other in a list, stay in the
+file: a ``Span`` is there instead. An array of numpy is a long text too (protocol 2): a call, a
+BUILD, and its bytes as latin-1.
 """
 
 import re
@@ -53,29 +53,24 @@ class Global:
 class Made:
     """What a call would make, and what a BUILD would give it; neither is done."""
 
-    name: str
     arguments: tuple[Any, ...]
     state: Any = None
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """A long text: UTF-8 from ``start`` to before ``end``."""
+class Span:
+    """Bytes of the file: a text as UTF-8, or numbers of a list (``integers`` reads them)."""
 
     start: int
     end: int
 
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Numbers of a list one after the other; ``integers`` reads them."""
-
-    start: int
-    end: int
+    @property
+    def size(self) -> int:
+        return self.end - self.start
 
 
 def integers(run: bytes) -> list[int]:
-    """The integers in the bytes of a ``Run``; other numbers are left out."""
+    """The integers in the bytes of a ``Span``; other numbers are left out."""
     return [
         int.from_bytes(number[1:], "little", signed=number[0] == ord("J"))
         for number in _NUMBER.findall(run)
@@ -177,20 +172,20 @@ class _Interpreter:
             self._marks.append(len(self._stack))
             if run := _RUN.match(self._data, self._at):
                 start, self._at = self._at, run.end()
-                push(Run(self._base + start, self._base + self._at))
+                push(Span(self._base + start, self._base + self._at))
         elif code == b"\x80":
             self._take(1)  # the protocol
         else:
             return False
         return True
 
-    def _text(self, length: int) -> str | Text:
+    def _text(self, length: int) -> str | Span:
         if length <= _LONG_TEXT:
             self._spent += length >> 6
             return self._take(length).decode("utf-8", "replace")
         start = self._base + self._at
         self._at += length
-        return Text(start, start + length)
+        return Span(start, start + length)
 
     def _collect(self, code: bytes) -> bool:
         """Tuples, and what is put into a list or a dict."""

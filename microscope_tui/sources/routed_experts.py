@@ -6,7 +6,7 @@
 - NeMo-RL: ``nrlre1:DTYPE:SxLxK:BASE64`` in a message (NVIDIA-NeMo/RL
   ``utils/routed_experts_codec.py``); its ``r3_trace`` files hold checksums, not choices.
 - slime and miles, ``--save-debug-rollout-data``: ``samples`` with ``tokens`` and
-  ``rollout_routed_experts`` [tokens - 1, layers, k], of numpy or torch (THUDM/slime
+  ``rollout_routed_experts`` [tokens - 1, layers, k], an array of numpy (THUDM/slime
   ``observability/rollout_data_utils.py``, radixark/miles ``utils/types.py``).
 - A ``.npy`` of integers.
 
@@ -37,7 +37,7 @@ from microscope_tui.routing import MOST_EXPERTS, BadRouting, RoutingWriter, Shap
 from microscope_tui.runlog import safe_text
 from microscope_tui.sources import torch_file
 from microscope_tui.sources.dumps import Bytes, opened
-from microscope_tui.sources.plain_pickle import Run, integers
+from microscope_tui.sources.plain_pickle import Span, integers
 from microscope_tui.sources.torch_file import INTEGERS
 
 CHOICE_SUFFIXES = (".jsonl", ".npy", ".pt")
@@ -173,6 +173,8 @@ def convert_choices(
     with opened(path) as data:
         try:
             size = survey(samples_of(data, k, layers))
+            if size.layers == len(layers):
+                size = dataclasses.replace(size, kept=range(size.layers))
             writer = RoutingWriter(target, _shape(size, beside))
             try:
                 for sample in samples_of(data, k, layers):
@@ -188,21 +190,17 @@ def convert_choices(
 
 
 def _shape(size: Survey, beside: Shape | None) -> Shape:
-    kept = size.kept
-    if beside is not None and len(beside.layers) == size.layers:
-        kept = range(size.layers)
-    shape = Shape(tuple(kept), tuple(f"L{n}" for n in kept), MOST_EXPERTS, size.k, size.tokens)
+    kept = tuple(size.kept)
     if beside is None:
-        return shape
-    shape = replace(shape, num_experts=beside.num_experts)
-    if len(beside.layers) == len(kept):
-        shape = replace(shape, layers=beside.layers, layer_names=beside.layer_names)
-    return shape
+        return Shape(kept, tuple(f"L{n}" for n in kept), MOST_EXPERTS, size.k, size.tokens)
+    if len(kept) == len(beside.layers):
+        return replace(beside, top_k=size.k, capacity=size.tokens)
+    names = tuple(f"L{n}" for n in kept)
+    return Shape(kept, names, beside.num_experts, size.k, size.tokens)
 
 
 def _write(sample: Sample, size: Survey, writer: RoutingWriter) -> None:
     first, experts = writer.tokens, writer.shape.num_experts
-    kept = range(size.layers) if len(writer.shape.layers) == size.layers else size.kept
     section = writer.places.sections["ids"]
     for at in range(0, sample.tokens, _TOKENS_AT_ONCE):
         zeros = [0] * min(_TOKENS_AT_ONCE, sample.tokens - at)
@@ -210,10 +208,10 @@ def _write(sample: Sample, size: Survey, writer: RoutingWriter) -> None:
         writer.put_tokens(ids, [b""] * len(zeros), zeros, zeros)
     end = sample.start + sample.shape[0]
     for at, count in ((0, sample.start), (end, sample.tokens - end)):
-        for place in range(len(kept)):
+        for place in range(len(size.kept)):
             writer.put("ids", place, first + at, b"\xff" * section.row * count)
     for at, rows in sample.pieces():
-        for place, layer in enumerate(kept):
+        for place, layer in enumerate(size.kept):
             ids_of = packed(rows, layer, size, experts, section.code)
             writer.put("ids", place, first + at, ids_of.tobytes())
 
@@ -237,9 +235,10 @@ def _numpy_header(head: bytes) -> tuple[str, _Sizes, int]:
     start = 10 + int.from_bytes(head[8:10], "little")
     found = _HEADER.fullmatch(head[10:start])
     if found is None or head[6:7] != b"\1":
+        described = safe_text(head[10:start].decode("ascii", "replace").strip(), 120)
         raise BadChoices(
-            f"holds {safe_text(head[10:start].decode('latin-1').strip(), 120)}: expected integers "
-            "of shape (tokens, layers, k), little-endian and in C order"
+            f"holds {described}: expected integers of shape (tokens, layers, k), little-endian and "
+            "in C order"
         )
     return INTEGERS[found[1].decode()], (int(found[2]), int(found[3]), int(found[4])), start
 
@@ -283,8 +282,10 @@ def _saved_ids(data: Bytes, value: Any) -> list[int] | None:
         return _checked([one for piece in found.pieces(data) for one in array(found.code, piece)])
     ids: list[int] = []
     for one in value if isinstance(value, list) else ():
-        is_run = isinstance(one, Run)
-        ids += integers(data.read(one.start, one.end - one.start, "tokens")) if is_run else [one]
+        if isinstance(one, Span):
+            ids += integers(data.read(one.start, one.size, "tokens"))
+        else:
+            ids.append(one)
     return _checked(ids) if value is not None else None
 
 

@@ -17,7 +17,7 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 from microscope_tui.runlog import safe_text
 from microscope_tui.sources import plain_pickle
 from microscope_tui.sources.dumps import Bytes
-from microscope_tui.sources.plain_pickle import ORDERED, Made, Refused, Text
+from microscope_tui.sources.plain_pickle import ORDERED, Made, Refused, Span
 
 MOST_MEMBERS = 1 << 17
 """A member takes some hundred bytes of memory; a dump has one for each tensor."""
@@ -35,12 +35,9 @@ CODES = {
 INTEGERS = {"i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
 """The same for types of numpy."""
 _PIECE = 1 << 20
-_NUMPY = {
-    f"numpy.{core}.multiarray.{what}"
-    for core in ("core", "_core")
-    for what in ("_reconstruct", "scalar")
-}
-_NUMPY |= {"numpy.ndarray", "numpy.dtype", "_codecs.encode", "__builtin__.bytes"}
+_NUMPY = {"numpy.ndarray", "numpy.dtype", "_codecs.encode", "__builtin__.bytes"}
+for _name in ("_reconstruct", "scalar"):
+    _NUMPY |= {f"numpy.core.multiarray.{_name}", f"numpy._core.multiarray.{_name}"}
 _ALLOWED = {*CODES, *_NUMPY, _REBUILD, ORDERED}
 
 
@@ -60,14 +57,9 @@ class Tensor:
     _offset: int  # in elements
 
     @property
-    def code(self) -> str:
-        """Of ``struct``."""
-        return self._storage.code
-
-    @property
     def is_integer(self) -> bool:
         """Whether its numbers are integers (not truth values)."""
-        return self.code in "Bbhiq"
+        return self._storage.code in "Bbhiq"
 
     def numbers(self, data: Bytes, index: int | None = None) -> list[Any]:
         """The numbers of ``tensor[index]``, or of all of it, from the file that ``load`` read.
@@ -75,19 +67,10 @@ class Tensor:
         In row-major order.
         """
         number = math.prod(self.shape if index is None else self.shape[1:])
-        start = self._start(data, (index or 0) * number)
-        return data.numbers(start, self.code, number, "the numbers of a tensor")
-
-    def _start(self, data: Bytes, first: int) -> int:
-        before = (self._offset + first) * struct.calcsize(self.code)
-        return _start_of(data, self._storage.member) + before
-
-    def pieces(self, data: Bytes) -> Iterator[bytes]:
-        """The bytes of all numbers, about a megabyte at once."""
-        start = self._start(data, 0)
-        size = math.prod(self.shape) * struct.calcsize(self.code)
-        for at in range(start, start + size, _PIECE):
-            yield data.read(at, min(_PIECE, start + size - at), "the numbers of a tensor")
+        code = self._storage.code
+        first = self._offset + (index or 0) * number
+        start = _start_of(data, self._storage.member) + first * struct.calcsize(code)
+        return data.numbers(start, code, number, "the numbers of a tensor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,46 +80,39 @@ class Array:
     shape: tuple[int, ...]
     code: str
     """Of ``struct``."""
-    _numbers: str | Text
+    _numbers: bytes | Span
 
     def pieces(self, data: Bytes) -> Iterator[bytes]:
-        """The bytes of all numbers, about a megabyte at once; ``Unreadable`` if they are others."""
-        left = math.prod(self.shape) * struct.calcsize(self.code)
+        """The bytes of all numbers, about a megabyte at once; ``Unreadable`` if they do not fit."""
+        if isinstance(self._numbers, bytes):
+            yield self._numbers
+            return
         decoder = getincrementaldecoder("utf-8")()
-        text = self._numbers
-        spans = range(text.start, text.end, _PIECE) if isinstance(text, Text) else [0]
-        try:
-            for at in spans:
-                if isinstance(text, Text):
-                    raw = data.read(at, min(_PIECE, text.end - at), "the numbers of an array")
-                    piece = decoder.decode(raw).encode("latin-1")
-                else:
-                    piece = text.encode("latin-1")
-                left -= len(piece)
-                yield piece
-        except UnicodeError:
-            left = -1
-        if left:
-            raise data.broken("the numbers of an array of numpy do not fit its shape")
+        end = self._numbers.end
+        for at in range(self._numbers.start, end, _PIECE):
+            raw = data.read(at, min(_PIECE, end - at), "the numbers of an array")
+            try:
+                yield decoder.decode(raw).encode("latin-1")
+            except UnicodeError:
+                raise data.broken("an array of numpy is not bytes; copy the file again") from None
 
 
-def array_of(value: Any) -> "Array | Tensor | None":
-    """A tensor or an array of integers, else ``None``."""
+def array_of(value: Any) -> Array | None:
+    """An array of integers, else ``None``."""
     match value:
-        case Tensor():
-            return value if value.is_integer else None
         case Made(
             state=(
                 int(),
                 tuple(shape),
                 Made(arguments=(str(kind), *_), state=(_, "<" | "|", *_)),
                 False,
-                Made(name="_codecs.encode", arguments=(str() | Text() as numbers, "latin1")),
+                bytes() | Span() as numbers,
             )
         ) if kind in INTEGERS and all(type(size) is int and size >= 0 for size in shape):
             size = math.prod(shape) * struct.calcsize(INTEGERS[kind])
-            length = len(numbers) if isinstance(numbers, str) else numbers.end - numbers.start
-            return Array(shape, INTEGERS[kind], numbers) if size <= length else None
+            # A byte above 127 takes two in UTF-8.
+            fits = size <= (len(numbers) if isinstance(numbers, bytes) else numbers.size)
+            return Array(shape, INTEGERS[kind], numbers) if fits else None
     return None
 
 
@@ -236,6 +212,17 @@ def _start_of(data: Bytes, member: ZipInfo) -> int:
     return start
 
 
+def _of_numpy(name: str, arguments: tuple[Any, ...]) -> Made | bytes | Span:
+    match name, arguments:
+        case "__builtin__.bytes", ():
+            return b""
+        case "_codecs.encode", (str(text), "latin1"):
+            return text.encode("latin-1", "replace")
+        case "_codecs.encode", (Span() as span, "latin1"):
+            return span
+    return Made(arguments)
+
+
 class _Tensors:
     """Checks that the numbers of storages and tensors are inside the file."""
 
@@ -257,11 +244,11 @@ class _Tensors:
             raise Refused(f"storage {safe_text(key, 20)!r} has fewer bytes than the pickle needs")
         return _Storage(CODES[name], member, elements)
 
-    def call(self, called: tuple[str, tuple[Any, ...]]) -> Tensor | Made:
-        """The tensor of ``_rebuild_tensor_v2(storage, offset, shape, strides, …)``."""
+    def call(self, called: tuple[str, tuple[Any, ...]]) -> Tensor | Made | bytes | Span:
+        """The tensor of ``_rebuild_tensor_v2(storage, offset, shape, strides, …)``, or numpy's."""
         name, arguments = called
         if name in _NUMPY:
-            return Made(name, arguments)
+            return _of_numpy(name, arguments)
         if name != _REBUILD or len(arguments) < 4:
             raise Refused(f"the pickle calls {safe_text(name, 60)}; nothing was executed")
         storage, offset, shape, strides = arguments[:4]

@@ -5,12 +5,12 @@ import io
 import json
 import random
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings, strategies as st
 
 from microscope_tui.routing import Routing, Shape
@@ -82,12 +82,7 @@ def slime(ids: list[int], array: Any) -> bytes:
     return saved({"rollout_id": 3, "samples": [aborted, sample(ids, array.astype("i4"))]})
 
 
-def tensors(ids: list[int], array: Any) -> bytes:
-    routes = torch.from_numpy(array.astype("i4"))
-    return saved({"rollout_id": 3, "samples": [sample(np.array(ids), routes)]})
-
-
-FORMS = [prime_rl, nemo_rl, vllm, slime, tensors]
+FORMS = [prime_rl, nemo_rl, vllm, slime]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -292,3 +287,17 @@ def test_an_empty_file_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).touch()
     with pytest.raises(Unreadable, match="no choices in it"):
         read(tmp_path / name)
+
+
+def test_a_dump_is_read_in_pieces(tmp_path: Path) -> None:
+    array = np.argsort(np.random.default_rng(0).random((4000, 24, 160)), axis=-1)[..., :8]
+    samples = [sample(list(range(4001)), array.astype("i4")) for _ in range(8)]
+    (tmp_path / "a.pt").write_bytes(saved({"rollout_id": 3, "samples": samples}))  # 35 MB
+    tracemalloc.start()
+    convert_choices(tmp_path / "a.pt", tmp_path / "routing.bin")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 12 << 20
+    with Routing(tmp_path / "routing.bin") as routing:
+        assert routing.tokens == 8 * 4001
+        assert routing.choice(23, 3 * 4001 + 5).experts == tuple(array[5, 23])

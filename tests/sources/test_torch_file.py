@@ -34,7 +34,7 @@ def read(path: Path, content: bytes | None = None) -> Any:
             return tuple(map(plain, value)) if isinstance(value, tuple) else value
 
         def numbers_or_one(value: Any) -> list[Any]:
-            if not isinstance(value, plain_pickle.Run):
+            if not isinstance(value, plain_pickle.Span):
                 return [plain(value)]
             run = data.read(value.start, value.end - value.start, "a run")
             return pickle.loads(b"(" + run + b"l.")
