@@ -15,6 +15,7 @@ from hypothesis import given, settings, strategies as st
 
 from microscope_tui.routing import Routing, Shape
 from microscope_tui.sources import Unreadable, convert_choices, plain_pickle, routed_experts
+from tests.sources.damage import damaged
 from tests.sources.sound import saved
 
 BESIDE = Shape((1, 3), ("L1", "L3"), 8, 2, 1)
@@ -109,33 +110,16 @@ def test_a_damaged_file_of_any_form_is_refused_in_one_line_or_read(
     whole = form(list(range(30)), np.array(rows(29)))
     refused = []
     for seed in range(60):
+        (tmp_path / "a").write_bytes(damaged(whole, random.Random(seed)))
         found: Rows = []
         try:
-            found, _ = read(damaged(whole, seed, tmp_path / "a"))
+            found, _ = read(tmp_path / "a")
         except Unreadable as error:
             refused.append(str(error))
         assert all(expert < 8 for token in found for layer in token for expert in layer)
         assert not [*tmp_path.glob("*.part")]
     assert 0 < len(refused) < 60
     assert all(map(str.isprintable, refused))
-
-
-def damaged(whole: bytes, seed: int, path: Path) -> Path:
-    rng = random.Random(seed)
-    raw = bytearray(whole)
-    for _ in range(rng.choice((1, 1, 3))):
-        at = rng.randrange(len(raw))
-        match rng.randrange(4):
-            case 0:
-                raw[at] = rng.randrange(256)
-            case 1:
-                del raw[at : at + rng.choice((1, 8, 500))]
-            case 2:
-                raw[at:at] = raw[: rng.choice((1, 8, 500))]
-            case _:
-                raw[at] ^= 1 << rng.randrange(8)
-    path.write_bytes(raw)
-    return path
 
 
 @pytest.mark.parametrize(
