@@ -73,12 +73,13 @@ class Sample:
         at, held = self.start, b""
         rows, layers, k = self.shape
         size = layers * k * array(self.code).itemsize
-        for piece in self.raw():
+        for piece in self.raw() if rows else ():
             held += piece
-            if whole := len(held) // size:
-                ids = array(self.code, held[: whole * size])
-                held = held[whole * size :]
-                end = at + whole
+            end = at + len(held) // size
+            if at < end <= self.start + rows:
+                whole = (end - at) * size
+                ids = array(self.code, held[:whole])
+                held = held[whole:]
                 yield at, ids if k > 1 else _with_holes(ids, layers, end == self.tokens)
                 at = end
         if held or at != self.start + rows:

@@ -129,6 +129,7 @@ def test_a_damaged_file_of_any_form_is_refused_in_one_line_or_read(
         ({"samples": [sample([1], np.zeros((1, 2, 2), "f4"))]}, r"is not integers"),
         ({"samples": [sample([1], np.zeros((1, 2, 2), "O"))]}, r"is not integers"),
         ({"samples": [sample([1] * 9, np.zeros((2, 2, 2), "i4"))]}, r"sample 1: choices of 2"),
+        ({"samples": [sample([1], np.zeros((0, 0, 2), "i4"))]}, r"no choices in it"),
         ({"rollout_id": 1}, "has no samples"),
     ],
 )
@@ -271,6 +272,13 @@ def test_an_empty_file_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).touch()
     with pytest.raises(Unreadable, match="no choices in it"):
         read(tmp_path / name)
+
+
+def test_more_numbers_than_the_shape_has_are_refused(tmp_path: Path) -> None:
+    whole = slime(list(range(3)), np.array(rows(3)))
+    (tmp_path / "a").write_bytes(whole.replace(b"K\x03K\x02K\x02\x87", b"K\x02K\x02K\x02\x87"))
+    with pytest.raises(Unreadable, match="the choices of 2 tokens have another number of bytes"):
+        read(tmp_path / "a")
 
 
 def test_a_dump_is_read_in_pieces(tmp_path: Path) -> None:
