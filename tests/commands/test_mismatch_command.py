@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from microscope_tui import console
 from tests.conftest import Call, header
 from tests.routing import test_compare as compare
 
@@ -89,7 +90,7 @@ def test_an_engine_is_compared_with_a_probe_in_either_order(
 
 
 def test_what_explains_the_differences_is_in_text_and_json(
-    call: Call, tmp_path: Path, ids: Ids
+    call: Call, tmp_path: Path, ids: Ids, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = [ids[0], ids[0], ids[2][-1:] + ids[2][:-1], ids[3]]
     a, b = write(tmp_path / "a", ids), write(tmp_path / "b", other)
@@ -107,7 +108,9 @@ def test_what_explains_the_differences_is_in_text_and_json(
     array = np.load(tmp_path / "b.npy")
     array[7:9] = -1
     np.save(tmp_path / "b.npy", array)
-    out = call("mismatch", a, tmp_path / "b.npy")[1]
+    monkeypatch.setattr(console, "_PROGRESS_FROM_BYTES", 1)
+    _, out, err = call("mismatch", a, tmp_path / "b.npy")
+    assert "b.npy: 0.0 GB to read" in err
     assert "498 of 500 tokens are compared: 500 have choices in A, 498 in B" in out
 
 
