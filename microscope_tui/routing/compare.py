@@ -27,7 +27,7 @@ SHIFTS = (-2, -1, 1, 2)
 _MOST_SHIFTED = 10_000
 """Choices of a layer that are compared with those of other tokens."""
 _LEAST_SHIFTED = 8
-_SAMPLED = 1024
+_SAMPLED = 512
 """Tokens by which layers are compared with each other."""
 _Row = tuple[int, ...]
 _HALF = struct.Struct("<e")
@@ -172,6 +172,7 @@ def _copies(side: Routing) -> Iterator[tuple[str, str]]:
     seen: list[list[bytes]] = []
     for layer, name in enumerate(side.shape.layer_names):
         mine = [side.raw("ids", layer, token, token + 1) for token in tokens]
+        side.release()
         routed = [not row.startswith(empty) for row in mine]
         if len({*compress(mine, routed)}) >= _LEAST_SHIFTED:  # not a collapsed router
             for before, theirs in enumerate(seen):
