@@ -43,7 +43,6 @@ class AppPilot:
 
     @property
     def watch(self) -> RunWatch:
-        """The open run."""
         return self.session.watch
 
     @property

@@ -42,9 +42,7 @@ async def test_the_text_is_shown_with_the_choice_at_the_cursor(probed: Path) -> 
         assert "is an expert" in app.text("help")
 
 
-async def test_the_last_line_of_the_main_screen_names_the_keys_of_a_probe(
-    probed: Path, collapsed: Path
-) -> None:
+async def test_the_last_line_names_the_keys_of_a_probe(probed: Path, collapsed: Path) -> None:
     for run, named in ((probed, True), (collapsed, False)):
         async with open_app(run, size=(80, 24)) as app:
             assert app.text("keys").startswith(" 7 tokens  8 slices") == named

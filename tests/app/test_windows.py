@@ -26,9 +26,7 @@ SIZES = [(60, 20), (80, 24), (40, 10), (120, 40)]
 
 
 @pytest.mark.parametrize(("size", "keys"), [*zip(SIZES, ["", "2", "r", "3"], strict=True)])
-async def test_all_of_the_help_can_be_read_in_any_window(
-    collapsed: Path, size: tuple[int, int], keys: str
-) -> None:
+async def test_all_help_can_be_read_in_any_window(collapsed: Path, size: Any, keys: str) -> None:
     async with open_app(collapsed, *keys, size=size) as app:
         bindings = [b for b in app.screen.BINDINGS if isinstance(b, Binding)]
         words = glossary(SCREENS[app.app.shown].words)

@@ -55,9 +55,7 @@ def without_expert(row: list[int], expert: int) -> list[int]:
     return given
 
 
-def steps(
-    first: int, last: int, sick: Counts = even, **changes: Callable[[int], Any]
-) -> list[Record]:
+def steps(first: int, last: int, sick: Counts = even, **changes: Any) -> list[Record]:
     """Steps ``first`` to ``last``; ``sick(step)`` gives the counts of the router in the middle."""
     return [
         step(

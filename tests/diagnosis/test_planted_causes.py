@@ -42,7 +42,6 @@ ACTS = {
 
 
 def reported(scenario: Scenario, shape: Shape, seed: int = 0) -> list[tuple[Finding, Advice]]:
-    """The whole report of a run."""
     judge, reader = Judge("run", Criteria()), RunReader("run")
     for line in lines(scenario, shape, seed)[1]:
         for entry in reader.feed(line):

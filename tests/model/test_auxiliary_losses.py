@@ -1,7 +1,5 @@
 """The auxiliary losses equal sums written out, and read 1 at perfect balance."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """Capacity: which pairs are dropped, how many exactly, and none without a capacity."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -3,8 +3,6 @@
 Activation checkpointing and autocast have each spoiled these counts somewhere.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The loss in pieces is the loss of torch, and never holds all logits."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

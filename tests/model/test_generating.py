@@ -1,7 +1,5 @@
 """Generated texts: reproducible, the same with drafts, ended where they must be."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

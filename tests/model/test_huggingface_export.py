@@ -3,8 +3,6 @@
 ``test_model_types.py`` has every model type; here are the writer and its command.
 """
 
-from __future__ import annotations
-
 import json
 import signal
 import time
@@ -70,9 +68,7 @@ def test_export_and_import_give_the_same_bits(tmp_path: Path) -> None:
         assert torch.equal(kept[name], tensor), name
 
 
-def test_shards_are_as_small_as_requested(
-    tmp_path: Path, ids_BS: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_are_as_small_as_requested(tmp_path: Path, ids_BS: Tensor, monkeypatch: Any) -> None:
     monkeypatch.setattr("moe_model.huggingface.write.SHARD_BYTES", 30_000)
     model, folder = make_biased(), tmp_path / "published"
     save_pretrained(model, None, folder)
@@ -119,9 +115,7 @@ def test_a_model_that_their_class_cannot_be_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_is_left_after_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_is_left_after_an_error(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     run = write_run(make_biased(), tmp_path / "run")
     target = tmp_path / "deep" / "published"
     assert command("export", run, target) == 64

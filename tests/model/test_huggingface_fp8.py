@@ -1,7 +1,5 @@
 """FP8 weights with a scale per block become what the formula says, edges included."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

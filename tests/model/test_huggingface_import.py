@@ -1,7 +1,5 @@
 """However transformers and others store a model, it gives the same logits here."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

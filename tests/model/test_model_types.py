@@ -3,8 +3,6 @@
 The oracle is transformers' own class of each, through disk.
 """
 
-from __future__ import annotations
-
 import json
 from itertools import pairwise
 from pathlib import Path

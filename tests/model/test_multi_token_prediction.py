@@ -1,7 +1,5 @@
 """Multi-token prediction equals that of transformers, and is balanced and trained like the rest."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """What real tokens get does not depend on padding, in reading on, ahead, and in training."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Which tokens may follow is what transformers says; impossible rules are refused."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The whole way: a Llama on disk becomes a checkpoint that loads and is little worse."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A dense feed-forward and the experts made of it compute the same for every choice of experts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -47,9 +45,7 @@ def make_case() -> MakeCase:
     ],
 )
 @torch.no_grad()
-def test_experts_compute_what_the_dense_feed_forward_did(
-    make_case: MakeCase, width: int, fields: dict[str, Any]
-) -> None:
+def test_experts_compute_what_the_dense_one_did(make_case: Any, width: int, fields: Any) -> None:
     dense, moe = make_case(width, **fields)
     x_BSD = torch.randn(2, 30, 48, generator=torch.Generator().manual_seed(3))
     expected = dense(x_BSD)

@@ -126,9 +126,7 @@ def test_the_recorder_writes_sound_logs(tmp_path: Path, counts_every: int) -> No
 
 
 @pytest.mark.parametrize("chunk", [4, 7, 1 << 20])
-def test_the_cut_of_the_bytes_changes_nothing(
-    write_log: Any, monkeypatch: pytest.MonkeyPatch, chunk: int
-) -> None:
+def test_the_cut_of_the_bytes_changes_nothing(write_log: Any, monkeypatch: Any, chunk: int) -> None:
     lines = [b"\xef\xbb\xbf" + json.dumps(header()).encode(), b"\0\0\0x", b"", b"[1]"]
     path = write_log([*lines, header()])
     path.write_bytes(path.read_bytes() + b'{"kind": "st')

@@ -32,8 +32,6 @@ RUN = [[[4, 2, 1, 1], [2, 2, 2, 2]], [[3, 3, 1, 1], [4, 4, 0, 0]], [[1, 2, 2, 3]
 
 @dataclass(frozen=True)
 class Sound:
-    """One format."""
-
     form: str
     file: str
     """What its writer calls the file."""

@@ -5,8 +5,6 @@ ranks (``together``); one in which a rank is lost has a world of its own (``apar
 written to ``DIR/SIZE-RANK.json``, by the name of the claim.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -49,9 +47,6 @@ Claim = Callable[[World, Path], None]
 CPU = torch.device("cpu")
 SEQUENCES, LENGTH = 12, 10
 KINDS: tuple[Any, ...] = ("ddp", "fsdp")
-
-
-# ---- what ranks work on ----------------------------------------------------------------------
 
 
 def make_model(*, tied: bool = False, small: bool = False) -> LanguageModel:
@@ -119,9 +114,6 @@ def whole(tensor: Tensor) -> Tensor:
     """All of ``tensor``; gathering a DTensor is a collective."""
     full: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return full
-
-
-# ---- claims about a step ---------------------------------------------------------------------
 
 
 def step_is_that_of_one_process(kind: Any, *more: str) -> Claim:
@@ -196,9 +188,6 @@ def a_pass_leaves_biases_and_parameters_alone_and_rank_0_gets_the_whole_weights(
         expected = make_model().state_dict() if world.is_main else {}
         assert kept.keys() == expected.keys()
         assert all(kept[n].shape == expected[n].shape for n in kept)
-
-
-# ---- claims about what ranks exchange --------------------------------------------------------
 
 
 def one_sum_brings_all_counts_to_all_ranks(world: World, folder: Path) -> None:
@@ -329,9 +318,6 @@ def another_fact_ends_all_ranks_and_both_values_are_named(world: World, folder: 
         with pytest.raises(UsageError if world.is_main else SystemExit) as caught:
             agree(world, facts)
         assert message in str(caught.value) if world.is_main else caught.value.code == 64
-
-
-# ---- claims about checkpoints and samples ----------------------------------------------------
 
 
 def state_of(world: World) -> tuple[LanguageModel, Any, dict[str, Tensor]]:
@@ -474,8 +460,6 @@ TOGETHER: dict[int, dict[str, Claim]] = {
 }
 
 
-# ---- worlds that lose a rank -----------------------------------------------------------------
-
 TIMEOUT_S, PATIENT_S = 1.5, 2.0
 """What a rank waits in a step, and for how long another one works by itself."""
 
@@ -536,9 +520,6 @@ APART: dict[str, tuple[int, Claim, float]] = {
     "killed at its own work": (3, killed_while_the_others_wait_without_a_limit, 30.0),
     "hung in a step": (2, work_may_take_longer_than_a_step_but_a_step_may_not, TIMEOUT_S),
 }
-
-
-# ---- running ranks ---------------------------------------------------------------------------
 
 
 def fork_ranks(size: int, one_rank: Callable[[int], None]) -> list[int]:

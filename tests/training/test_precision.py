@@ -1,7 +1,5 @@
 """Number formats, recomputation, accumulation: the same run, and exact counts."""
 
-from __future__ import annotations
-
 import math
 from types import ModuleType
 

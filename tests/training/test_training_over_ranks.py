@@ -1,10 +1,8 @@
 """Whole runs of several processes: the same run as one process with the whole batch."""
 
-from __future__ import annotations
-
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,9 +45,7 @@ sys.exit(train.run_command(train.app, sys.argv[1:]))
 """
 
 
-def start_as_ranks(
-    server: ForkServer, *flags_of_each: Sequence[str], program: Sequence[str] = TRAINER
-) -> Ranks:
+def start_as_ranks(server: ForkServer, *flags_of_each: Any, program: Any = TRAINER) -> Ranks:
     """Start a rank with each of the command lines, as ``srun`` does: nothing is around them."""
     size = str(len(flags_of_each))
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": size}
@@ -72,9 +68,7 @@ def end(ranks: Ranks) -> tuple[list[int], list[str]]:
 
 
 @pytest.fixture(scope="session")
-def runs(
-    fork_server: ForkServer, trained: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Any]:
+def runs(fork_server: ForkServer, trained: Any, tmp_path_factory: Any) -> Callable[[str], Any]:
     """The same run by one process and by two, each way; ``log``, ``flags``, ``codes``, ``errors``.
 
     Documents of all lengths, so that ranks have different numbers of targets.

@@ -1,7 +1,5 @@
 """Options, data, schedule and console, each alone."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import random
@@ -37,9 +35,7 @@ def offered(trainer: ModuleType) -> set[str]:
     return {a.name for a in trainer.app.assemble_argument_collection() if not a.children}
 
 
-def test_every_flag_that_the_documents_name_and_every_field_of_the_model_is_offered(
-    trainer: ModuleType,
-) -> None:
+def test_every_flag_in_the_documents_and_field_of_the_model_is_offered(trainer: ModuleType) -> None:
     """Flags after ``train.py`` on any page, and those in backticks on the trainer's own page."""
     pages = {path.name: path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
     commands = " ".join(re.findall(r"train\.py([^`#\n]*)", " \n".join(pages.values())))
@@ -52,9 +48,7 @@ def test_every_flag_that_the_documents_name_and_every_field_of_the_model_is_offe
     assert named - offered(trainer) == {"--help", "--help-all", "--model.FIELD"}
 
 
-def test_every_flag_has_help(
-    trainer: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
-) -> None:
+def test_every_flag_has_help(trainer: ModuleType, monkeypatch: Any, capsys: Capsys) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     assert trainer.run_command(trainer.app, ["--help-all"]) == 0
     text = capsys.readouterr().out

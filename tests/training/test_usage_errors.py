@@ -1,9 +1,8 @@
 """What a person can get wrong ends with code 64 and one line: what, the values, what to do."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,9 +81,7 @@ def test_the_process_exits_64_too_and_not_2(start: Callable[..., Program]) -> No
 
 
 @pytest.mark.parametrize("kind", ["logs", "ck"])
-def test_an_existing_run_is_refused(
-    kind: str, train: Callable[..., int], tmp_path: Path, capsys: Capsys
-) -> None:
+def test_an_existing_run_is_refused(kind: str, train: Any, tmp_path: Path, capsys: Capsys) -> None:
     (tmp_path / kind / "r").mkdir(parents=True)
     (tmp_path / kind / "r" / "something").write_text("to lose", "utf-8")
     assert train("--run=r", "--steps=1") == 64

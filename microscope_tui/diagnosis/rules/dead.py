@@ -105,7 +105,8 @@ class Memory(msgspec.Struct):
     first: int = 0
     rows: dict[int, int] = {}
     """Routers with possibly dead experts in the whole block → steps with their counts."""
-    totals: dict[int, list[int]] = {}
+    totals: dict[int, dict[int, int]] = {}
+    """Router → tokens in this block of the experts that may be dead."""
     alive: set[int] = set()
     rest: dict[int, int] = {}
     """Router → step until which its starved experts are not looked at again."""
@@ -177,16 +178,20 @@ class Dead(Rule[DeadLimits, Memory]):
         else:
             memory.lines.append((view.step, list(map(float, starved.values))))
             if len(memory.alive) < len(self.routers):
-                self._add(view, starved, dead, limits.few * limits.min_window * expected)
+                self._add(view, starved, dead, expected)
         if self.by_own_share:
             self._add_to_past(view, expected)
         if memory.steps < limits.min_window:
             return None
-        least = window_steps(expected, limits.evidence, limits.min_window, limits.max_window)
+        least = self._block_steps(expected)
         # Where only some lines have counts, the block waits for as many of these.
         if memory.steps < least or max(memory.rows.values(), default=least) < least:
             return None
-        return self._end_block(expected, view.step)
+        return self._end_block(expected, view)
+
+    def _block_steps(self, expected: float) -> int:
+        limits = self.limits
+        return window_steps(expected, limits.evidence, limits.min_window, limits.max_window)
 
     def _of_moment(self, view: StepView) -> Readings:
         found: Found = {}
@@ -201,9 +206,9 @@ class Dead(Rule[DeadLimits, Memory]):
                 found[index] = Reading(severity, value=float(len(dead)), facts=facts)
         return found
 
-    def _add(self, view: StepView, starved: Signal, dead: Signal, most: float) -> None:
-        """With more than ``most`` tokens an expert is alive in this block."""
-        memory = self.memory
+    def _add(self, view: StepView, starved: Signal, dead: Signal, expected: float) -> None:
+        memory, limits = self.memory, self.limits
+        most = limits.few * limits.min_window * expected  # with more an expert is alive here
         for index, value in enumerate(starved.values):
             if index in memory.alive:
                 continue
@@ -213,17 +218,25 @@ class Dead(Rule[DeadLimits, Memory]):
                 if (counts := view.full_counts(index)) is None:
                     continue
                 # The summary has their number, not whether they are the same.
-                known = memory.totals.get(index)
-                totals = counts if known is None else list(map(add, known, counts))
+                if (known := memory.totals.get(index)) is None:
+                    known = dict.fromkeys(self._suspects(index, counts, expected), 0)
+                totals = {expert: tokens + counts[expert] for expert, tokens in known.items()}
                 memory.rows[index] += 1
                 memory.totals[index] = totals
-                if memory.dead.get(index) or min(totals) <= most:
+                if memory.dead.get(index) or min(totals.values(), default=math.inf) <= most:
                     continue
                 memory.rest[index] = view.step + _REST
             if value >= 0:
                 memory.alive.add(index)
                 memory.rows.pop(index, None)
                 memory.totals.pop(index, None)
+
+    def _suspects(self, index: int, counts: list[int], expected: float) -> set[int]:
+        """The experts that were dead, and those that may be at the end of this block."""
+        fair = expected * self._block_steps(expected)
+        most = 2 * max(1.0, self.limits.back * fair)  # the coming steps may have more tokens
+        few = [expert for expert, tokens in enumerate(counts) if tokens < most]
+        return {*few, *self.memory.dead.get(index, ())}
 
     def _add_to_past(self, view: StepView, expected: float) -> None:
         memory, limits = self.memory, self.limits
@@ -236,8 +249,8 @@ class Dead(Rule[DeadLimits, Memory]):
                 memory.past[index] = list(map(add, known, counts))
                 memory.due = 4 if expected * limits.min_window < limits.evidence else 2 * _REST
 
-    def _end_block(self, expected: float, step: int) -> Readings:
-        memory, found = self.memory, Found()
+    def _end_block(self, expected: float, view: StepView) -> Readings:
+        memory, found, step = self.memory, Found(), view.step
         for index in range(len(self.routers)):
             totals = memory.totals.get(index)
             if index in memory.alive:
@@ -246,7 +259,7 @@ class Dead(Rule[DeadLimits, Memory]):
             elif totals is None or expected * memory.rows[index] < self.limits.evidence:
                 found[index] = None
             else:
-                found[index] = self._judge(index, step, totals, expected * memory.rows[index])
+                found[index] = self._judge(index, view, totals, expected * memory.rows[index])
         memory.started = memory.started or step
         memory.lines = [line for line in memory.lines if line[0] >= memory.first]
         memory.steps = memory.first = 0
@@ -255,8 +268,8 @@ class Dead(Rule[DeadLimits, Memory]):
         memory.alive = set()
         return self._with_lost_rank(found, step)
 
-    def _judge(self, index: int, step: int, totals: list[int], fair: float) -> Reading:
-        before = self.memory.dead.get(index, {})
+    def _judge(self, index: int, view: StepView, totals: dict[int, int], fair: float) -> Reading:
+        before, step = self.memory.dead.get(index, {}), view.step
         evident = [e for e, one in before.items() if one.windows]
         now = self.memory.dead[index] = self._follow(index, step, totals, fair)
         # Evidence needs the same experts as before.
@@ -264,17 +277,19 @@ class Dead(Rule[DeadLimits, Memory]):
         if not young:
             return Reading(None, clear=True)
         if old := {e: one for e, one in young.items() if self._lasts(one, step)}:
-            return self._of_old(index, step, totals, old)
+            return self._of_old(index, view, old)
         first = min(one.since for one in young.values())
-        severity = self._graded(len(young), len(totals))
+        severity = self._graded(len(young), self._experts(index))
         return Reading(severity, clear=True, held=True, since=first)
 
-    def _follow(self, index: int, step: int, totals: list[int], fair: float) -> dict[int, Silent]:
+    def _follow(
+        self, index: int, step: int, totals: dict[int, int], fair: float
+    ) -> dict[int, Silent]:
         """The experts that may be dead after a block of ``fair`` expected tokens."""
         memory, now = self.memory, dict[int, Silent]()
         before = memory.dead.get(index, {})
         most = max(1.0, self.limits.back * fair)
-        few = [e for e, n in enumerate(totals) if n < most]
+        few = [e for e, n in totals.items() if n < most]
         lines = takewhile(lambda line: line[1][index] >= len(few), reversed(memory.lines))
         died = min([memory.first, *(step for step, _ in lines)])
         for expert in self._new(index, sorted({*few, *before})):
@@ -291,8 +306,9 @@ class Dead(Rule[DeadLimits, Memory]):
                 memory.back[index] = expert, memory.first
         return now
 
-    def _of_old(self, index: int, step: int, totals: list[int], old: dict[int, Silent]) -> Reading:
-        memory, limits, experts = self.memory, self.limits, len(totals)
+    def _of_old(self, index: int, view: StepView, old: dict[int, Silent]) -> Reading:
+        memory, limits, experts = self.memory, self.limits, self._experts(index)
+        step = view.step
         since = tuple(one.died for one in old.values())
         strays = sum(one.strays for one in old.values())
         gone = sum(step - at >= limits.critical_steps for at in since)
@@ -306,16 +322,18 @@ class Dead(Rule[DeadLimits, Memory]):
             "back": memory.back.get(index, ()),
             "ranks": ranks_of(tuple(old), experts, self.context.run),
         }
-        if max(since) <= memory.started:
-            living = [n for e, n in enumerate(totals) if e not in old]
-            effective, top_k = measures.effective_experts(living), self.routers[index].top_k
-            facts["rest"] = measures.collapse_index(effective, len(living), top_k) or 0.0
+        if max(since) <= memory.started and (effective := view.signal("effective_experts")):
+            living, top_k = experts - len(old), self.routers[index].top_k
+            facts["rest"] = measures.collapse_index(effective.values[index], living, top_k) or 0.0
         return Reading(
             severity=Severity.CRITICAL if critical else self._graded(len(old), experts),
             value=float(len(old)),
             facts=facts,
             since=min(since),
         )
+
+    def _experts(self, index: int) -> int:
+        return self.routers[index].num_experts
 
     def _may_be_dead(self, one: Silent, step: int) -> bool:
         """End its window, unless that grows."""
