@@ -22,7 +22,6 @@ from microscope_tui.console import (
     print_record,
     say,
     say_size,
-    show_progress,
 )
 from microscope_tui.lines import glyphs_for, mismatch_text, plain, spelled
 from microscope_tui.placement import NoCounts
@@ -138,10 +137,6 @@ def mismatch(
         return code
 
 
-def _progress(share: float) -> None:
-    show_progress(f"reading: {share:4.0%}")
-
-
 def _opened(places: tuple[Path, Path], opened: ExitStack) -> tuple[list[Routing], list[bool], bool]:
     """Both sides, which of them are an engine's output, and whether both have token ids.
 
@@ -157,11 +152,9 @@ def _opened(places: tuple[Path, Path], opened: ExitStack) -> tuple[list[Routing]
             path = paths[at]
             if engine[at]:
                 folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="moe-microscope-"))
-                target = Path(folder) / FILE_NAME
                 say_size(path)
-                known = convert_choices(path, target, beside, _progress)
-                show_progress("")
-                path, token_ids = target, token_ids and known
+                known = convert_choices(path, Path(folder) / FILE_NAME, beside)
+                path, token_ids = Path(folder) / FILE_NAME, token_ids and known
             sides[at] = opened.enter_context(Routing(path))
             if not engine[at]:
                 beside = sides[at].shape

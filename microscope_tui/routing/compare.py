@@ -23,10 +23,9 @@ _TOKENS_AT_ONCE = 1 << 16
 _BINS = 10
 _MOST_SWAPS = 1 << 17
 """Different swaps of a layer that are counted."""
-SHIFTS = (-2, -1, 1, 2)
-_MOST_SHIFTED = 10_000
-"""Choices of a layer that are compared with those of other tokens."""
-_LEAST_SHIFTED = 8
+_SHIFTS = (-2, -1, 1, 2)
+_LEAST = 8
+"""Different choices from which on a shift or a copy is named."""
 _SAMPLED = 512
 """Tokens by which layers are compared with each other."""
 _Row = tuple[int, ...]
@@ -51,14 +50,13 @@ class LayerMismatch:
     holes: Counter[str] = field(default_factory=Counter)
     """Tokens without a choice, by file: A or B."""
     shifts: Counter[int] = field(default_factory=Counter)
-    """Of the first differing choices, how many B made so many tokens later."""
+    """Of the differing choices, how many B made so many tokens later."""
 
     @property
     def shift(self) -> int:
         """By how many tokens B is late, if that explains most of its differences; else 0."""
         ((shift, times),) = self.shifts.most_common(1) or [(0, 0)]
-        enough = max(_LEAST_SHIFTED, min(self.differing, _MOST_SHIFTED) // 2 + 1)
-        return shift if times >= enough else 0
+        return shift if times >= _LEAST and 2 * times > self.differing else 0
 
     @property
     def share(self) -> float:
@@ -174,7 +172,7 @@ def _copies(side: Routing) -> Iterator[tuple[str, str]]:
         mine = [side.raw("ids", layer, token, token + 1) for token in tokens]
         side.release()
         routed = [not row.startswith(empty) for row in mine]
-        if len({*compress(mine, routed)}) >= _LEAST_SHIFTED:  # not a collapsed router
+        if len({*compress(mine, routed)}) >= _LEAST:  # not a collapsed router
             for before, theirs in enumerate(seen):
                 if sum(compress(map(eq, mine, theirs), routed)) >= 0.99 * sum(routed):
                     yield name, side.shape.layer_names[before]
@@ -215,17 +213,12 @@ class _Piece:
         self._start = start
         self._count = end - start
         self._flags = flags
-        self._a = a.raw("ids", layer, start, end)
-        before = max(0, start + SHIFTS[0])
-        self._before = start - before
-        self._around = b.raw("ids", layer, before, end + SHIFTS[-1])
+        self._a, self._b = (one.raw("ids", layer, start, end) for one in (a, b))
         self._k = a.shape.top_k
         self._code = a.id_code
         self._row = struct.Struct(f"<{self._k}{self._code}")
         self._experts = a.shape.num_experts
         self._empty = 0xFF if self._code == "B" else 0xFFFF
-        first = self._before * self._row.size
-        self._b = self._around[first : first + len(self._a)]
 
     def into(self, layer: LayerMismatch) -> tuple[list[int], list[int]]:
         """Returns tokens that differ, and tokens not routed by both."""
@@ -240,8 +233,7 @@ class _Piece:
                 differing.append(token)
                 layer.first += not self._flags[self._start + token]
                 self._flags[self._start + token] = 1
-                if layer.differing + len(differing) <= _MOST_SHIFTED:
-                    layer.shifts.update(self._shifts(token, set(mine)))
+                layer.shifts.update(self._shifts(token, set(mine)))
                 _swap(layer, self._chosen(mine), self._chosen(theirs))
         layer.compared += self._count - len(unrouted)
         layer.differing += len(differing)
@@ -249,10 +241,9 @@ class _Piece:
 
     def _shifts(self, token: int, mine: set[int]) -> Iterator[int]:
         """By how many tokens later B made the same choice."""
-        for shift in SHIFTS:
-            at = (self._before + token + shift) * self._row.size
-            inside = 0 <= at < len(self._around)
-            if inside and set(self._row.unpack_from(self._around, at)) == mine:
+        for shift in _SHIFTS:
+            at = (token + shift) * self._row.size
+            if 0 <= at < len(self._b) and set(self._row.unpack_from(self._b, at)) == mine:
                 yield shift
 
     def _chosen(self, row: _Row) -> list[int]:

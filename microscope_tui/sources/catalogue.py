@@ -152,7 +152,7 @@ _FORMATS = (
     ),
     Format(
         name="routed-experts",
-        where="routed_counts.RoutedReader",
+        where="routed_experts.RoutedReader",
         files=r"(?:data_|rollout_)?(?:eval_)?\d+\.pt|.*routed_experts.*\.(?:jsonl|npy)",
         reads="choices of vLLM, SGLang, prime-rl and NeMo-RL, rollout dumps of slime and miles",
         shows="exact counts, a step per response",

@@ -27,10 +27,9 @@ _MOST_NAME = 512
 _WINDOW = 1 << 20
 _AHEAD = 16 << 10
 """Bytes that one operation may need; the pickler puts 1,000 numbers at most into a run."""
-_LONG_TEXT = 4096
+_LONG_TEXT = 64
 _NUMBER = re.compile(rb"K.|M..|J.{4}|G.{8}|[N\x88\x89]", re.DOTALL)
 _RUN = re.compile(rb"(?:%s)++(?=e)" % _NUMBER.pattern, re.DOTALL)
-_KEYS = (str, int, float, bool, type(None))
 _NUMBERS = {b"J": Struct("<i"), b"K": Struct("<B"), b"M": Struct("<H"), b"G": Struct(">d")}
 _CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False, b")": ()}
 _PUTS = {b"q": Struct("<B"), b"r": Struct("<I")}
@@ -64,8 +63,7 @@ class Span:
     start: int
     end: int
 
-    @property
-    def size(self) -> int:
+    def __len__(self) -> int:
         return self.end - self.start
 
 
@@ -78,6 +76,7 @@ def integers(run: bytes) -> list[int]:
     ]
 
 
+_KEYS = (str, int, float, bool, type(None), Span)
 ORDERED = "collections.OrderedDict"
 Build = Callable[[Any], Any]
 Read = Callable[[int, int], bytes]
@@ -115,15 +114,14 @@ class _Interpreter:
         self._read = read
         self._data, self._base = b"", start  # a window of the pickle, and where it begins
         self._is_last = False
-        self._at = self._spent = 0
+        self._at = 0
         self._allowed, self._call, self._storage = allowed, call, storage
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        while self._spent < MOST_OPCODES:
-            self._spent += 1
+        for _ in range(MOST_OPCODES):
             if len(self._data) - self._at < _AHEAD and not self._is_last:
                 self._move()
             data = self._data
@@ -171,8 +169,7 @@ class _Interpreter:
         elif code == b"(":
             self._marks.append(len(self._stack))
             if run := _RUN.match(self._data, self._at):
-                start, self._at = self._at, run.end()
-                push(Span(self._base + start, self._base + self._at))
+                push(self._skipped(len(run[0])))
         elif code == b"\x80":
             self._take(1)  # the protocol
         else:
@@ -181,8 +178,10 @@ class _Interpreter:
 
     def _text(self, length: int) -> str | Span:
         if length <= _LONG_TEXT:
-            self._spent += length >> 6
             return self._take(length).decode("utf-8", "replace")
+        return self._skipped(length)
+
+    def _skipped(self, length: int) -> Span:
         start = self._base + self._at
         self._at += length
         return Span(start, start + length)

@@ -9,7 +9,7 @@ Layout: ``torch/serialization.py`` and ``numpy/_core/src/multiarray/methods.c`` 
 import math
 import struct
 from codecs import getincrementaldecoder
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
@@ -34,10 +34,11 @@ CODES = {
 """Storage class → code of ``struct``."""
 INTEGERS = {"i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
 """The same for types of numpy."""
-_PIECE = 1 << 20
-_NUMPY = {"numpy.ndarray", "numpy.dtype", "_codecs.encode", "__builtin__.bytes"}
-for _name in ("_reconstruct", "scalar"):
-    _NUMPY |= {f"numpy.core.multiarray.{_name}", f"numpy._core.multiarray.{_name}"}
+_NUMPY = {
+    *("numpy.ndarray", "numpy.dtype", "_codecs.encode", "__builtin__.bytes"),
+    *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
+    *("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"),
+}
 _ALLOWED = {*CODES, *_NUMPY, _REBUILD, ORDERED}
 
 
@@ -75,44 +76,41 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """An array of numpy, of little-endian integers in C order."""
+    """An array of numpy with three dimensions, of little-endian integers in C order."""
 
-    shape: tuple[int, ...]
+    shape: tuple[int, int, int]
     code: str
     """Of ``struct``."""
-    _numbers: bytes | Span
+    _text: str | Span
 
     def pieces(self, data: Bytes) -> Iterator[bytes]:
-        """The bytes of all numbers, about a megabyte at once; ``Unreadable`` if they do not fit."""
-        if isinstance(self._numbers, bytes):
-            yield self._numbers
-            return
-        decoder = getincrementaldecoder("utf-8")()
-        end = self._numbers.end
-        for at in range(self._numbers.start, end, _PIECE):
-            raw = data.read(at, min(_PIECE, end - at), "the numbers of an array")
-            try:
-                yield decoder.decode(raw).encode("latin-1")
-            except UnicodeError:
-                raise data.broken("an array of numpy is not bytes; copy the file again") from None
+        """The bytes of its numbers, about a megabyte at a time."""
+        texts: Iterable[str] = [self._text] if isinstance(self._text, str) else ()
+        if isinstance(self._text, Span):
+            pieces = data.pieces(self._text.start, self._text.end, "the numbers of an array")
+            texts = map(getincrementaldecoder("utf-8")().decode, pieces)
+        try:
+            for text in texts:
+                yield text.encode("latin-1")
+        except UnicodeError:
+            raise data.broken("an array of numpy is not bytes; copy the file again") from None
 
 
 def array_of(value: Any) -> Array | None:
-    """An array of integers, else ``None``."""
+    """Such an array, else ``None``."""
     match value:
         case Made(
             state=(
                 int(),
-                tuple(shape),
+                (int(), int(), int()) as shape,
                 Made(arguments=(str(kind), *_), state=(_, "<" | "|", *_)),
                 False,
-                bytes() | Span() as numbers,
+                Made(arguments=(str() | Span() as text, "latin1")),
             )
-        ) if kind in INTEGERS and all(type(size) is int and size >= 0 for size in shape):
-            size = math.prod(shape) * struct.calcsize(INTEGERS[kind])
+        ) if kind in INTEGERS and all(size > 0 for size in shape):
             # A byte above 127 takes two in UTF-8.
-            fits = size <= (len(numbers) if isinstance(numbers, bytes) else numbers.size)
-            return Array(shape, INTEGERS[kind], numbers) if fits else None
+            if math.prod(shape) * struct.calcsize(INTEGERS[kind]) <= len(text):
+                return Array(shape, INTEGERS[kind], text)
     return None
 
 
@@ -212,17 +210,6 @@ def _start_of(data: Bytes, member: ZipInfo) -> int:
     return start
 
 
-def _of_numpy(name: str, arguments: tuple[Any, ...]) -> Made | bytes | Span:
-    match name, arguments:
-        case "__builtin__.bytes", ():
-            return b""
-        case "_codecs.encode", (str(text), "latin1"):
-            return text.encode("latin-1", "replace")
-        case "_codecs.encode", (Span() as span, "latin1"):
-            return span
-    return Made(arguments)
-
-
 class _Tensors:
     """Checks that the numbers of storages and tensors are inside the file."""
 
@@ -244,11 +231,11 @@ class _Tensors:
             raise Refused(f"storage {safe_text(key, 20)!r} has fewer bytes than the pickle needs")
         return _Storage(CODES[name], member, elements)
 
-    def call(self, called: tuple[str, tuple[Any, ...]]) -> Tensor | Made | bytes | Span:
+    def call(self, called: tuple[str, tuple[Any, ...]]) -> Tensor | Made:
         """The tensor of ``_rebuild_tensor_v2(storage, offset, shape, strides, …)``, or numpy's."""
         name, arguments = called
         if name in _NUMPY:
-            return _of_numpy(name, arguments)
+            return Made(arguments)
         if name != _REBUILD or len(arguments) < 4:
             raise Refused(f"the pickle calls {safe_text(name, 60)}; nothing was executed")
         storage, offset, shape, strides = arguments[:4]
