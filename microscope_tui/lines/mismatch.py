@@ -27,8 +27,8 @@ def finding_lines(found: Mismatch, columns: int) -> list[Line]:
     texts = []
     if found.tokens < found.total:
         texts.append(
-            f"{found.tokens:,} of {found.total:,} tokens are compared: {found.routed('A'):,} have "
-            f"choices in A, {found.routed('B'):,} in B"
+            f"{found.tokens:,} of {found.total:,} tokens are compared: A has choices of "
+            f"{found.routed('A'):,}, B of {found.routed('B'):,}"
         )
     if found.differing:
         origin = found.origin
@@ -36,7 +36,8 @@ def finding_lines(found: Mismatch, columns: int) -> list[Line]:
             f"{origin.name} is the first layer that differs in {origin.first:,} of the "
             f"{found.tokens_differing:,} tokens; later layers see another input"
         )
-    for shift, names in found.shifted.items():
+    for shift in sorted({layer.shift for layer in found.layers} - {0}):
+        names = [layer.name for layer in found.layers if layer.shift == shift]
         tokens = f"{abs(shift)} token{'s' if abs(shift) > 1 else ''}"
         texts.append(f"B is {tokens} {'late' if shift > 0 else 'early'} in {listed(names)}")
     texts += [f"{file}: {layer} is a copy of {other}" for file, layer, other in found.copies]

@@ -107,7 +107,6 @@ def mismatch_json(found: Mismatch, a: str, b: str) -> dict[str, Any]:
         "tokens_in_file": found.total,
         "tokens_routed": {"a": found.routed("A"), "b": found.routed("B")},
         "tokens_differing": found.tokens_differing,
-        "first_layer": found.origin.name if found.differing else None,
         "copies": [
             {"file": file, "layer": layer, "of": other} for file, layer, other in found.copies
         ],

@@ -2,9 +2,8 @@
 
 A choice is the set of experts of one token in one layer; their order does not count. Blocks of raw
 ids are compared as bytes, and only blocks that differ are compared token by token. Tokens that one
-side did not route (empty slots) are left out. What explains a difference is looked for too: the
-first layer of each token, because the layers behind it see another input; choices that belong to a
-token before or after; layers that repeat another layer.
+side did not route (empty slots) are left out. Explanations: the first layer that differs (those
+behind it see another input), choices of a token before or after, a layer that repeats another.
 """
 
 import struct
@@ -13,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import compress, count
-from operator import eq, ne
+from operator import ne
 
 from microscope_tui.routing.file import Routing
 
@@ -25,9 +24,9 @@ _MOST_SWAPS = 1 << 17
 """Different swaps of a layer that are counted."""
 _SHIFTS = (-2, -1, 1, 2)
 _LEAST = 8
-"""Different choices from which on a shift or a copy is named."""
+"""Fewest different choices of a shift or a copy."""
 _SAMPLED = 512
-"""Tokens by which layers are compared with each other."""
+"""Tokens, for copies."""
 _Row = tuple[int, ...]
 _HALF = struct.Struct("<e")
 
@@ -50,7 +49,7 @@ class LayerMismatch:
     holes: Counter[str] = field(default_factory=Counter)
     """Tokens without a choice, by file: A or B."""
     shifts: Counter[int] = field(default_factory=Counter)
-    """Of the differing choices, how many B made so many tokens later."""
+    """Differing choices that B made so many tokens later."""
 
     @property
     def shift(self) -> int:
@@ -93,15 +92,6 @@ class Mismatch:
     def origin(self) -> LayerMismatch:
         """The layer in which most tokens differ first."""
         return max(self.layers, key=lambda layer: layer.first)
-
-    @property
-    def shifted(self) -> dict[int, list[str]]:
-        """Layers in which B is late, by tokens."""
-        found: dict[int, list[str]] = {}
-        for layer in self.layers:
-            if layer.shift:
-                found.setdefault(layer.shift, []).append(layer.name)
-        return found
 
     def routed(self, file: str) -> int:
         """Tokens of A or B with a choice."""
@@ -167,17 +157,16 @@ def _copies(side: Routing) -> Iterator[tuple[str, str]]:
     """Layers whose choices are those of a layer before them, by tokens from all of the file."""
     tokens = range(0, side.tokens, -(-side.tokens // _SAMPLED))
     empty = b"\xff" * side.shape.top_k
-    seen: list[list[bytes]] = []
+    seen: dict[str, set[tuple[int, bytes]]] = {}
     for layer, name in enumerate(side.shape.layer_names):
-        mine = [side.raw("ids", layer, token, token + 1) for token in tokens]
+        rows = [(token, side.raw("ids", layer, token, token + 1)) for token in tokens]
+        mine = {(token, row) for token, row in rows if not row.startswith(empty)}
+        same = (other for other in seen if len(mine & seen[other]) >= 0.99 * len(mine))
+        is_collapsed = len({row for _, row in mine}) < _LEAST
+        if not is_collapsed and (other := next(same, "")):
+            yield name, other
+        seen[name] = mine
         side.release()
-        routed = [not row.startswith(empty) for row in mine]
-        if len({*compress(mine, routed)}) >= _LEAST:  # not a collapsed router
-            for before, theirs in enumerate(seen):
-                if sum(compress(map(eq, mine, theirs), routed)) >= 0.99 * sum(routed):
-                    yield name, side.shape.layer_names[before]
-                    break
-        seen.append(mine)
 
 
 def _refuse_others(a: Routing, b: Routing, token_ids: bool) -> None:

@@ -6,8 +6,7 @@ refuses the file at any other. Every opcode makes at most one object, so the num
 bounds the memory; there is no recursion.
 
 The pickle is read as a stream. Long texts, and numbers one after the other in a list, stay in the
-file: a ``Span`` is there instead. An array of numpy is a long text too (protocol 2): a call, a
-BUILD, and its bytes as latin-1.
+file: a ``Span`` is there instead. The numbers of an array of numpy are a text too, as latin-1.
 """
 
 import re
@@ -18,6 +17,7 @@ from struct import Struct
 from typing import Any
 
 from microscope_tui.runlog import safe_text
+from microscope_tui.sources.dumps import Bytes
 
 MOST_OPCODES = 4_000_000
 """At most 400 MB of objects, for a moment; a dump of 1,000 passes on one rank has 40,000."""
@@ -50,7 +50,7 @@ class Global:
 
 @dataclass(slots=True)
 class Made:
-    """What a call would make, and what a BUILD would give it; neither is done."""
+    """What a call would make, and the state that it would get; neither is done."""
 
     arguments: tuple[Any, ...]
     state: Any = None
@@ -58,7 +58,7 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Bytes of the file: a text as UTF-8, or numbers of a list (``integers`` reads them)."""
+    """Bytes of the file: a text as UTF-8, or numbers of a list (``numbers`` reads them)."""
 
     start: int
     end: int
@@ -67,35 +67,28 @@ class Span:
         return self.end - self.start
 
 
-def integers(run: bytes) -> list[int]:
-    """The integers in the bytes of a ``Span``; other numbers are left out."""
-    return [
-        int.from_bytes(number[1:], "little", signed=number[0] == ord("J"))
-        for number in _NUMBER.findall(run)
-        if number[0] in b"KMJ"
-    ]
+def numbers(run: bytes) -> list[Any]:
+    """Those in the bytes of a ``Span``."""
+    return [_NUMBERS[one[:1]].unpack(one[1:])[0] for one in _NUMBER.findall(run) if len(one) > 1]
 
 
 _KEYS = (str, int, float, bool, type(None), Span)
 ORDERED = "collections.OrderedDict"
 Build = Callable[[Any], Any]
-Read = Callable[[int, int], bytes]
 
 
 def load(
-    read: Read, allowed: Callable[[str], bool], call: Build, storage: Build, start: int = 0
+    data: Bytes, span: Span, allowed: Callable[[str], bool], call: Build, storage: Build
 ) -> Any:
-    """The value of a pickle, or ``Refused``.
+    """The value of the pickle in ``span``, or ``Refused``.
 
     Args:
-        read: bytes from an offset, at most so many; fewer at the end of the pickle.
         allowed: whether a global of this name may appear.
         call: the value of ``(name, arguments)``, for globals other than ``OrderedDict``.
         storage: the value of a persistent id.
-        start: offset of the pickle.
     """
     try:
-        value = _Interpreter(read, allowed, call, storage, start).run()
+        value = _Interpreter(data, span, allowed, call, storage).run()
     except (IndexError, KeyError, struct.error):
         raise Refused("the pickle is damaged; copy the file again") from None
     _check_depth(value)
@@ -105,15 +98,14 @@ def load(
 class _Interpreter:
     def __init__(
         self,
-        read: Read,
+        file: Bytes,
+        span: Span,
         allowed: Callable[[str], bool],
         call: Build,
         storage: Build,
-        start: int,
     ) -> None:
-        self._read = read
-        self._data, self._base = b"", start  # a window of the pickle, and where it begins
-        self._is_last = False
+        self._file, self._end = file, span.end
+        self._data, self._base = b"", span.start  # a window of the pickle, and where it begins
         self._at = 0
         self._allowed, self._call, self._storage = allowed, call, storage
         self._stack: list[Any] = []
@@ -122,8 +114,10 @@ class _Interpreter:
 
     def run(self) -> Any:
         for _ in range(MOST_OPCODES):
-            if len(self._data) - self._at < _AHEAD and not self._is_last:
-                self._move()
+            if len(self._data) - self._at < _AHEAD and self._base + len(self._data) < self._end:
+                self._base += self._at
+                size = max(0, min(_WINDOW, self._end - self._base))
+                self._data, self._at = self._file.read(self._base, size, "the pickle"), 0
             data = self._data
             code = data[self._at : self._at + 1]
             self._at += 1
@@ -147,19 +141,17 @@ class _Interpreter:
                 )
         raise Refused(f"the pickle has more than {MOST_OPCODES:,} operations; dump more often")
 
-    def _move(self) -> None:
-        """Let the window begin at the next operation."""
-        self._base += self._at
-        self._data, self._at = self._read(self._base, _WINDOW), 0
-        self._is_last = len(self._data) < _WINDOW
-
     def _push(self, code: bytes) -> bool:
         """Values that need nothing from the stack."""
         push = self._stack.append
         if code in _CONSTANTS:
             push(_CONSTANTS[code])
         elif code == b"X":
-            push(self._text(int.from_bytes(self._take(4), "little")))
+            length = int.from_bytes(self._take(4), "little")
+            if length > _LONG_TEXT:
+                push(self._skipped(length))
+            else:
+                push(self._take(length).decode("utf-8", "replace"))
         elif code == b"\x8a":
             push(int.from_bytes(self._take(self._take(1)[0]), "little", signed=True))
         elif code == b"}":
@@ -175,11 +167,6 @@ class _Interpreter:
         else:
             return False
         return True
-
-    def _text(self, length: int) -> str | Span:
-        if length <= _LONG_TEXT:
-            return self._take(length).decode("utf-8", "replace")
-        return self._skipped(length)
 
     def _skipped(self, length: int) -> Span:
         start = self._base + self._at

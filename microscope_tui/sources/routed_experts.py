@@ -1,18 +1,14 @@
 """The choices of engines and RL trainers: ``routed_experts`` [tokens, layers, k].
 
 - vLLM: nested lists. SGLang: base64 of int32 in ``meta_info``.
-- prime-rl: ``{"data": base64, "shape", "start", "dtype"}``, without the tokens before ``start``
-  (PrimeIntellect-ai/prime-rl ``inference/vllm/routed_experts.py``).
-- NeMo-RL: ``nrlre1:DTYPE:SxLxK:BASE64`` in a message (NVIDIA-NeMo/RL
-  ``utils/routed_experts_codec.py``).
-- slime and miles, ``--save-debug-rollout-data``: ``samples`` with ``tokens`` and
-  ``rollout_routed_experts`` [tokens - 1, layers, k], an array of numpy (THUDM/slime
-  ``observability/rollout_data_utils.py``, radixark/miles ``utils/types.py``).
+- prime-rl (``inference/vllm/routed_experts.py``): ``{"data": base64, "shape", "start", "dtype"}``,
+  without the tokens before ``start``.
+- NeMo-RL (``utils/routed_experts_codec.py``): ``nrlre1:DTYPE:SxLxK:BASE64`` in a message.
+- slime and miles: ``samples`` with ``tokens`` and ``rollout_routed_experts``, an array of numpy.
 - A ``.npy`` of integers.
 
-A response, or a piece of an array, is in memory. A row of equal ids, -1 or 0 in all slots, is not a
-choice: a layer without MoE, a lost route, the last sampled token. For k = 1 only -1 is, and 0 in
-all layers of the last token.
+A row of equal ids, -1 or 0 in all slots, is not a choice: a layer without MoE, a lost route, the
+last sampled token. For k = 1 only -1 is, and 0 in all layers of the last token.
 """
 
 from __future__ import annotations
@@ -33,7 +29,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from microscope_tui.routing import MOST_CHOICES, MOST_EXPERTS, BadRouting, RoutingWriter, Shape
+from microscope_tui.routing import MOST_CHOICES, MOST_EXPERTS, RoutingWriter, Shape
 from microscope_tui.runlog import safe_text
 from microscope_tui.sources import torch_file
 from microscope_tui.sources.dumps import (
@@ -46,8 +42,8 @@ from microscope_tui.sources.dumps import (
     tokens_of,
 )
 from microscope_tui.sources.keys import MAX_LAYERS, Rule
-from microscope_tui.sources.plain_pickle import Span, integers
-from microscope_tui.sources.reader import Record
+from microscope_tui.sources.plain_pickle import Span, numbers
+from microscope_tui.sources.reader import Record, Unreadable
 
 CHOICE_SUFFIXES = (".jsonl", ".npy", ".pt")
 _NONE = -1
@@ -61,10 +57,6 @@ _Sizes = tuple[int, int, int]
 _Ids = Sequence[int] | None
 
 
-class BadChoices(ValueError):
-    """Not choices, or choices of another model; the message has the place and the reason."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Sample:
     """A sequence of tokens; those from ``start`` on have choices ``shape`` [tokens, layers, k]."""
@@ -74,16 +66,17 @@ class _Sample:
     shape: _Sizes
     code: str
     raw: Iterable[bytes]
-    """The choices, as numbers of ``code``."""
 
     def __post_init__(self) -> None:
         rows, layers, k = self.shape
         fits = rows > 0 and 0 < layers <= MAX_LAYERS and 0 < k <= MOST_CHOICES
         if not fits or not 0 <= self.start <= self.tokens - rows <= self.start + 1:
-            raise BadChoices(
+            raise Unreadable(
                 f"choices {list(self.shape)} from token {self.start:,} on for {self.tokens:,} "
                 "tokens: expected [tokens, layers, k], with or without the last token"
             )
+        if not all(type(one) is int and 0 <= one < 1 << 32 for one in self.token_ids or ()):
+            raise Unreadable("a token id is negative or above 4,294,967,295")
 
     @property
     def tokens(self) -> int:
@@ -107,7 +100,7 @@ class _Sample:
             if count:
                 yield at - count, ids
         if held or at != self.start + rows:
-            raise BadChoices(f"the choices of {rows:,} tokens have another number of bytes")
+            raise Unreadable(f"the choices of {rows:,} tokens have another number of bytes")
 
     def packed(self, ids: Sequence[int], layer: int, experts: int, code: str = "H") -> array[int]:
         """Those of one layer in a piece; the largest number is an empty slot, behind the others."""
@@ -123,14 +116,13 @@ class _Sample:
             chosen = [] if k > 1 and min(row) == max(row) else [one for one in row if one != _NONE]
             for one in chosen:
                 if not 0 <= one < experts:
-                    raise BadChoices(
+                    raise Unreadable(
                         f"expert {one:,} in layer {layer}: expected 0 to {experts - 1:,}, or -1"
                     )
             out.extend([*chosen, *[empty] * (k - len(chosen))])
         return out
 
     def layers_with_choices(self) -> list[int]:
-        """By the first tokens."""
         _, ids = next(self.pieces())
         layers = range(self.shape[1])
         return [one for one in layers if min(self.packed(ids, one, MOST_EXPERTS)) < MOST_EXPERTS]
@@ -139,8 +131,7 @@ class _Sample:
 def convert_choices(path: Path, target: Path, beside: Shape | None = None) -> bool:
     """Write ``target``, a ``routing.bin``, from choices; true if the token ids are known.
 
-    ``beside``: sizes of the probe that they are compared with. Without it the depths are those of
-    the layers with choices, and the number of experts is unknown. ``OSError`` (``Unreadable``):
+    ``beside``: sizes of the probe that they are compared with. ``OSError`` (``Unreadable``):
     another form, or expert ids that the model of ``beside`` lacks.
     """
     known = (None, ()) if beside is None else (beside.top_k, beside.layers)
@@ -154,11 +145,10 @@ def convert_choices(path: Path, target: Path, beside: Shape | None = None) -> bo
             _, layers, k = sample.shape
             if not kept or (beside is not None and len(beside.layers) == layers):
                 kept = list(range(layers))
-            shape = Shape(tuple(kept), tuple(f"L{n}" for n in kept), MOST_EXPERTS, k, tokens)
-            if beside is not None:
-                shape = replace(shape, num_experts=beside.num_experts)
-                if len(kept) == len(beside.layers):
-                    shape = replace(shape, layers=beside.layers, layer_names=beside.layer_names)
+            experts = MOST_EXPERTS if beside is None else beside.num_experts
+            shape = Shape(tuple(kept), tuple(f"L{n}" for n in kept), experts, k, tokens)
+            if beside is not None and len(beside.layers) == len(kept):
+                shape = replace(shape, layers=beside.layers, layer_names=beside.layer_names)
             writer = RoutingWriter(target, shape)
             try:
                 for _, sample in _samples(data, *known):
@@ -167,8 +157,8 @@ def convert_choices(path: Path, target: Path, beside: Shape | None = None) -> bo
             except BaseException:
                 writer.abandon()
                 raise
-        except (BadChoices, BadRouting) as error:
-            raise data.broken(str(error)) from None
+        except (Unreadable, ValueError) as error:
+            raise Unreadable(f"{path}: {error}") from None
     return has_ids
 
 
@@ -185,11 +175,7 @@ def _write(sample: _Sample, kept: Sequence[int], writer: RoutingWriter) -> None:
 
 
 class RoutedReader(DumpReader):
-    """The choices of one file as a run of exact counts: one step per response or sample.
-
-    Layers without a choice are left out, the others keep their numbers. The router of an engine
-    does not learn: the profile is ``eval``.
-    """
+    """Counts of one file, a step per response or sample, without the layers without a choice."""
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
@@ -201,10 +187,7 @@ class RoutedReader(DumpReader):
     def _read_files(self, paths: Sequence[Path]) -> Iterator[tuple[float, Record]]:
         for path in paths:
             with self._opened(path) as data:
-                try:
-                    yield from self._steps(data)
-                except BadChoices as error:
-                    raise data.broken(str(error)) from None
+                yield from self._steps(data)
 
     def _steps(self, data: Bytes) -> Iterator[tuple[float, Record]]:
         run = self._begin("routed-experts", profile="eval")
@@ -221,8 +204,9 @@ class RoutedReader(DumpReader):
                 yield done, record
 
 
+_REFUSED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError)
 _Found = Iterator[tuple[str, float, Callable[[], _Sample]]]
-"""The place of each sample in messages, the share of the file up to its end, and the sample."""
+"""Place in messages, share of the file that was read, and the sample."""
 
 
 def _samples(
@@ -237,14 +221,14 @@ def _samples(
     for place, done, make in found:
         try:
             sample = make()
-        except (BadChoices, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise BadChoices(f"{place}: {safe_text(error, 200)}") from None
+        except (*_REFUSED, Unreadable) as error:
+            raise Unreadable(f"{place}: {safe_text(error, 200)}") from None
         if sizes not in (None, sample.shape[1:]):
-            raise BadChoices(f"{place}: [layers, k] is {sample.shape[1:]}, before {sizes}")
+            raise Unreadable(f"{place}: [layers, k] is {sample.shape[1:]}, before {sizes}")
         sizes = sample.shape[1:]
         yield done, sample
     if sizes is None:
-        raise BadChoices("no choices in it: ask the engine to return routed_experts")
+        raise Unreadable("no choices in it: ask the engine to return routed_experts")
 
 
 _HEADER = re.compile(
@@ -260,15 +244,13 @@ def _arrays(data: Bytes) -> _Found:
     found = _HEADER.fullmatch(head[10:start])
     if found is None or head[6:7] != b"\1":
         described = safe_text(head[10:start].decode("latin-1").strip(), 120)
-        raise BadChoices(
-            f"holds {described}: expected integers of shape (tokens, layers, k), little-endian and "
-            "in C order"
-        )
+        expected = "integers of shape (tokens, layers, k), little-endian and in C order"
+        raise Unreadable(f"holds {described}: expected {expected}")
     code = torch_file.INTEGERS[found[1].decode()]
     tokens, layers, k = (int(found[n]) for n in (2, 3, 4))
     row = layers * k * array(code).itemsize
-    if (expected := start + tokens * row) != data.size:
-        raise BadChoices(f"has {data.size:,} bytes instead of {expected:,}: cut off or damaged")
+    if (whole := start + tokens * row) != data.size:
+        raise Unreadable(f"has {data.size:,} bytes instead of {whole:,}: cut off or damaged")
     for at in range(0, tokens, _TOKENS_AT_ONCE):
         end = min(at + _TOKENS_AT_ONCE, tokens)
         raw = data.pieces(start + at * row, start + end * row, "the numbers")
@@ -280,7 +262,7 @@ def _dumped(data: Bytes) -> _Found:
     content = torch_file.load(data)
     samples = content.get("samples") if isinstance(content, dict) else None
     if not isinstance(samples, list):
-        raise BadChoices("has no samples: save one with --save-debug-rollout-data")
+        raise Unreadable("has no samples: save one with --save-debug-rollout-data")
     for number, sample in enumerate(samples, 1):
         routes = sample.get("rollout_routed_experts") if isinstance(sample, dict) else None
         if routes is not None:  # aborted, for example
@@ -289,19 +271,13 @@ def _dumped(data: Bytes) -> _Found:
 
 
 def _saved(data: Bytes, tokens: Any, routes: Any) -> _Sample:
-    found = torch_file.array_of(routes)
+    found = torch_file.numpy_array(data, routes)
     if found is None or not isinstance(tokens, list):
-        raise BadChoices("no list tokens, or rollout_routed_experts is not integers of numpy")
+        raise Unreadable("no list tokens, or rollout_routed_experts is not integers of numpy")
     ids: list[int] = []
     for one in tokens:
-        ids += integers(data.read(one.start, len(one), "tokens")) if type(one) is Span else [one]
-    return _Sample(_checked(ids), 0, found.shape, found.code, found.pieces(data))
-
-
-def _checked(ids: list[int]) -> list[int]:
-    if not all(type(one) is int and 0 <= one < 1 << 32 for one in ids):
-        raise BadChoices("a token id is negative or above 4,294,967,295")
-    return ids
+        ids += numbers(data.read(one.start, len(one), "tokens")) if type(one) is Span else [one]
+    return _Sample(ids, 0, *found)
 
 
 class _Object(msgspec.Struct):
@@ -312,7 +288,7 @@ class _Object(msgspec.Struct):
 
 
 class _Fields(msgspec.Struct):
-    """Of a response, its choice, or the message in it: engines have the same in any of them."""
+    """Of a response, its choice, or its message: each engine has other names and places."""
 
     prompt_token_ids: list[int] | None = None
     input_ids: list[int] | None = None
@@ -326,38 +302,37 @@ class _Fields(msgspec.Struct):
     message: _Fields | None = None
 
 
+_DECODER = msgspec.json.Decoder(_Fields)
 _Sized = Callable[[int, _Ids], _Sizes]
 
 
 def _responses(data: Bytes, sized: _Sized) -> _Found:
-    decode = msgspec.json.Decoder(_Fields).decode
     number = 0
     with open(data.file, "rb", closefd=False) as file:
         file.seek(0)
         while line := file.readline(MOST_BYTES + 1):
             number += 1
             if len(line) > MOST_BYTES:
-                raise BadChoices(f"line {number:,} is longer than {MOST_BYTES >> 20} MB")
+                raise Unreadable(f"line {number:,} is longer than {MOST_BYTES >> 20} MB")
             if not line.isspace():
-                make = partial(_response, decode, line, sized)
+                make = partial(_response, line, sized)
                 yield f"line {number:,}", file.tell() / data.size, make
 
 
-def _response(decode: Callable[[bytes], _Fields], line: bytes, sized: _Sized) -> _Sample:
-    fields = decode(line)
+def _response(line: bytes, sized: _Sized) -> _Sample:
+    fields = _DECODER.decode(line)
     choice, *others = fields.choices or [_Fields()]
     if others:
-        raise BadChoices(f"{1 + len(others)} choices: ask for one a request (n = 1)")
+        raise Unreadable(f"{1 + len(others)} choices: ask for one a request (n = 1)")
     levels = [level for level in (choice.message, choice, fields.meta_info, fields) if level]
 
     def field(*names: str) -> Any:
-        """The first that is there: engines have other names for the same."""
         values = (getattr(level, name) for name in names for level in levels)
         return next((value for value in values if value is not None), None)
 
     prompt = field("prompt_token_ids", "input_ids")
     output = field("generation_token_ids", "token_ids", "output_ids")
-    ids = None if prompt is output is None else _checked([*(prompt or ()), *(output or ())])
+    ids = None if prompt is output is None else [*(prompt or ()), *(output or ())]
     routes = field("routed_experts")
     if isinstance(routes, str | _Object):
         return _packed(routes, ids, sized)
@@ -366,55 +341,43 @@ def _response(decode: Callable[[bytes], _Fields], line: bytes, sized: _Sized) ->
 
 def _nested(rows: _Rows, ids: _Ids) -> _Sample:
     if not rows or not rows[0] or not rows[0][0]:
-        raise BadChoices("no routed_experts; ask the engine to return them")
+        raise Unreadable("no routed_experts; ask the engine to return them")
     layers, k = len(rows[0]), len(rows[0][0])
     if any(len(row) != layers or any(len(one) != k for one in row) for row in rows):
-        raise BadChoices(f"rows differ in size; the first has {layers} layers of {k}")
-    try:
-        flat = array("q", chain.from_iterable(chain.from_iterable(rows))).tobytes()
-    except OverflowError:
-        raise BadChoices("an expert id has more than 64 bits") from None
-    return _Sample(ids, 0, (len(rows), layers, k), "q", [flat])
+        raise Unreadable(f"rows differ in size; the first has {layers} layers of {k}")
+    flat = array("q", chain.from_iterable(chain.from_iterable(rows)))
+    return _Sample(ids, 0, (len(rows), layers, k), "q", [flat.tobytes()])
 
 
-_ENVELOPE = re.compile(r"nrlre1:(int8|int16|int32):(\d{1,12})x(\d{1,6})x(\d{1,6}):")
+_ENVELOPE = re.compile(r"nrlre1:(\w+):(\d{1,12})x(\d{1,6})x(\d{1,6}):")
 
 
 def _packed(routes: str | _Object, ids: _Ids, sized: _Sized) -> _Sample:
-    """Base64."""
     if isinstance(routes, _Object):
         found = routes
     elif envelope := _ENVELOPE.match(routes):
-        dtype, *sizes = envelope.groups()
-        tokens, layers, k = map(int, sizes)
-        found = _Object(routes[envelope.end() :], (tokens, layers, k), 0, dtype)
+        tokens, layers, k = map(int, envelope.groups()[1:])
+        found = _Object(routes[envelope.end() :], (tokens, layers, k), 0, envelope[1])
     else:
         found = _Object(routes, sized(len(routes) * 3 // 16, ids), 0, "int32")
-    if found.dtype not in _TYPES:
-        raise BadChoices(f"dtype {safe_text(found.dtype, 20)}: expected {', '.join(_TYPES)}")
-    code = _TYPES[found.dtype]
     try:
-        raw = base64.b64decode(found.data, validate=True)
-    except ValueError:
-        raise BadChoices("routed_experts is not base64") from None
+        code, raw = _TYPES[found.dtype], base64.b64decode(found.data, validate=True)
+    except (KeyError, ValueError):
+        raise Unreadable(f"routed_experts is not base64 of {', '.join(_TYPES)}") from None
     if len(raw) != (expected := math.prod(found.shape) * array(code).itemsize):
-        raise BadChoices(f"{len(raw):,} bytes: expected {expected:,} for {list(found.shape)}")
+        raise Unreadable(f"{len(raw):,} bytes: expected {expected:,} for {list(found.shape)}")
     return _Sample(ids, found.start, found.shape, code, [raw])
 
 
 def _without_shape(k: int | None, layers: Sequence[int], choices: int, ids: _Ids) -> _Sizes:
     """Tokens, layers and k of SGLang's base64."""
-    if k is None or ids is None:
-        raise BadChoices(
-            "base64 holds no shape: it needs token ids, and a probe beside it or --top-k"
-        )
-    for tokens in (len(ids), len(ids) - 1):
-        if tokens > 0 and choices and choices % (tokens * k) == 0:
-            found = choices // (tokens * k)
+    if k and ids:
+        for tokens in (len(ids), len(ids) - 1):
+            found, rest = divmod(choices, max(1, tokens) * k)
             # An engine returns the layers with MoE, or all of them.
-            if not layers or found == len(layers) or found > max(layers):
+            if found and not rest and (not layers or found == len(layers) or found > max(layers)):
                 return tokens, found, k
-    raise BadChoices(
-        f"{choices:,} choices for {len(ids):,} token ids: expected one row per token, with or "
-        "without the last one"
+    raise Unreadable(
+        f"base64 holds no shape: {choices:,} choices need the token ids of all rows, with or "
+        "without the last, and a probe beside it or --top-k"
     )

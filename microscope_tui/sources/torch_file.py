@@ -3,13 +3,13 @@
 The file is a zip with stored members: ``NAME/data.pkl``, a pickle of plain containers and tensors,
 and ``NAME/data/KEY``, the numbers of each storage. The pickle is interpreted (``plain_pickle``);
 the numbers stay in the file until they are asked for. Arrays of numpy are in the pickle itself.
-Layout: ``torch/serialization.py`` and ``numpy/_core/src/multiarray/methods.c`` (``__reduce__``).
+Layout: ``torch/serialization.py``; ``__reduce__`` of ``numpy/_core/src/multiarray/methods.c``.
 """
 
 import math
 import struct
 from codecs import getincrementaldecoder
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
@@ -34,11 +34,9 @@ CODES = {
 """Storage class → code of ``struct``."""
 INTEGERS = {"i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
 """The same for types of numpy."""
-_NUMPY = {
-    *("numpy.ndarray", "numpy.dtype", "_codecs.encode", "__builtin__.bytes"),
-    *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
-    *("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"),
-}
+_NUMPY = {"numpy.ndarray", "numpy.dtype", "_codecs.encode", "__builtin__.bytes"}
+for _core in ("numpy.core", "numpy._core"):
+    _NUMPY |= {f"{_core}.multiarray._reconstruct", f"{_core}.multiarray.scalar"}
 _ALLOWED = {*CODES, *_NUMPY, _REBUILD, ORDERED}
 
 
@@ -74,30 +72,13 @@ class Tensor:
         return data.numbers(start, code, number, "the numbers of a tensor")
 
 
-@dataclass(frozen=True, slots=True)
-class Array:
-    """An array of numpy with three dimensions, of little-endian integers in C order."""
+def numpy_array(
+    data: Bytes, value: Any
+) -> tuple[tuple[int, int, int], str, Iterator[bytes]] | None:
+    """Shape, code of ``struct``, and bytes of an array of little-endian integers in C order.
 
-    shape: tuple[int, int, int]
-    code: str
-    """Of ``struct``."""
-    _text: str | Span
-
-    def pieces(self, data: Bytes) -> Iterator[bytes]:
-        """The bytes of its numbers, about a megabyte at a time."""
-        texts: Iterable[str] = [self._text] if isinstance(self._text, str) else ()
-        if isinstance(self._text, Span):
-            pieces = data.pieces(self._text.start, self._text.end, "the numbers of an array")
-            texts = map(getincrementaldecoder("utf-8")().decode, pieces)
-        try:
-            for text in texts:
-                yield text.encode("latin-1")
-        except UnicodeError:
-            raise data.broken("an array of numpy is not bytes; copy the file again") from None
-
-
-def array_of(value: Any) -> Array | None:
-    """Such an array, else ``None``."""
+    ``None`` for anything else, and for less than 65 bytes.
+    """
     match value:
         case Made(
             state=(
@@ -105,13 +86,22 @@ def array_of(value: Any) -> Array | None:
                 (int(), int(), int()) as shape,
                 Made(arguments=(str(kind), *_), state=(_, "<" | "|", *_)),
                 False,
-                Made(arguments=(str() | Span() as text, "latin1")),
+                Made(arguments=(Span() as text, "latin1")),
             )
         ) if kind in INTEGERS and all(size > 0 for size in shape):
             # A byte above 127 takes two in UTF-8.
             if math.prod(shape) * struct.calcsize(INTEGERS[kind]) <= len(text):
-                return Array(shape, INTEGERS[kind], text)
+                return shape, INTEGERS[kind], _latin1(data, text)
     return None
+
+
+def _latin1(data: Bytes, text: Span) -> Iterator[bytes]:
+    decoder = getincrementaldecoder("utf-8")()
+    try:
+        for piece in data.pieces(text.start, text.end, "the numbers of an array"):
+            yield decoder.decode(piece).encode("latin-1")
+    except UnicodeError:
+        raise data.broken("an array of numpy is not bytes; copy the file again") from None
 
 
 def _is_contiguous(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
@@ -136,14 +126,9 @@ def load(data: Bytes) -> Any:
     folder = pickles[0].removesuffix("data.pkl")
     tensors = _Tensors(found, folder)
     member = found[pickles[0]]
-    start = _start_of(data, member)
-    end = start + member.file_size
-
-    def read(at: int, most: int) -> bytes:
-        return data.read(at, max(0, min(most, end - at)), "the pickle")
-
+    span = Span(start := _start_of(data, member), start + member.file_size)
     try:
-        return plain_pickle.load(read, _ALLOWED.__contains__, tensors.call, tensors.storage, start)
+        return plain_pickle.load(data, span, _ALLOWED.__contains__, tensors.call, tensors.storage)
     except Refused as refused:
         raise data.broken(str(refused)) from None
 

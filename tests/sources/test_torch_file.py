@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import struct
+import tempfile
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from microscope_tui.sources import Tensor, Unreadable, opened, plain_pickle, torch_file
+from microscope_tui.sources.dumps import Bytes
 from tests.sources.sound import saved
 
 
@@ -29,21 +31,21 @@ def read(path: Path, content: bytes | None = None) -> Any:
                 return value.shape, value.numbers(data)
             if isinstance(value, dict):
                 return {key: plain(inner) for key, inner in value.items()}
-            if isinstance(value, list):
-                return [one for inner in value for one in numbers_or_one(inner)]
-            return tuple(map(plain, value)) if isinstance(value, tuple) else value
-
-        def numbers_or_one(value: Any) -> list[Any]:
-            if not isinstance(value, plain_pickle.Span):
-                return [plain(value)]
-            run = data.read(value.start, value.end - value.start, "a run")
-            return pickle.loads(b"(" + run + b"l.")
+            if isinstance(value, list) and any(isinstance(one, plain_pickle.Span) for one in value):
+                runs = [data.read(one.start, len(one), "a run") for one in value]
+                return [one for run in runs for one in pickle.loads(b"(" + run + b"l.")]
+            return type(value)(map(plain, value)) if isinstance(value, list | tuple) else value
 
         return plain(torch_file.load(data))
 
 
-def reader(content: bytes) -> plain_pickle.Read:
-    return lambda at, most: content[at : at + most]
+def interpreted(content: bytes) -> Any:
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        span = plain_pickle.Span(0, len(content))
+        data = Bytes(file.fileno(), "a")
+        return plain_pickle.load(data, span, bool, lambda _: None, lambda _: None)
 
 
 def repacked(
@@ -93,7 +95,7 @@ def test_plain_containers_read_as_they_were_saved(tmp_path: Path) -> None:
     value = {
         "none": None,
         "numbers": [True, False, 0, -1, 255, 70_000, 2**40, -(2**70), 0.5],
-        "text": ["a", "a", "ü" * 300],
+        "text": ["a", "a", "ü" * 32],
         "tuples": ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)),
         "ordered": OrderedDict(a=1, b=[]),
         "many": list(range(2500)),
@@ -220,11 +222,11 @@ def test_a_list_that_is_in_many_places_is_looked_at_once() -> None:
     laughs = b"\x80\x02(]q\x00" + b"".join(
         b"]q" + bytes([n + 1]) + b"(h" + bytes([n]) + b"h" + bytes([n]) + b"e" for n in range(30)
     )
-    assert len(plain_pickle.load(reader(laughs + b"t."), bool, id, id)) == 31
+    assert len(interpreted(laughs + b"t.")) == 31
 
 
 @given(st.binary(max_size=200))
 @settings(max_examples=300)
 def test_any_bytes_as_a_pickle_are_refused_or_read(content: bytes) -> None:
     with contextlib.suppress(plain_pickle.Refused):
-        plain_pickle.load(reader(content), lambda _: True, lambda _: None, lambda _: None)
+        interpreted(content)
