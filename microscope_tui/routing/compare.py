@@ -154,17 +154,16 @@ def compare(a: Routing, b: Routing, *, token_ids: bool = True, margins_of: str =
 
 
 def _copies(side: Routing) -> Iterator[tuple[str, str]]:
-    """Layers whose choices are those of a layer before them, by tokens from all of the file."""
+    """Layers with the choices of a layer before them, by tokens from all of the file."""
     tokens = range(0, side.tokens, -(-side.tokens // _SAMPLED))
     empty = b"\xff" * side.shape.top_k
     seen: dict[str, set[tuple[int, bytes]]] = {}
     for layer, name in enumerate(side.shape.layer_names):
         rows = [(token, side.raw("ids", layer, token, token + 1)) for token in tokens]
         mine = {(token, row) for token, row in rows if not row.startswith(empty)}
-        same = (other for other in seen if len(mine & seen[other]) >= 0.99 * len(mine))
-        is_collapsed = len({row for _, row in mine}) < _LEAST
-        if not is_collapsed and (other := next(same, "")):
-            yield name, other
+        same = [other for other in seen if len(mine & seen[other]) >= 0.99 * len(mine)]
+        if same and len({row for _, row in mine}) >= _LEAST:  # not a collapsed router
+            yield name, same[0]
         seen[name] = mine
         side.release()
 

@@ -82,7 +82,7 @@ class Bytes:
         return list(unpack(layout, self.read(offset, calcsize(layout), what)))
 
     def pieces(self, start: int, end: int, what: str) -> Iterator[bytes]:
-        """The bytes from ``start`` to before ``end``, a megabyte at a time; see ``read``."""
+        """All bytes to before ``end``, a megabyte at a time; see ``read``."""
         for at in range(start, end, _PIECE):
             yield self.read(at, min(_PIECE, end - at), what)
 

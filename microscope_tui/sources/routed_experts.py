@@ -72,8 +72,8 @@ class _Sample:
         fits = rows > 0 and 0 < layers <= MAX_LAYERS and 0 < k <= MOST_CHOICES
         if not fits or not 0 <= self.start <= self.tokens - rows <= self.start + 1:
             raise Unreadable(
-                f"choices {list(self.shape)} from token {self.start:,} on for {self.tokens:,} "
-                "tokens: expected [tokens, layers, k], with or without the last token"
+                f"choices {list(self.shape)} from token {self.start:,} on, for {self.tokens:,} "
+                "tokens: expected [tokens, layers, k], all or all but the last"
             )
         if not all(type(one) is int and 0 <= one < 1 << 32 for one in self.token_ids or ()):
             raise Unreadable("a token id is negative or above 4,294,967,295")
@@ -92,9 +92,9 @@ class _Sample:
             count = len(held) // size
             if at + count > self.start + rows:
                 break
+            at += count
             ids: Sequence[int] = array(self.code, held[: count * size])
             held = held[count * size :]
-            at += count
             if k == 1 and at == self.tokens and not any(ids[-layers:]):
                 ids = [*ids[:-layers], *[_NONE] * layers]
             if count:
@@ -114,11 +114,9 @@ class _Sample:
         empty = (1 << 8 * out.itemsize) - 1
         for row in zip(*slots, strict=True):
             chosen = [] if k > 1 and min(row) == max(row) else [one for one in row if one != _NONE]
-            for one in chosen:
-                if not 0 <= one < experts:
-                    raise Unreadable(
-                        f"expert {one:,} in layer {layer}: expected 0 to {experts - 1:,}, or -1"
-                    )
+            if wrong := [one for one in chosen if not 0 <= one < experts]:
+                expected = f"expected 0 to {experts - 1:,}, or -1"
+                raise Unreadable(f"expert {wrong[0]:,} in layer {layer}: {expected}")
             out.extend([*chosen, *[empty] * (k - len(chosen))])
         return out
 
@@ -181,8 +179,7 @@ class RoutedReader(DumpReader):
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
         if head.startswith(_ZIP):
             return all(name in head[:4096] for name in _DUMP)
-        is_response = head.lstrip().startswith(b"{") and b'routed_experts"' in head
-        return head.startswith(_NUMPY) or is_response
+        return head.startswith(_NUMPY) or (head.lstrip()[:1] == b"{" and b'routed_experts"' in head)
 
     def _read_files(self, paths: Sequence[Path]) -> Iterator[tuple[float, Record]]:
         for path in paths:
@@ -204,7 +201,6 @@ class RoutedReader(DumpReader):
                 yield done, record
 
 
-_REFUSED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError)
 _Found = Iterator[tuple[str, float, Callable[[], _Sample]]]
 """Place in messages, share of the file that was read, and the sample."""
 
@@ -221,7 +217,13 @@ def _samples(
     for place, done, make in found:
         try:
             sample = make()
-        except (*_REFUSED, Unreadable) as error:
+        except (
+            Unreadable,
+            ValueError,
+            msgspec.MsgspecError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise Unreadable(f"{place}: {safe_text(error, 200)}") from None
         if sizes not in (None, sample.shape[1:]):
             raise Unreadable(f"{place}: [layers, k] is {sample.shape[1:]}, before {sizes}")
@@ -378,6 +380,6 @@ def _without_shape(k: int | None, layers: Sequence[int], choices: int, ids: _Ids
             if found and not rest and (not layers or found == len(layers) or found > max(layers)):
                 return tokens, found, k
     raise Unreadable(
-        f"base64 holds no shape: {choices:,} choices need the token ids of all rows, with or "
-        "without the last, and a probe beside it or --top-k"
+        f"base64 holds no shape: {choices:,} choices need token ids, all or all but the last with "
+        "choices, and a probe beside it or --top-k"
     )

