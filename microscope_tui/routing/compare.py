@@ -2,8 +2,8 @@
 
 A choice is the set of experts of one token in one layer; their order does not count. Blocks of raw
 ids are compared as bytes, and only blocks that differ are compared token by token. Tokens that one
-side did not route (empty slots) are left out. Explanations: the first layer that differs (those
-behind it see another input), choices of a token before or after, a layer that repeats another.
+side did not route (empty slots) are left out. Explanations: the first layer that differs, choices
+of a token before or after, a layer that repeats another.
 """
 
 import struct

@@ -115,8 +115,9 @@ class _Sample:
         for row in zip(*slots, strict=True):
             chosen = [] if k > 1 and min(row) == max(row) else [one for one in row if one != _NONE]
             if wrong := [one for one in chosen if not 0 <= one < experts]:
-                expected = f"expected 0 to {experts - 1:,}, or -1"
-                raise Unreadable(f"expert {wrong[0]:,} in layer {layer}: {expected}")
+                raise Unreadable(
+                    f"expert {wrong[0]:,} in layer {layer}: expected -1 to {experts - 1:,}"
+                )
             out.extend([*chosen, *[empty] * (k - len(chosen))])
         return out
 
@@ -173,7 +174,7 @@ def _write(sample: _Sample, kept: Sequence[int], writer: RoutingWriter) -> None:
 
 
 class RoutedReader(DumpReader):
-    """Counts of one file, a step per response or sample, without the layers without a choice."""
+    """Counts: a step per response or sample, without the layers without a choice."""
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
@@ -245,7 +246,7 @@ def _arrays(data: Bytes) -> _Found:
     start = 10 + int.from_bytes(head[8:10], "little")
     found = _HEADER.fullmatch(head[10:start])
     if found is None or head[6:7] != b"\1":
-        described = safe_text(head[10:start].decode("latin-1").strip(), 120)
+        described = safe_text(head[10:start].decode("ascii", "replace").strip(), 120)
         expected = "integers of shape (tokens, layers, k), little-endian and in C order"
         raise Unreadable(f"holds {described}: expected {expected}")
     code = torch_file.INTEGERS[found[1].decode()]
@@ -275,7 +276,7 @@ def _dumped(data: Bytes) -> _Found:
 def _saved(data: Bytes, tokens: Any, routes: Any) -> _Sample:
     found = torch_file.numpy_array(data, routes)
     if found is None or not isinstance(tokens, list):
-        raise Unreadable("no list tokens, or rollout_routed_experts is not integers of numpy")
+        raise Unreadable("no tokens, or rollout_routed_experts is not integers of numpy")
     ids: list[int] = []
     for one in tokens:
         ids += numbers(data.read(one.start, len(one), "tokens")) if type(one) is Span else [one]

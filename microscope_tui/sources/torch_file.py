@@ -75,10 +75,7 @@ class Tensor:
 def numpy_array(
     data: Bytes, value: Any
 ) -> tuple[tuple[int, int, int], str, Iterator[bytes]] | None:
-    """Shape, code of ``struct``, and bytes of an array of little-endian integers in C order.
-
-    ``None`` for anything else, and for less than 65 bytes.
-    """
+    """Shape, code of ``struct``, and bytes of an array of integers of 65 bytes or more."""
     match value:
         case Made(
             state=(

@@ -107,8 +107,8 @@ def test_what_explains_the_differences_is_in_text_and_json(
     np.save(tmp_path / "b.npy", array)
     monkeypatch.setattr(console, "_PROGRESS_FROM_BYTES", 1)
     _, out, err = call("mismatch", a, tmp_path / "b.npy")
-    assert "b.npy: 0.0 GB to read" in err
     assert "498 of 500 tokens are compared: A has choices of 500, B of 498" in out
+    assert "b.npy: 0.0 GB to read" in err
 
 
 def test_swaps_of_two_engines_go_from_the_first_to_the_second(

@@ -124,17 +124,6 @@ def test_each_token_counts_for_the_first_layer_in_which_it_differs(tmp_path: Pat
     assert found.origin.name == "L4"
 
 
-def test_holes_of_each_file_are_counted(tmp_path: Path) -> None:
-    a, b = planted(), planted()
-    for rows in a:
-        rows[3:6] = [[0xFF, 0xFF]] * 3
-    for rows in b:
-        rows[5:7] = [[0xFF, 0xFF]] * 2
-    found = compared(write(tmp_path / "a", a, 16), write(tmp_path / "b", b, 16))
-    assert (found.routed("A"), found.routed("B"), found.tokens) == (497, 498, 496)
-    assert (found.total, found.differing) == (500, 0)
-
-
 def test_tenths_of_the_margins_hold_a_tenth_each(tmp_path: Path) -> None:
     rows = [[[n % 8] for n in range(1000)]]
     flipped = [[[(n + (n < 100)) % 8] for n in range(1000)]]

@@ -157,11 +157,11 @@ def sglang(run: Sequence[Counts]) -> bytes:
 
 
 def rollout(run: Sequence[Counts]) -> bytes:
-    """A dump of slime or miles; the last token of a sample has no choice."""
-    samples = [np.array([choices(row) for row in counts], np.int32) for counts in run]
-    tokens = {"tokens": [5] * (1 + samples[0].shape[1])}
-    routes = [tokens | {"rollout_routed_experts": one.swapaxes(0, 1).copy()} for one in samples]
-    return saved({"rollout_id": 3, "samples": routes})
+    """A dump of slime or miles."""
+    arrays = (np.array([choices(row) for row in counts], np.int32) for counts in run)
+    routes = [one.swapaxes(0, 1).copy() for one in arrays]
+    samples = [{"tokens": [5] * len(one), "rollout_routed_experts": one} for one in routes]
+    return saved({"rollout_id": 3, "samples": samples})
 
 
 def tensorrt_llm(run: Sequence[Counts]) -> bytes:

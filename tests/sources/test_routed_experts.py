@@ -4,14 +4,12 @@ import base64
 import io
 import json
 import random
-import struct
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
 
 from microscope_tui.routing import Routing, Shape
 from microscope_tui.sources import Unreadable, convert_choices, dumps, plain_pickle
@@ -37,9 +35,7 @@ def read(path: Path, beside: Shape = BESIDE) -> tuple[Rows, Any]:
         assert routing.shape.layers == beside.layers
         chosen = [routing.chosen(layer, 0, routing.tokens) for layer in range(len(beside.layers))]
         ids = list(routing.token_ids(0, routing.tokens))
-        return [list(of_layers) for of_layers in zip(*chosen, strict=True)], (
-            ids if has_token_ids else None
-        )
+        return list(map(list, zip(*chosen, strict=True))), ids if has_token_ids else None
 
 
 def lines(tmp_path: Path, *responses: object) -> Path:
@@ -66,6 +62,19 @@ def nemo_rl(ids: list[int], array: Any) -> bytes:
     return json.dumps({"choices": [{"message": message | {"routed_experts": routes}}]}).encode()
 
 
+def vllm(ids: list[int], array: Any) -> bytes:
+    """The last sampled token has zeros, which are not expert 0."""
+    rows = [*array.tolist(), [[0, 0]] * array.shape[1]]
+    choice = {"token_ids": ids[4:], "routed_experts": rows[4:]}
+    prompt = {"prompt_token_ids": ids[:4], "prompt_routed_experts": rows[:4]}
+    return json.dumps(prompt | {"choices": [choice]}).encode()
+
+
+def sglang(ids: list[int], array: Any) -> bytes:
+    meta = {"routed_experts": as_base64(array.astype("i4").tobytes()), "id": "x"}
+    return json.dumps({"input_ids": ids[:4], "output_ids": ids[4:], "meta_info": meta}).encode()
+
+
 def sample(ids: list[int], array: Any) -> dict[str, Any]:
     """Of slime or miles, as ``to_dict`` makes it."""
     found = {"group_index": 0, "prompt": "x" * 9000, "tokens": ids, "response": "é" * 5000}
@@ -83,7 +92,7 @@ def npy(ids: list[int], array: Any) -> bytes:
     return raw.getvalue()
 
 
-FORMS = [prime_rl, nemo_rl, slime]
+FORMS = [prime_rl, nemo_rl, vllm, sglang, slime]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -117,7 +126,7 @@ def test_a_damaged_file_of_any_form_is_refused_in_one_line_or_read(
             refused.append(str(error))
         assert all(expert < 8 for token in found for layer in token for expert in layer)
         assert not [*tmp_path.glob("*.part")]
-    assert 0 < len(refused) < 60
+    assert refused
     assert all(map(str.isprintable, refused))
 
 
@@ -137,25 +146,11 @@ def test_a_dump_of_something_else_is_named(tmp_path: Path, value: object, why: s
         read(tmp_path / "a.pt")
 
 
-@settings(max_examples=30)
-@given(
-    st.sampled_from(["<i2", "|u1", "<i8", "<i4"]),
-    st.integers(1, 200),
-    st.integers(1, 3),
-    st.integers(1, 3),
-    st.sampled_from([8, 200, 300]),
-)
-def test_an_array_of_numpy_is_read(
-    tmp_path_factory: pytest.TempPathFactory, kind: str, tokens: int, layers: int, k: int, e: int
-) -> None:
-    path = tmp_path_factory.mktemp("n") / "routes.npy"
-    choices = rows(tokens, layers, k, min(e, 200) if kind == "|u1" else e)
-    np.save(path, np.array(choices, dtype=kind))
-    depths = tuple(range(layers))
-    found, ids = read(path, Shape(depths, tuple(f"L{n}" for n in depths), e, k, 1))
-    if not np.any(choices[-1]):
-        choices[-1] = [()] * layers
-    assert (found, ids) == (choices, None)
+@pytest.mark.parametrize(("kind", "experts"), [("<i2", 300), ("|u1", 8), ("<i8", 200)])
+def test_an_array_of_numpy_is_read(tmp_path: Path, kind: str, experts: int) -> None:
+    choices = rows(200, 2, 3, experts)
+    np.save(tmp_path / "a.npy", np.array(choices, dtype=kind))
+    assert read(tmp_path / "a.npy", Shape((0, 1), ("L0", "L1"), experts, 3, 1)) == (choices, None)
 
 
 @pytest.mark.parametrize(
@@ -163,10 +158,9 @@ def test_an_array_of_numpy_is_read(
     [
         (np.zeros((2, 2), "i4"), r"expected integers of shape"),
         (np.zeros((2, 2, 2), "f4"), r"expected integers of shape"),
-        (np.full((2, 2, 2), None, object), r"expected integers of shape"),
         (np.zeros((2, 2, 2), "i4", order="F"), r"in C order"),
         (np.zeros((2, 2, 2), ">i4"), r"little-endian"),
-        (np.array([[[3, 8]] * 2] * 2), r"expert 8 in layer 0: expected 0 to 7"),
+        (np.array([[[3, 8]] * 2] * 2), r"expert 8 in layer 0: expected -1 to 7"),
         (np.array([[[3, -2]] * 2] * 2), r"expert -2"),
     ],
 )
@@ -177,27 +171,11 @@ def test_an_array_of_something_else_is_refused(tmp_path: Path, array: Any, why: 
     assert [one.name for one in tmp_path.iterdir()] == ["a.npy"]
 
 
-def test_nested_lists_of_vllm_are_prompt_and_output(tmp_path: Path) -> None:
-    choices = rows(5)
-    response = {
-        "prompt_token_ids": [5, 6, 7],
-        "prompt_routed_experts": choices[:3],
-        "choices": [{"token_ids": [8, 9], "routed_experts": [choices[3], [[0, 0], [0, 0]]]}],
-    }
-    found, ids = read(lines(tmp_path, response, response))
-    assert found == [*choices[:4], EMPTY] * 2  # not expert 0
-    assert ids == [5, 6, 7, 8, 9] * 2
-
-
 def test_base64_of_sglang_is_read_without_its_dense_layers(tmp_path: Path) -> None:
-    choices = rows(3)
-    for last in ([], [0] * 8):
-        flat = [n for a, b in choices for n in (-1, -1, *a, -1, -1, *b)] + last
-        packed = base64.b64encode(struct.pack(f"<{len(flat)}i", *flat)).decode()
-        response = {"input_ids": [1, 2], "output_ids": [3, 4]}
-        response |= {"meta_info": {"routed_experts": packed, "id": "x"}}
-        found, ids = read(lines(tmp_path, response))
-        assert (found, ids) == ([*choices, EMPTY], [1, 2, 3, 4])
+    array = np.insert(np.array(rows(3)), [0, 1], -1, axis=1)
+    for choices in (array, np.append(array, [[[0, 0]] * 4], axis=0)):
+        (tmp_path / "a").write_bytes(sglang([1, 2, 3, 4], choices))
+        assert read(tmp_path / "a") == ([*rows(3), EMPTY], [1, 2, 3, 4])
 
 
 def test_the_last_token_of_a_top_1_model_does_not_credit_expert_0(tmp_path: Path) -> None:
@@ -224,10 +202,7 @@ def test_without_a_probe_the_layers_are_those_that_chose(tmp_path: Path) -> None
         ({"routed_experts": "AAAA"}, "need token ids"),
         ({"routed_experts": [[[1 << 64]]]}, "line 1: .*too "),
         ({"token_ids": [1], "routed_experts": "AAAA"}, "0 choices need token ids"),
-        (
-            {"token_ids": [1] * 9, "routed_experts": rows(5)},
-            r"choices \[5, 2, 2\] from token 0 on, for 9 tokens",
-        ),
+        ({"token_ids": [1] * 9, "routed_experts": rows(5)}, r"choices \[5, 2, 2\] .* for 9 tokens"),
         ({"token_ids": [-1], "routed_experts": rows(1)}, "a token id is negative"),
         ({"choices": [{}, {}]}, "2 choices"),
         ({"routed_experts": {"valid_shape": [1, 2, 2]}}, "missing required field `data`"),
@@ -242,13 +217,6 @@ def test_a_line_that_is_something_else_is_named(tmp_path: Path, response: object
         read(lines(tmp_path, response))
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.npy"])
-def test_an_empty_file_is_refused(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).touch()
-    with pytest.raises(Unreadable, match="no choices in it"):
-        read(tmp_path / name)
-
-
 def test_more_numbers_than_the_shape_has_are_refused(tmp_path: Path) -> None:
     whole = slime(list(range(9)), np.array(rows(9)))
     (tmp_path / "a").write_bytes(whole.replace(b"K\x09K\x02K\x02\x87", b"K\x08K\x02K\x02\x87"))
@@ -257,8 +225,8 @@ def test_more_numbers_than_the_shape_has_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_dump_is_read_in_pieces(tmp_path: Path) -> None:
-    array = np.argsort(np.random.default_rng(0).random((4000, 24, 160)), axis=-1)[..., :8]
-    samples = [sample(list(range(4001)), array.astype("i4")) for _ in range(8)]
+    array = np.arange(4000 * 24 * 8, dtype="i4").reshape(4000, 24, 8) % 160
+    samples = [sample(list(range(4001)), array.copy()) for _ in range(8)]
     (tmp_path / "a.pt").write_bytes(saved({"rollout_id": 3, "samples": samples}))  # 35 MB
     tracemalloc.start()
     convert_choices(tmp_path / "a.pt", tmp_path / "routing.bin")
