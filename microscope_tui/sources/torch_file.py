@@ -75,7 +75,7 @@ class Tensor:
 def numpy_array(
     data: Bytes, value: Any
 ) -> tuple[tuple[int, int, int], str, Iterator[bytes]] | None:
-    """Shape, code of ``struct``, and bytes of an array of integers of 65 bytes or more."""
+    """Shape, code of ``struct``, and bytes of an array of integers, else ``None``."""
     match value:
         case Made(
             state=(
@@ -83,7 +83,7 @@ def numpy_array(
                 (int(), int(), int()) as shape,
                 Made(arguments=(str(kind), *_), state=(_, "<" | "|", *_)),
                 False,
-                Made(arguments=(Span() as text, "latin1")),
+                Made(arguments=(str() | Span() as text, "latin1")),
             )
         ) if kind in INTEGERS and all(size > 0 for size in shape):
             # A byte above 127 takes two in UTF-8.
@@ -92,9 +92,12 @@ def numpy_array(
     return None
 
 
-def _latin1(data: Bytes, text: Span) -> Iterator[bytes]:
+def _latin1(data: Bytes, text: str | Span) -> Iterator[bytes]:
     decoder = getincrementaldecoder("utf-8")()
     try:
+        if isinstance(text, str):
+            yield text.encode("latin-1")
+            return
         for piece in data.pieces(text.start, text.end, "the numbers of an array"):
             yield decoder.decode(piece).encode("latin-1")
     except UnicodeError:
