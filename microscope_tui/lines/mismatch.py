@@ -34,7 +34,7 @@ def finding_lines(found: Mismatch, columns: int) -> list[Line]:
         origin = found.origin
         texts.append(
             f"{origin.name} is the first layer that differs in {origin.first:,} of the "
-            f"{found.tokens_differing:,} tokens; later layers see another input"
+            f"{found.tokens_differing:,} tokens"
         )
     for shift in sorted({layer.shift for layer in found.layers} - {0}):
         names = [layer.name for layer in found.layers if layer.shift == shift]

@@ -5,8 +5,8 @@ few opcodes that ``torch.save`` writes (protocol 2) for containers, numbers, tex
 refuses the file at any other. Every opcode makes at most one object, so the number of opcodes
 bounds the memory; there is no recursion.
 
-The pickle is read as a stream. Long texts, and numbers one after the other in a list, stay in the
-file: a ``Span`` is there instead. The numbers of an array of numpy are a text too, as latin-1.
+It is read as a stream: long texts and runs of numbers in a list stay in the file, with a ``Span``
+in their place. The numbers of an array of numpy are a text too, as latin-1.
 """
 
 import re
@@ -26,7 +26,7 @@ MOST_DEPTH = 32
 _MOST_NAME = 512
 _WINDOW = 1 << 20
 _AHEAD = 16 << 10
-"""Bytes that one operation may need; the pickler puts 1,000 numbers at most into a run."""
+"""Bytes that one operation may need; a run has 1,000 numbers at most."""
 _LONG_TEXT = 64
 _NUMBER = re.compile(rb"K.|M..|J.{4}|G.{8}|[N\x88\x89]", re.DOTALL)
 _RUN = re.compile(rb"(?:%s)++(?=e)" % _NUMBER.pattern, re.DOTALL)
@@ -50,7 +50,7 @@ class Global:
 
 @dataclass(slots=True)
 class Made:
-    """What a call would make, and the state that it would get; neither is done."""
+    """What a call would make, and its state; nothing is called."""
 
     arguments: tuple[Any, ...]
     state: Any = None

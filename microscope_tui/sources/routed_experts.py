@@ -203,13 +203,12 @@ class RoutedReader(DumpReader):
 
 
 _Found = Iterator[tuple[str, float, Callable[[], _Sample]]]
-"""Place in messages, share of the file that was read, and the sample."""
 
 
 def _samples(
     data: Bytes, k: int | None, layers: Sequence[int] = ()
 ) -> Iterator[tuple[float, _Sample]]:
-    """``k`` and ``layers`` as far as known, for base64 without a shape."""
+    """With the share of the file read; ``k`` and ``layers``, if known, are for SGLang."""
     head = data.read(0, min(8, data.size), "the beginning")
     found = _responses(data, partial(_without_shape, k, layers))
     if head.startswith((_NUMPY, _ZIP)):
@@ -291,7 +290,7 @@ class _Object(msgspec.Struct):
 
 
 class _Fields(msgspec.Struct):
-    """Of a response, its choice, or its message: each engine has other names and places."""
+    """Of a response, its choice, or its message: engines differ."""
 
     prompt_token_ids: list[int] | None = None
     input_ids: list[int] | None = None
