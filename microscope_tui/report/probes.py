@@ -105,7 +105,12 @@ def mismatch_json(found: Mismatch, a: str, b: str) -> dict[str, Any]:
         "a": a,
         "b": b,
         "tokens": found.tokens,
+        "tokens_in_file": found.total,
+        "tokens_routed": {"a": found.routed("A"), "b": found.routed("B")},
         "tokens_differing": found.tokens_differing,
+        "copies": [
+            {"file": file, "layer": layer, "of": other} for file, layer, other in found.copies
+        ],
         "choices": found.compared,
         "choices_differing": found.differing,
         "share": found.share,
@@ -116,6 +121,8 @@ def mismatch_json(found: Mismatch, a: str, b: str) -> dict[str, Any]:
                 "choices": layer.compared,
                 "differing": layer.differing,
                 "share": layer.share,
+                "differing_first": layer.first,
+                "b_is_late_by": layer.shift,
                 "swaps": [
                     {"from": old, "to": new, "times": times}
                     for (old, new), times in layer.swaps.most_common(_MOST_SWAPS)

@@ -34,6 +34,10 @@ from .records import (
     run_record as run_record,
     step_record as step_record,
 )
+from .routed_experts import (
+    CHOICE_SUFFIXES as CHOICE_SUFFIXES,
+    convert_choices as convert_choices,
+)
 from .row_records import RowRecords as RowRecords
 from .sglang import SGLangReader as SGLangReader
 from .sqlite import Busy as Busy, Database as Database, Tables as Tables

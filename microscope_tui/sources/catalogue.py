@@ -151,6 +151,14 @@ _FORMATS = (
         live="no",
     ),
     Format(
+        name="routed-experts",
+        where="routed_experts.RoutedReader",
+        files=r"(?:data_|rollout_)?(?:eval_)?\d+\.pt|.*routed_experts.*\.(?:jsonl|npy)",
+        reads="choices of vLLM, SGLang, prime-rl and NeMo-RL, rollout dumps of slime and miles",
+        shows="exact counts, a step per response",
+        live="no",
+    ),
+    Format(
         name="imatrix",
         where="imatrix.ImatrixReader",
         files=r"(?i:.*imatrix.*\.gguf)",

@@ -34,7 +34,11 @@ def case(name: str, seed: int) -> bytes:
     chance = random.Random(seed)
     if chance.random() < 1 / 16:
         return chance.randbytes(chance.randrange(2000))
-    out = bytearray(seeds_of(name)[seed % len(seeds_of(name))])
+    return damaged(seeds_of(name)[seed % len(seeds_of(name))], chance)
+
+
+def damaged(data: bytes, chance: random.Random) -> bytes:
+    out = bytearray(data)
     for _ in range(chance.choice((1, 1, 2, 4, 8))):
         at = chance.randrange(len(out) + 1)
         end = min(len(out), at + chance.choice((1, 2, 4, 8, 100, 4000)))
