@@ -59,20 +59,28 @@ class Experts(nn.Module):
     def forward(self, x_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """Weighted sum of the chosen experts' outputs, ``(T, D)`` in the dtype of ``x_TD``."""
         dtype = compute_dtype(x_TD)  # grouped_mm ignores autocast
-        gate_up_EFD, down_EDF = self.gate_up_proj.to(dtype), self.down_proj.to(dtype)
-        # Only the host knows the number of padded rows: a compiled graph would break here.
-        padded = x_TD.device.type == "cpu" and dtype in _HALF_DTYPES
-        block = _BLOCK_ON_CPU if padded and not torch.compiler.is_compiling() else 1
-        rows_E, token_P, place_TK = _sort_by_expert(expert_ids_TK, len(gate_up_EFD), block)
+        return self._outputs(x_TD.to(dtype), expert_ids_TK, weights_TK).to(x_TD.dtype)
 
-        x_PD = dispatch(x_TD.to(dtype), token_P, place_TK)
-        weight_P = weights_TK.new_zeros(len(token_P))
-        weight_P1 = weight_P.scatter(0, place_TK.flatten(), weights_TK.flatten()).unsqueeze(-1)
+    def _outputs(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        """As :meth:`forward`, computed in the dtype of ``x_TD``."""
+        gate_up_EFD, down_EDF = (w.to(x_TD.dtype) for w in (self.gate_up_proj, self.down_proj))
+        # Only the host knows the number of padded rows: a compiled graph would break here.
+        padded = x_TD.device.type == "cpu" and x_TD.dtype in _HALF_DTYPES
+        block = _BLOCK_ON_CPU if padded and not torch.compiler.is_compiling() else 1
+        rows_E, token_P, place_TK = _sort_by_expert(ids_TK, len(gate_up_EFD), block)
+        x_PD = dispatch(x_TD, token_P, place_TK)
+        weight_P1 = _weights_of_rows(weights_TK, token_P, place_TK)
         if _grouped_is_better(x_PD, gate_up_EFD, down_EDF):
             y_PD = _grouped_experts(x_PD, weight_P1, rows_E, gate_up_EFD, down_EDF)
         else:
             y_PD = experts_in_turn(x_PD, weight_P1, rows_E, gate_up_EFD, down_EDF)
-        return combine(y_PD, token_P, place_TK).to(x_TD.dtype)
+        return combine(y_PD, token_P, place_TK)
+
+
+def _weights_of_rows(weights_TK: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
+    """``(P, 1)``; zero for rows that only pad an expert."""
+    weight_P = weights_TK.new_zeros(len(token_P))
+    return weight_P.scatter(0, place_TK.flatten(), weights_TK.flatten()).unsqueeze(-1)
 
 
 def _sort_by_expert(ids_TK: Tensor, num_experts: int, block: int) -> tuple[Tensor, Tensor, Tensor]:
