@@ -91,21 +91,32 @@ def synchronised(parallel_model: Callable[..., ModelOutput], last: bool) -> Iter
 
 def gradient_squares(model: LanguageModel, world: World) -> Tensor:
     """This rank's part of the squared gradient norm of every router, and last of all: ``(L + 1,)``,
-    fp64. Of a sharded gradient every rank contributes its rows, of a replicated one rank 0."""
+    fp64. Every rank contributes what it holds, divided by the number of ranks that hold it too."""
     squares: dict[Tensor, Tensor] = {}
     for parameter in model.parameters():
         gradient = parameter.grad
-        if isinstance(gradient, DTensor):
-            gradient = gradient.to_local()
-        elif not world.is_main:
-            gradient = None
         square = torch.zeros((), dtype=torch.float64, device=world.device)
         if gradient is not None:
             wide = torch.promote_types(gradient.dtype, torch.float32)
-            square = torch.linalg.vector_norm(gradient, dtype=wide).double().square()
+            part = torch.linalg.vector_norm(local_part(gradient), dtype=wide)
+            square = part.double().square() / _copies(gradient, world)
         squares[parameter] = square
     total = torch.stack([*squares.values()]).sum()
     return torch.stack([*(squares[router.weight] for router in model.routers), total])
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _copies(tensor: Tensor, world: World) -> int:
+    """How many ranks hold the same part of it."""
+    copies = world.size
+    if isinstance(tensor, DTensor):
+        for size, placement in zip(tensor.device_mesh.shape, tensor.placements, strict=True):
+            copies //= size if placement.is_shard() else 1
+    return copies
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
