@@ -41,14 +41,6 @@ from moe_model.command import (
 from moe_model.store import CheckpointError
 from moe_model.training.checkpoint import BEST, COLLAPSE, LATEST, Checkpoints, save_checkpoint
 from moe_model.training.console import Console, introduction, places, sample
-from moe_model.training.distributed import (
-    RankLostError,
-    agree,
-    is_first,
-    join_world,
-    lost_ranks,
-    own_rank,
-)
 from moe_model.training.machine import run_lock
 from moe_model.training.options import Options
 from moe_model.training.resolving import option_facts, read_option_sources, resolve
@@ -67,6 +59,14 @@ from moe_model.training.step import (
     set_learning_rate,
     synchronised,
     weights_at,
+)
+from moe_model.training.world import (
+    RankLostError,
+    agree,
+    is_first,
+    join_world,
+    lost_ranks,
+    own_rank,
 )
 
 app = new_app(__doc__, config=read_option_sources)

@@ -57,9 +57,10 @@ from moe_model import (
     write_description,
     write_tensors,
 )
-from moe_model.training.distributed import World, whole_weights
 from moe_model.training.options import Options
+from moe_model.training.parallel import whole_weights
 from moe_model.training.run import JUDGEMENT, Progress, Run
+from moe_model.training.world import World
 
 LATEST = "latest"
 PREVIOUS = "previous"

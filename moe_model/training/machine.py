@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from moe_model import ModelConfig, UsageError, say
-from moe_model.training.distributed import World
 from moe_model.training.help import BYTES_PER_PARAMETER, main_memory
+from moe_model.training.world import World
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

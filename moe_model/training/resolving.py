@@ -21,8 +21,8 @@ from cyclopts.config import Dict, Toml
 
 from moe_model import PRESETS, UsageError
 from moe_model.training.checkpoint import AUTO, described, has_training_state
-from moe_model.training.distributed import ALONE, NOT_GIVEN, World, launched
 from moe_model.training.options import AUX_WEIGHT, MTP_WEIGHT, RUN_DEFAULTS, Options, flag_name
+from moe_model.training.world import ALONE, NOT_GIVEN, World, launched
 
 _BELONGS_TO: dict[str, tuple[str, ...]] = {
     "bias_update_rate": ("bias",),

@@ -25,9 +25,9 @@ from moe_model import (
 )
 from moe_model.training.batches import Batch, TrainingBatches
 from moe_model.training.corpus import Corpus
-from moe_model.training.distributed import World
 from moe_model.training.machine import DTYPES
 from moe_model.training.options import Options, flag_name
+from moe_model.training.world import World
 
 ENDINGS = {
     "finished": (FINISHED, "finished"),

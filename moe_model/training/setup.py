@@ -27,11 +27,12 @@ from moe_model.training.checkpoint import (
     restore,
 )
 from moe_model.training.corpus import Corpus, cache_key, load_documents, make_tokenizer
-from moe_model.training.distributed import World, agree, parallelize
 from moe_model.training.machine import LOCK, choose_dtype, refuse_too_large
 from moe_model.training.options import Options
+from moe_model.training.parallel import parallelize
 from moe_model.training.run import Progress, Run
 from moe_model.training.step import make_optimizer
+from moe_model.training.world import World, agree
 
 EVALUATION_SEQUENCES = 128
 PROMPT_TOKENS = 32

@@ -26,8 +26,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from moe_model import LanguageModel, ModelOutput, balance_loss, router_z_loss, sequence_balance_loss
 from moe_model.training.batches import Batch, StepBatches
-from moe_model.training.distributed import ALONE, World
 from moe_model.training.options import OptimizerName, Options
+from moe_model.training.world import ALONE, World
 
 MTP_HIGH_SHARE = 10 / 14.8
 """DeepSeek-V3 lowers the weight of multi-token prediction to a third after 10 of 14.8 trillion

@@ -33,16 +33,15 @@ from moe_model import LanguageModel, ModelConfig, Routing, UsageError, update_ex
 from moe_model.sampling import generate
 from moe_model.training.checkpoint import load_shards, optimizer_state, save_shards
 from moe_model.training.console import SHARDED_SAMPLE_TOKENS, sample
-from moe_model.training.distributed import (
+from moe_model.training.parallel import parallelize, whole_weights
+from moe_model.training.step import gradient_squares, make_optimizer, synchronised
+from moe_model.training.world import (
     RankLostError,
     World,
     agree,
     join_world,
     lost_ranks,
-    parallelize,
-    whole_weights,
 )
-from moe_model.training.step import gradient_squares, make_optimizer, synchronised
 from tests.forked import free_port
 
 Claim = Callable[[World, Path], None]
