@@ -48,7 +48,7 @@ from moe_model.training.run import ENDINGS, Run, TrainingFailedError, describe, 
 from moe_model.training.setup import prepare
 from moe_model.training.signals import StopRequest
 from moe_model.training.step import (
-    CLIP_NORM,
+    clip_gradients,
     evaluate,
     gradient_squares,
     learning_rate_at,
@@ -113,8 +113,8 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
     sums = forward_and_backward(run, weights, counter)
 
     # All that the log records, in one sum over ranks and one copy, before anything changes.
-    run.scaler.unscale_(run.optimizer)
-    extra = torch.cat([sums, gradient_squares(model, world)])
+    scale = 1.0 if run.loss_scale is None else run.loss_scale.scale
+    extra = torch.cat([sums, gradient_squares(model, world, scale)])
     extra = counter.all_reduce(world, extra)
     seen = counter.read()
     loss, *other_losses = seen.extra[: len(sums)]
@@ -123,11 +123,12 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
 
     # A step that is not finite changes neither the weights nor the expert bias.
     if math.isfinite(grad_norm):
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), CLIP_NORM, extra[-1].sqrt())
-        run.scaler.step(run.optimizer)
+        clip_gradients(model, extra[-1].sqrt(), scale)
+        run.optimizer.step()
         rate = bias_rate_at(step, options.steps, options.bias_update_rate)
         update_expert_bias(model.routers, counter.counts, rate)
-    run.scaler.update()
+    if run.loss_scale is not None:
+        run.loss_scale.update(finite=math.isfinite(grad_norm))
     run.optimizer.zero_grad()
     seconds = time.perf_counter() - started
     return {
@@ -150,6 +151,7 @@ def forward_and_backward(
     in ``weights``, fp64."""
     world = run.world
     sums = torch.zeros(1 + len(weights), dtype=torch.float64, device=world.device)
+    scale = 1.0 if run.loss_scale is None else run.loss_scale.scale
     drawn = run.batches.draw()
     num_passes = world.size * len(drawn.micro_batches)
     for place, on_host in enumerate(drawn.micro_batches, 1):
@@ -166,7 +168,7 @@ def forward_and_backward(
             for weight, share in zip(weights.values(), shares[1:], strict=True):
                 total = total + weight * share.sum()
             # Ranks average their gradients; the shares have to be summed.
-            run.scaler.scale(total * world.size).backward()
+            (total * world.size * scale).backward()
         sums += torch.stack([share.detach().double().mean() for share in shares])
     return sums
 

@@ -25,6 +25,7 @@ from moe_model import (
 )
 from moe_model.training.batches import Batch, TrainingBatches
 from moe_model.training.corpus import Corpus
+from moe_model.training.loss_scale import LossScale
 from moe_model.training.machine import DTYPES
 from moe_model.training.options import Options, flag_name
 from moe_model.training.world import World
@@ -141,7 +142,8 @@ class Run:
     forward: Callable[..., ModelOutput]
     """The model, or its distributed wrapper."""
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
+    loss_scale: LossScale | None
+    """In fp16."""
     batches: TrainingBatches
     held_out: Sequence[Batch]
     progress: Progress

@@ -27,6 +27,7 @@ from moe_model.training.checkpoint import (
     restore,
 )
 from moe_model.training.corpus import Corpus, cache_key, load_documents, make_tokenizer
+from moe_model.training.loss_scale import LossScale
 from moe_model.training.machine import LOCK, choose_dtype, refuse_too_large
 from moe_model.training.options import Options
 from moe_model.training.parallel import parallelize
@@ -71,7 +72,7 @@ def prepare(options: Options, world: World) -> Run:
         model=model,
         forward=forward,
         optimizer=make_optimizer(model, options.lr, options.optimizer),
-        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        loss_scale=LossScale() if dtype == torch.float16 else None,
         batches=TrainingBatches(
             corpus.training,
             batch_size=options.batch_size,

@@ -89,9 +89,10 @@ def synchronised(parallel_model: Callable[..., ModelOutput], last: bool) -> Iter
     yield
 
 
-def gradient_squares(model: LanguageModel, world: World) -> Tensor:
+def gradient_squares(model: LanguageModel, world: World, loss_scale: float = 1.0) -> Tensor:
     """This rank's part of the squared gradient norm of every router, and last of all: ``(L + 1,)``,
-    fp64. Every rank contributes what it holds, divided by the number of ranks that hold it too."""
+    fp64, without ``loss_scale``. Every rank contributes what it holds, divided by the number of
+    ranks that hold it too."""
     squares: dict[Tensor, Tensor] = {}
     for parameter in model.parameters():
         gradient = parameter.grad
@@ -99,10 +100,20 @@ def gradient_squares(model: LanguageModel, world: World) -> Tensor:
         if gradient is not None:
             wide = torch.promote_types(gradient.dtype, torch.float32)
             part = torch.linalg.vector_norm(local_part(gradient), dtype=wide)
-            square = part.double().square() / _copies(gradient, world)
+            square = (part.double() / loss_scale).square() / _copies(gradient, world)
         squares[parameter] = square
     total = torch.stack([*squares.values()]).sum()
     return torch.stack([*(squares[router.weight] for router in model.routers), total])
+
+
+def clip_gradients(model: nn.Module, norm: Tensor, loss_scale: float = 1.0) -> None:
+    """Scale all gradients to a norm of at most 1, and by ``1 / loss_scale``; ``norm`` is theirs
+    without it. torch's own function accepts gradients of one device mesh only."""
+    factor = (CLIP_NORM / (norm + 1e-6)).clamp(max=1.0) / loss_scale
+    found = (parameter.grad for parameter in model.parameters())
+    torch._foreach_mul_(
+        [local_part(gradient) for gradient in found if gradient is not None], factor
+    )
 
 
 def local_part(tensor: Tensor) -> Tensor:

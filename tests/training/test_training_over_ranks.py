@@ -34,10 +34,9 @@ train.optimizer_step = stepping
 sys.exit(train.run_command(train.app, sys.argv[1:]))
 """
 OVERFLOWS = """
-import functools, sys, torch, train
-torch.amp.GradScaler = functools.partial(
-    torch.amp.GradScaler, init_scale=2.0**24, backoff_factor=2.0**-10
-)
+import functools, sys, train
+from moe_model.training import setup
+setup.LossScale = functools.partial(setup.LossScale, scale=2.0**24, backoff_factor=2.0**-10)
 sys.exit(train.run_command(train.app, sys.argv[1:]))
 """
 IN_OWN_FOLDER = """
