@@ -159,11 +159,20 @@ def make_optimizer(
         matrices = [module.weight for n, module in linear.items() if n != "lm_head"]
     taken = set(matrices)
     others = [parameter for parameter in model.parameters() if parameter not in taken]
-    groups = [
-        {"params": [p for p in others if p.dim() >= 2], "weight_decay": WEIGHT_DECAY},
-        {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+    # One fused kernel accepts plain tensors or DTensors, also of several meshes, but not both.
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in others:
+        kind = (isinstance(parameter, DTensor), parameter.dim() < 2)
+        groups.setdefault(kind, []).append(parameter)
+    adamw = torch.optim.AdamW(
+        [
+            {"params": groups[kind], "weight_decay": 0.0 if kind[1] else WEIGHT_DECAY}
+            for kind in sorted(groups)
+        ],
+        lr=learning_rate,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
     if not matrices:
         return adamw
     muon = torch.optim.Muon(
