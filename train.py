@@ -113,8 +113,7 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
     sums = forward_and_backward(run, weights, counter)
 
     # All that the log records, in one sum over ranks and one copy, before anything changes.
-    scale = 1.0 if run.loss_scale is None else run.loss_scale.scale
-    extra = torch.cat([sums, gradient_squares(model, world, scale)])
+    extra = torch.cat([sums, gradient_squares(model, world, run.scale)])
     extra = counter.all_reduce(world, extra)
     seen = counter.read()
     loss, *other_losses = seen.extra[: len(sums)]
@@ -123,7 +122,7 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
 
     # A step that is not finite changes neither the weights nor the expert bias.
     if math.isfinite(grad_norm):
-        clip_gradients(model, extra[-1].sqrt(), scale)
+        clip_gradients(model, extra[-1].sqrt(), run.scale)
         run.optimizer.step()
         rate = bias_rate_at(step, options.steps, options.bias_update_rate)
         update_expert_bias(model.routers, counter.counts, rate)
@@ -151,7 +150,6 @@ def forward_and_backward(
     in ``weights``, fp64."""
     world = run.world
     sums = torch.zeros(1 + len(weights), dtype=torch.float64, device=world.device)
-    scale = 1.0 if run.loss_scale is None else run.loss_scale.scale
     drawn = run.batches.draw()
     num_passes = world.size * len(drawn.micro_batches)
     for place, on_host in enumerate(drawn.micro_batches, 1):
@@ -168,7 +166,7 @@ def forward_and_backward(
             for weight, share in zip(weights.values(), shares[1:], strict=True):
                 total = total + weight * share.sum()
             # Ranks average their gradients; the shares have to be summed.
-            (total * world.size * scale).backward()
+            (total * world.size * run.scale).backward()
         sums += torch.stack([share.detach().double().mean() for share in shares])
     return sums
 

@@ -153,7 +153,7 @@ def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: by
     gathered. Raises ``OSError`` on ranks where writing failed.
     """
     state = optimizer_state(run.model, run.optimizer)
-    sharded = run.options.parallel == "fsdp"
+    sharded = run.shards_state
     if not run.world.is_main:
         if sharded and (folder := run.world.broadcast_text("")):
             save_shards(Path(folder), state, run.world.untimed)

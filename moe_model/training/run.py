@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from moe_model import (
     FINISHED,
@@ -161,6 +162,16 @@ class Run:
     @property
     def resumed_from(self) -> Path | None:
         return None if self.start is None else self.start.folder
+
+    @property
+    def scale(self) -> float:
+        """What the loss is multiplied by: 1 except in fp16."""
+        return 1.0 if self.loss_scale is None else self.loss_scale.scale
+
+    @property
+    def shards_state(self) -> bool:
+        """Whether each rank holds a part of the weights and of the optimizer's state."""
+        return any(isinstance(parameter, DTensor) for parameter in self.model.parameters())
 
     @property
     def sequences_per_step(self) -> int:

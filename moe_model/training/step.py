@@ -110,10 +110,8 @@ def clip_gradients(model: nn.Module, norm: Tensor, loss_scale: float = 1.0) -> N
     """Scale all gradients to a norm of at most 1, and by ``1 / loss_scale``; ``norm`` is theirs
     without it. torch's own function accepts gradients of one device mesh only."""
     factor = (CLIP_NORM / (norm + 1e-6)).clamp(max=1.0) / loss_scale
-    found = (parameter.grad for parameter in model.parameters())
-    torch._foreach_mul_(
-        [local_part(gradient) for gradient in found if gradient is not None], factor
-    )
+    gradients = [local_part(p.grad) for p in model.parameters() if p.grad is not None]
+    torch._foreach_mul_(gradients, factor)
 
 
 def local_part(tensor: Tensor) -> Tensor:

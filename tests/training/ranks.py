@@ -423,7 +423,7 @@ def a_sharded_model_writes_its_sample_without_becoming_whole(world: World, folde
     assert len(expected) == SHARDED_SAMPLE_TOKENS
     parallelize(model, "fsdp", world)
     run: Any = SimpleNamespace(
-        model=model, world=world, options=SimpleNamespace(parallel="fsdp", seed=7),
+        model=model, world=world, options=SimpleNamespace(seed=7), shards_state=True,
         prompt="", stop_ids=(),
         corpus=SimpleNamespace(tokenizer=SimpleNamespace(encode=lambda _: prompt_S, decode=list)),
     )  # fmt: skip
