@@ -165,8 +165,7 @@ def forward_and_backward(
             total = shares[0]
             for weight, share in zip(weights.values(), shares[1:], strict=True):
                 total = total + weight * share.sum()
-            # Ranks average their gradients; the shares have to be summed.
-            (total * world.size * run.scale).backward()
+            (total * run.scale).backward()
         sums += torch.stack([share.detach().double().mean() for share in shares])
     return sums
 

@@ -1,8 +1,9 @@
 """A model that is whole on every rank (DDP) or spread over them (FSDP2).
 
-Each rank reads other sequences. DDP and FSDP average gradients over the ranks: **a loss that is
-multiplied by the number of ranks leaves their plain sum**. The routers' bias is a buffer, whole on
-every rank, and is not synchronised: every rank computes the same update from the same counts.
+Each rank reads other sequences, and its loss is a share of the mean over the whole step. **So the
+gradient of the step is the sum over ranks**: DDP and FSDP, which average, are told to divide
+nothing. The routers' bias is a buffer, whole on every rank, and is not synchronised: every rank
+computes the same update from the same counts.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def parallelize(
     if kind == "ddp":
         own_gpu = [world.device] if world.device.type == "cuda" else None
         whole_model = model.to(world.device)
-        return DistributedDataParallel(whole_model, device_ids=own_gpu, **_WITHOUT_BUFFERS)
+        ddp = DistributedDataParallel(whole_model, device_ids=own_gpu, **_WITHOUT_BUFFERS)
+        ddp.register_comm_hook(None, lambda _, bucket: _summed(bucket.buffer()))
+        return ddp
     for tensor in model.state_dict().values():
         on_device = tensor.to(world.device)
         dist.broadcast(on_device, src=0)
@@ -59,9 +62,19 @@ def parallelize(
         if isinstance(layer, FSDPModule) and isinstance(following, FSDPModule):
             layer.set_modules_to_forward_prefetch([following])
     fully_shard(model, mesh=mesh)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no other
     model.sharded = True
     model.register_forward_hook(_share_again)
     return model
+
+
+def _summed(gradients: Tensor) -> Any:
+    """A future of their sum over all ranks, which DDP leaves as it is."""
+    reduction: Any = dist.all_reduce(gradients, async_op=True)
+    return reduction.get_future().then(lambda done: done.value()[0])
 
 
 def _share_again(model: nn.Module, inputs: Any, output: Any) -> None:

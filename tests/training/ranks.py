@@ -100,7 +100,7 @@ def train_step(
     own_AB = all_sequences().view(2, world.size, -1, LENGTH + 2)[:, world.rank]
     for place, ids_BN in enumerate(own_AB):
         with synchronised(forward, last=place == 1):
-            (loss_of(forward, ids_BN, counter, ahead=ahead) * world.size).backward()
+            loss_of(forward, ids_BN, counter, ahead=ahead).backward()
     gradients = {
         name: whole(parameter.grad).clone()
         for name, parameter in model.named_parameters()
@@ -124,7 +124,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def step_is_that_of_one_process(kind: Any, *more: str) -> Claim:
-    """Two micro-batches, multi-token prediction, a loss times the number of ranks: plain sums."""
+    """Two micro-batches, multi-token prediction: plain sums over ranks."""
 
     def claim(world: World, folder: Path) -> None:
         alone, model = (make_model(tied="tied" in more) for _ in range(2))
