@@ -43,6 +43,7 @@ from moe_model.training.checkpoint import BEST, COLLAPSE, LATEST, Checkpoints, s
 from moe_model.training.console import Console, introduction, places, sample
 from moe_model.training.machine import run_lock
 from moe_model.training.options import Options
+from moe_model.training.parallel import synchronised
 from moe_model.training.resolving import option_facts, read_option_sources, resolve
 from moe_model.training.run import ENDINGS, Run, TrainingFailedError, describe, layer_names
 from moe_model.training.setup import prepare
@@ -57,7 +58,6 @@ from moe_model.training.step import (
     mixed_precision,
     seed_step,
     set_learning_rate,
-    synchronised,
     weights_at,
 )
 from moe_model.training.world import (

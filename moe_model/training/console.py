@@ -190,6 +190,8 @@ def introduction(run: Run) -> list[str]:
     world = run.world
     threads = f", threads: {torch.get_num_threads()}" if world.device.type == "cpu" else ""
     over = f", {world.size} processes ({options.parallel})" if world.size > 1 else ""
+    if options.expert_parallel > 1:
+        over += f", 1/{options.expert_parallel} of the experts in each"
     lines = [
         f"{options.run}: {config.parameters():,} parameters, {config.active_parameters():,} active "
         f"per token, on {world.device.type} in {dtype_name(run.dtype)}{threads}{over}"

@@ -32,9 +32,10 @@ _BELONGS_TO: dict[str, tuple[str, ...]] = {
 """Options that have an effect with some balance methods only."""
 _COUNTS = (
     "steps", "batch_size", "seq_len", "grad_accum", "save_every", "eval_every", "counts_every",
+    "expert_parallel",
 )  # fmt: skip
 _WEIGHTS = ("bias_update_rate", "seq_aux_weight", "aux_weight", "z_loss_weight", "mtp_weight")
-_NOT_INHERITED = ("resume", "config", "parallel")
+_NOT_INHERITED = ("resume", "config", "parallel", "expert_parallel")
 """Options of a start, not of the run: the number of processes may change at every start."""
 
 MOST_SEQUENCES = 2**20
@@ -191,10 +192,13 @@ def _contradictions(options: Options, depths: int) -> Iterator[str]:
             f"--run {options.run!r} cannot name a folder: use letters, digits, '-', '_' and '.' "
             "only."
         )
-    if options.parallel == "fsdp" and options.trace_sample:
+    shared = "--parallel fsdp" if options.parallel == "fsdp" else ""
+    if options.expert_parallel > 1:
+        shared = f"--expert-parallel {options.expert_parallel}"
+    if shared and options.trace_sample:
         yield (
-            "--trace-sample does not work with --parallel fsdp: it needs the whole model in one "
-            "process; run moe-microscope probe on the checkpoint afterwards."
+            f"--trace-sample does not work with {shared}: it needs the whole model in one process; "
+            "run moe-microscope probe on the checkpoint afterwards."
         )
     if options.parallel == "fsdp" and options.optimizer == "muon":
         yield (

@@ -15,14 +15,12 @@ import math
 import random
 import resource
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 
 from moe_model import LanguageModel, ModelOutput, balance_loss, router_z_loss, sequence_balance_loss
 from moe_model.training.batches import Batch, StepBatches
@@ -75,18 +73,6 @@ def loss_shares(
 
 
 _BALANCE_LOSSES = {"seq_aux": sequence_balance_loss, "aux": balance_loss, "z_loss": router_z_loss}
-
-
-@contextmanager
-def synchronised(parallel_model: Callable[..., ModelOutput], last: bool) -> Iterator[None]:
-    """Around forward **and** backward: gradients are reduced in the ``last`` micro-batch only."""
-    if isinstance(parallel_model, DistributedDataParallel) and not last:
-        with parallel_model.no_sync():
-            yield
-        return
-    if isinstance(parallel_model, FSDPModule):
-        parallel_model.set_requires_gradient_sync(last)
-    yield
 
 
 def gradient_squares(model: LanguageModel, world: World, loss_scale: float = 1.0) -> Tensor:

@@ -46,7 +46,7 @@ def own_rank() -> str:
     return f"rank {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')}"
 
 
-def _number_of(name: str) -> int:
+def number_of(name: str) -> int:
     text = os.environ.get(name, "0")
     if not text.isdecimal():
         raise UsageError(f"{name}={text!r} is not a number: start with torchrun, or correct it.")
@@ -67,6 +67,8 @@ class World:
     device: torch.device = _CPU
     untimed: dist.ProcessGroup | None = None
     """A gloo group of all ranks, for waits without a time limit."""
+    timeout: timedelta = timedelta(seconds=TIMEOUT_S)
+    """How long a rank waits for the others in a step."""
 
     @property
     def is_main(self) -> bool:
@@ -189,7 +191,7 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
     if not launched():
         yield World(device=device)
         return
-    rank, size, local_rank = (_number_of(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, size, local_rank = (number_of(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     cuda = device.type == "cuda"
     if cuda:
         gpus = torch.cuda.device_count()
@@ -220,7 +222,7 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
         ) from error
     ended_well = False
     try:
-        yield World(rank, size, device, untimed)
+        yield World(rank, size, device, untimed, timeout)
         ended_well = True
     finally:
         if ended_well or not cuda:

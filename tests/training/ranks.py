@@ -33,8 +33,8 @@ from moe_model import LanguageModel, ModelConfig, Routing, UsageError, update_ex
 from moe_model.sampling import generate
 from moe_model.training.checkpoint import load_shards, optimizer_state, save_shards
 from moe_model.training.console import SHARDED_SAMPLE_TOKENS, sample
-from moe_model.training.parallel import parallelize, whole_weights
-from moe_model.training.step import gradient_squares, make_optimizer, synchronised
+from moe_model.training.parallel import parallelize, synchronised, whole_weights
+from moe_model.training.step import clip_gradients, gradient_squares, make_optimizer
 from moe_model.training.world import (
     RankLostError,
     World,
@@ -107,7 +107,7 @@ def train_step(
         if parameter.grad is not None
     }
     norm = counter.all_reduce(world, gradient_squares(model, world))[-1].sqrt()
-    torch.nn.utils.clip_grads_with_norm_(model.parameters(), 0.1, norm)
+    clip_gradients(model, norm * 10)
     optimizer.step()
     optimizer.zero_grad()
     update_expert_bias(model.routers, counter.counts, 0.01)
@@ -137,7 +137,7 @@ def step_is_that_of_one_process(kind: Any, *more: str) -> Claim:
         if world.rank:
             model.norm.weight.data.fill_(7.0)  # the weights of rank 0 are what counts
         model.recompute = "recompute" in more
-        forward = parallelize(model, kind, world)
+        forward = parallelize(model, kind, world, 2 if "experts" in more else 1)
         found, norm, counts = train_step(model, forward, make_optimizer(model, 1e-2), world)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
         assert norm == pytest.approx(expected_norm, rel=1e-6)
@@ -448,6 +448,9 @@ TOGETHER: dict[int, dict[str, Claim]] = {
         "step: fsdp, tied": step_is_that_of_one_process("fsdp", "tied"),
         "step: ddp, frozen": step_is_that_of_one_process("ddp", "frozen"),
         "step: fsdp, frozen": step_is_that_of_one_process("fsdp", "frozen"),
+        "step: ddp, experts, recompute": step_is_that_of_one_process("ddp", "experts", "recompute"),
+        "step: fsdp, experts, tied": step_is_that_of_one_process("fsdp", "experts", "tied"),
+        "step: ddp, experts, frozen": step_is_that_of_one_process("ddp", "experts", "frozen"),
         **by_name(
             ranks_do_not_talk_before_the_last_micro_batch,
             a_pass_leaves_biases_and_parameters_alone_and_rank_0_gets_the_whole_weights,
