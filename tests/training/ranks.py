@@ -551,12 +551,14 @@ def fork_ranks(size: int, one_rank: Callable[[int], None]) -> list[int]:
         child = os.fork()
         if child == 0:
             os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
+            code = 1
             try:
                 one_rank(rank)
+                code = 0
             except BaseException:
                 traceback.print_exc()
             finally:
-                os._exit(0)  # a forked child must not run on into its parent's code
+                os._exit(code)  # a forked child must not run on into its parent's code
         children.append(child)
     return children
 

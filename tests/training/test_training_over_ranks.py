@@ -20,7 +20,12 @@ from tests.training.story import Capsys, Log, ReadLog, Train, from_step, steps, 
 Ranks = list[Program]
 StartRanks = Callable[..., Ranks]
 TRAINER = [str(ROOT / "train.py")]
-KINDS = ("ddp", "fsdp")
+KINDS = {
+    "ddp": ["--parallel=ddp"],
+    "fsdp": ["--parallel=fsdp"],
+    "ddp-experts": ["--parallel=ddp", "--expert-parallel=2"],
+    "fsdp-experts": ["--parallel=fsdp", "--expert-parallel=2"],
+}
 STEPS = 12
 
 DIES = """
@@ -91,7 +96,7 @@ def runs(
     @cache
     def start(kind: str) -> Any:
         own = [f"--run={kind}", f"--log-dir={folder / 'logs'}", f"--checkpoint-dir={folder / 'ck'}"]
-        flags = [*common, *own, f"--parallel={kind}"]
+        flags = [*common, *own, *KINDS[kind]]
         return flags, start_as_ranks(fork_server, flags, flags)
 
     @cache
@@ -117,6 +122,7 @@ def test_ranks_and_micro_batches_make_the_same_step(runs: Callable[[str], Any], 
         assert runs(kind).codes == [0, 0], runs(kind).errors
         assert runs(kind).errors[1] == "", "the first rank speaks for all"
         assert other[0]["world_size"] == 2
+        assert other[0]["expert_parallel_size"] == 1 + kind.endswith("experts")
     assert len(steps(one)) == len(steps(other)) == STEPS
     for expected, found in zip(steps(one), steps(other), strict=True):
         for exact in ("tokens", "tokens_per_expert", "expert_bias"):
@@ -138,7 +144,7 @@ def test_ranks_skip_the_step_that_one_process_skips_in_fp16_and_train_on_as_it_d
         "one": start_as_ranks(fork_server, [*common, "--run=one"], program=["-c", OVERFLOWS])
     }
     for kind in KINDS:
-        flags = last_of_each([*common, f"--run={kind}", f"--parallel={kind}", "--batch-size=4"])
+        flags = last_of_each([*common, f"--run={kind}", *KINDS[kind], "--batch-size=4"])
         started[kind] = start_as_ranks(fork_server, flags, flags, program=["-c", OVERFLOWS])
     found = {}
     for kind, ranks in started.items():
