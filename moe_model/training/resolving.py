@@ -192,13 +192,11 @@ def _contradictions(options: Options, depths: int) -> Iterator[str]:
             f"--run {options.run!r} cannot name a folder: use letters, digits, '-', '_' and '.' "
             "only."
         )
-    shared = "--parallel fsdp" if options.parallel == "fsdp" else ""
-    if options.expert_parallel > 1:
-        shared = f"--expert-parallel {options.expert_parallel}"
-    if shared and options.trace_sample:
+    shares = options.parallel == "fsdp" or options.expert_parallel > 1
+    if shares and options.trace_sample:
         yield (
-            f"--trace-sample does not work with {shared}: it needs the whole model in one process; "
-            "run moe-microscope probe on the checkpoint afterwards."
+            "--trace-sample does not work with --parallel fsdp or --expert-parallel: it needs the "
+            "whole model in one process; run moe-microscope probe on the checkpoint afterwards."
         )
     if options.parallel == "fsdp" and options.optimizer == "muon":
         yield (

@@ -73,14 +73,14 @@ def steps_of(
     return made
 
 
-@pytest.mark.parametrize(("layout", "way"), product(LAYOUTS, WAYS), ids=str)
+@pytest.mark.parametrize(("layout", "way"), [*product(LAYOUTS, WAYS)], ids=str)
 def test_every_layout_is_one_process(steps_of: Callable[[int], Any], layout: Any, way: str) -> None:
     found = steps_of(layout.ranks)[f"{layout}-{way}"]
     assert len(found) == STEPS
     assert_equal_steps(found, steps_of(1)[f"one-{way}"])
 
 
-@pytest.mark.parametrize(("layout", "way"), product(LAYOUTS, HALF), ids=str)
+@pytest.mark.parametrize(("layout", "way"), [*product(LAYOUTS, HALF)], ids=str)
 def test_half_precision_begins_alike(steps_of: Callable[[int], Any], layout: Any, way: str) -> None:
     (found,), (expected,) = steps_of(layout.ranks)[f"{layout}-{way}"], steps_of(1)[f"one-{way}"]
     assert found["loss"] == pytest.approx(expected["loss"], abs=1e-3)

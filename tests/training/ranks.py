@@ -8,11 +8,13 @@ written to ``DIR/SIZE-RANK.json``, by the name of the claim.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -25,11 +27,20 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from microscope_tui.probe import RoutingCounter
-from moe_model import LanguageModel, ModelConfig, Routing, UsageError, update_expert_bias
+from moe_model import (
+    LanguageModel,
+    ModelConfig,
+    Routing,
+    UsageError,
+    exchange as exchange_module,
+    update_expert_bias,
+)
 from moe_model.sampling import generate
 from moe_model.training.checkpoint import load_shards, optimizer_state, save_shards
 from moe_model.training.console import SHARDED_SAMPLE_TOKENS, sample
@@ -43,10 +54,11 @@ from moe_model.training.world import (
     lost_ranks,
 )
 from tests.forked import free_port
+from tests.training.test_host_reads import HostReads
 
 Claim = Callable[[World, Path], None]
 CPU = torch.device("cpu")
-SEQUENCES, LENGTH = 12, 10
+SEQUENCES, LENGTH = 24, 10
 KINDS: tuple[Any, ...] = ("ddp", "fsdp")
 
 
@@ -131,14 +143,23 @@ def step_is_that_of_one_process(kind: Any, *more: str) -> Claim:
         for each in (alone, model):
             if "frozen" in more:
                 each.freeze_ahead()  # ranks must not wait for gradients that never come
+        torch.use_deterministic_algorithms("deterministic" in more)
+        name: Any = "muon" if "muon" in more else "adamw"
         expected, expected_norm, expected_counts = train_step(
-            alone, alone, make_optimizer(alone, 1e-2), World()
+            alone, alone, make_optimizer(alone, 1e-2, name), World()
         )
         if world.rank:
             model.norm.weight.data.fill_(7.0)  # the weights of rank 0 are what counts
         model.recompute = "recompute" in more
         forward = parallelize(model, kind, world, 2 if "experts" in more else 1)
-        found, norm, counts = train_step(model, forward, make_optimizer(model, 1e-2), world)
+        for layer in (*model.layers, *model.mtp) if "compiled" in more else ():
+            layer.compile(backend="eager")
+        with warnings.catch_warnings():
+            if "compiled" in more:
+                warnings.simplefilter("ignore")  # what the compiler says about itself
+            optimizer = make_optimizer(model, 1e-2, name)
+            found, norm, counts = train_step(model, forward, optimizer, world)
+        torch.use_deterministic_algorithms(False)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
         assert norm == pytest.approx(expected_norm, rel=1e-6)
         assert expected_norm > 0.1  # so that clipping has something to do
@@ -195,6 +216,58 @@ def a_pass_leaves_biases_and_parameters_alone_and_rank_0_gets_the_whole_weights(
         expected = make_model().state_dict() if world.is_main else {}
         assert kept.keys() == expected.keys()
         assert all(kept[n].shape == expected[n].shape for n in kept)
+
+
+def experts_of_all_ranks_are_those_of_one_process(tokens: list[int], *chosen: int) -> Claim:
+    """``tokens`` of each rank, which choose from these experts; two micro-batches."""
+
+    def claim(world: World, folder: Path) -> None:
+        alone = make_model().layers[1].mlp.experts
+        whole_model = make_model()
+        parallelize(whole_model, "ddp", world, world.size)
+        model = whole_model.layers[1].mlp.experts
+        mine, ends = slice(*_ends(tokens)[world.rank : world.rank + 2]), sum(tokens)
+        for _ in range(2):
+            generator = torch.Generator().manual_seed(0)
+            x_TD = torch.randn(ends, 16, generator=generator).requires_grad_()
+            order_TE = torch.rand(ends, len(chosen), generator=generator).argsort(dim=1)
+            ids_TK = torch.tensor(chosen)[order_TE[:, :2]]
+            weights_TK = torch.rand(ids_TK.shape, generator=generator).requires_grad_()
+            own_x, own_weights = (t.detach()[mine].requires_grad_() for t in (x_TD, weights_TK))
+            expected_TD = alone(x_TD, ids_TK, weights_TK)
+            with HostReads() as reads:
+                found_TD = model(own_x, ids_TK[mine], own_weights)
+            assert reads.names[:1] == ["tolist"], "sizes of the exchange, once"
+            assert len(reads.names) <= 2, "and once more if experts run in turn"
+            expected_TD.square().sum().backward()
+            found_TD.square().sum().backward()
+            torch.testing.assert_close(found_TD, expected_TD[mine])
+            torch.testing.assert_close(own_x.grad, x_TD.grad[mine])
+            torch.testing.assert_close(own_weights.grad, weights_TK.grad[mine])
+        for own, of_all in zip(model.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(whole(own.grad), of_all.grad)
+            unused = set(range(4)) - set(chosen)
+            assert not whole(own.grad)[list(unused)].any()
+
+    return claim
+
+
+def _ends(tokens: list[int]) -> list[int]:
+    return [sum(tokens[:place]) for place in range(len(tokens) + 1)]
+
+
+def a_loss_that_is_not_finite_on_one_rank_gives_all_the_same_norm(
+    world: World, folder: Path
+) -> None:
+    for kind in KINDS:
+        model = make_model()
+        forward = parallelize(model, kind, world, world.size)
+        with synchronised(forward, last=True):
+            loss = loss_of(forward, all_sequences()[world.rank :: world.size])
+            (loss * (math.nan if world.rank == 1 else 1.0)).backward()
+        square = gradient_squares(model, world)
+        world.sum(square)
+        assert square[-1].isnan()
 
 
 # ---- claims about what ranks exchange --------------------------------------------------------
@@ -333,10 +406,12 @@ def another_fact_ends_all_ranks_and_both_values_are_named(world: World, folder: 
 # ---- claims about checkpoints and samples ----------------------------------------------------
 
 
-def state_of(world: World) -> tuple[LanguageModel, Any, dict[str, Tensor]]:
+def state_of(
+    world: World, kind: Any = "fsdp", experts: int = 1
+) -> tuple[LanguageModel, Any, dict[str, Tensor]]:
     """A model, its optimizer, and all that a checkpoint would hold of them and more."""
     model = make_model(small=True)
-    parallelize(model, "fsdp", world)
+    parallelize(model, kind, world, experts)
     optimizer = make_optimizer(model, 1e-2)
     state = {**model.state_dict(), **optimizer_state(model, optimizer)}
     state["more.int64"] = torch.zeros(3, dtype=torch.int64)
@@ -367,16 +442,43 @@ def wrong_bits(state: dict[str, Tensor]) -> list[str]:
 
 
 def two_ranks_save_their_shards(world: World, folder: Path) -> None:
-    _, _, state = state_of(world)
+    save_truth(state_of(world)[2], folder / "shards")
+
+
+def save_truth(state: dict[str, Tensor], folder: Path) -> None:
     for name, tensor in truth(state).items():
         target: Any = state[name].detach()
         if isinstance(target, DTensor):
-            rows = torch.chunk(tensor, world.size)
-            target.to_local().copy_(rows[world.rank])
+            parts = distribute_tensor(tensor, target.device_mesh, target.placements)
+            target.to_local().copy_(parts.to_local())
         else:
             target.copy_(tensor)
     assert wrong_bits(state) == []
-    save_shards(folder / "shards", state)
+    save_shards(folder, state)
+
+
+def every_layout_reads_the_shards_of_every_other_and_of_one_process(
+    world: World, folder: Path
+) -> None:
+    """Each part is written once: the files hold as many numbers as one process would write."""
+    kinds = [(kind, size) for kind in KINDS for size in (1, 2, 4) if world.size % size == 0]
+    states = {f"{kind}-{size}": state_of(world, kind, size)[2] for kind, size in kinds}
+    for name, state in states.items():
+        save_truth(state, folder / f"{world.size}-{name}")
+    numbers = sum(tensor.numel() for tensor in state.values())
+    if world.is_main:
+        save_file(truth(state), folder / "model-whole.safetensors")
+    world.barrier()
+    for source in [*folder.glob("[24]-*-[124]"), folder]:
+        found = 0
+        for file in source.glob("*.safetensors"):
+            with safe_open(file, "pt") as opened:
+                found += sum(opened.get_tensor(key).numel() for key in opened.keys())  # noqa: SIM118
+        assert found == numbers, source
+        for name, (kind, size) in zip(states, kinds, strict=True):
+            state = state_of(world, kind, size)[2]
+            load_shards(source, state)
+            assert wrong_bits(state) == [], (name, source)
 
 
 def three_ranks_load_the_shards_of_two_bit_for_bit(world: World, folder: Path) -> None:
@@ -442,6 +544,17 @@ def by_name(*claims: Claim) -> dict[str, Claim]:
     return {claim.__name__: claim for claim in claims}
 
 
+EXPERTS: dict[str, tuple[list[int], tuple[int, ...]]] = {
+    "all experts": ([3, 5, 2, 4], (0, 1, 2, 3)),
+    "a rank without tokens": ([6, 0, 3, 2], (0, 1, 2, 3)),
+    "all tokens to one rank's experts": ([3, 5, 2, 4], (0, 0)),
+    "an expert unused": ([3, 5, 2, 4], (0, 1, 3)),
+}
+SHARED = {
+    f"experts: {name}": experts_of_all_ranks_are_those_of_one_process(tokens, *chosen)
+    for name, (tokens, chosen) in EXPERTS.items()
+}
+
 TOGETHER: dict[int, dict[str, Claim]] = {
     2: {
         "step: ddp, recompute": step_is_that_of_one_process("ddp", "recompute"),
@@ -451,13 +564,32 @@ TOGETHER: dict[int, dict[str, Claim]] = {
         "step: ddp, experts, recompute": step_is_that_of_one_process("ddp", "experts", "recompute"),
         "step: fsdp, experts, tied": step_is_that_of_one_process("fsdp", "experts", "tied"),
         "step: ddp, experts, frozen": step_is_that_of_one_process("ddp", "experts", "frozen"),
+        "step: ddp, experts, muon": step_is_that_of_one_process(
+            "ddp", "experts", "muon", "deterministic"
+        ),
+        **{
+            f"step: {kind}, experts, compiled": step_is_that_of_one_process(
+                kind, "experts", "compiled"
+            )
+            for kind in KINDS
+        },
         **by_name(
             ranks_do_not_talk_before_the_last_micro_batch,
             a_pass_leaves_biases_and_parameters_alone_and_rank_0_gets_the_whole_weights,
             two_ranks_save_their_shards,
+            every_layout_reads_the_shards_of_every_other_and_of_one_process,
             a_rank_that_cannot_write_fails_all,
             three_ranks_resume_a_run_of_two,
             a_sharded_model_writes_its_sample_without_becoming_whole,
+        ),
+    },
+    4: {
+        "step: ddp, experts": step_is_that_of_one_process("ddp", "experts", "recompute"),
+        "step: fsdp, experts": step_is_that_of_one_process("fsdp", "experts"),
+        **SHARED,
+        **by_name(
+            a_loss_that_is_not_finite_on_one_rank_gives_all_the_same_norm,
+            every_layout_reads_the_shards_of_every_other_and_of_one_process,
         ),
     },
     3: {
@@ -495,6 +627,38 @@ def killed_in_a_step(kind: Any) -> Claim:
     return claim
 
 
+def lost_in_the_exchange(*, hung: bool) -> Claim:
+    """Inside a layer, in the backward pass of the second step."""
+
+    def claim(world: World, folder: Path) -> None:
+        forward = parallelize(make_model(), "ddp", world, 2)
+        calls, plain = [], exchange_module._moved
+
+        def moved(*given: Any) -> Tensor:
+            calls.append(1)
+            if world.rank == 1 and len(calls) == 20:
+                wait_for(folder / f"left {hung}") if hung else os.kill(os.getpid(), signal.SIGKILL)
+            return plain(*given)
+
+        exchange_module._moved = moved
+        try:
+            with noticed(world, "Timed out" if hung else "no longer responds"):
+                for _ in range(3):
+                    loss_of(forward, all_sequences()).backward()
+        finally:
+            exchange_module._moved = plain
+        (folder / f"left {hung}").touch()
+
+    return claim
+
+
+def wait_for(file: Path) -> None:
+    """Hang until the other rank has given up, then end."""
+    while not file.exists():
+        time.sleep(0.02)
+    os._exit(0)
+
+
 def killed_while_the_others_wait_without_a_limit(world: World, folder: Path) -> None:
     world.barrier()  # all have joined
     with noticed(world), world.main_first():
@@ -512,9 +676,7 @@ def work_may_take_longer_than_a_step_but_a_step_may_not(world: World, folder: Pa
     assert world.any(world.rank == 1)
     assert time.monotonic() - started > 2 * TIMEOUT_S
     if world.rank == 1:  # hangs until the other one has given up
-        while not (folder / "given up").exists():
-            time.sleep(0.02)
-        os._exit(0)
+        wait_for(folder / "given up")
     with noticed(world, "Timed out"):
         world.any(True)
     (folder / "given up").touch()
@@ -536,6 +698,8 @@ APART: dict[str, tuple[int, Claim, float]] = {
     "killed in a step of ddp": (2, killed_in_a_step("ddp"), 30.0),
     "killed in a step of fsdp": (3, killed_in_a_step("fsdp"), 30.0),
     "killed at its own work": (3, killed_while_the_others_wait_without_a_limit, 30.0),
+    "killed in the exchange": (2, lost_in_the_exchange(hung=False), 30.0),
+    "hung in the exchange": (2, lost_in_the_exchange(hung=True), 4 * TIMEOUT_S),
     "hung in a step": (2, work_may_take_longer_than_a_step_but_a_step_may_not, TIMEOUT_S),
 }
 
