@@ -231,10 +231,12 @@ def test_a_collapse_stops_all_ranks_with_3_whatever_signals_come_at_the_end(
     [
         ([], ["--lr=0.1"], "rank 1 of 2: --lr is 0.1, on rank 0 it is not given: start all ranks"),
         (["--lr=0"], [], "train.py: --lr 0.0 is out of range"),
+        ([], ["--expert-parallel=2"], "--expert-parallel is 2, on rank 0 it is 1: start all"),
+        (["--expert-parallel=3"], [], "processes, which is 2, and of experts, which is 8"),
         # One spelling, another folder for each: as on machines that share no disk.
         (["--data=/proc/self/cwd/text.txt"], [], "rank 1 of 2: the text (--data) is sha256 "),
     ],
-    ids=["option", "range", "text"],
+    ids=["option", "range", "layout", "indivisible", "text"],
 )
 def test_a_usage_error_of_any_rank_is_printed_once_and_ends_all_with_64(
     fork_server: ForkServer,
