@@ -5,6 +5,7 @@ Not part of ``make test``, which runs some rows of ``test_expert_parallel.py``.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -15,8 +16,9 @@ from typing import Any
 import pytest
 
 from tests.forked import ForkServer
-from tests.training.conftest import SMALL, last_of_each
+from tests.training.conftest import SMALL, last_of_each, log_of
 from tests.training.layouts import Layout, assert_equal_steps, row, run_rows
+from tests.training.test_training_over_ranks import end, start_as_ranks
 
 LAYOUTS = [
     Layout(ranks, experts, kind)
@@ -27,8 +29,9 @@ WAYS = {
     "dropless": [],
     "dropless-mtp": ["--mtp"],
     "capacity": ["--capacity-factor=1.0"],
-    "capacity-mtp": ["--capacity-factor=1.0", "--drop-policy=weight", "--mtp"],
+    "capacity-mtp": ["--capacity-factor=1.0", "--mtp"],
 }
+"""Not ``--drop-policy weight``: equal tokens have equal weights, so the last bit would decide."""
 STEPS = 50
 HALF = {"bf16": ["--dtype=bf16", "--steps=1"], "fp16": ["--dtype=fp16", "--steps=1"]}
 HOPS = [
@@ -85,6 +88,38 @@ def test_half_precision_begins_alike(steps_of: Callable[[int], Any], layout: Any
     (found,), (expected,) = steps_of(layout.ranks)[f"{layout}-{way}"], steps_of(1)[f"one-{way}"]
     assert found["loss"] == pytest.approx(expected["loss"], abs=1e-3)
     assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-2)
+
+
+HOT = """
+import sys, train
+real = train.prepare
+def prepare(options, world):
+    run = real(options, world)
+    for router in run.model.routers:
+        router.expert_bias[2:4] += 0.05
+    return run
+train.prepare = prepare
+sys.exit(train.run_command(train.app, sys.argv[1:]))
+"""
+
+
+def test_a_hot_rank_is_named_and_another_placement_relieves_it_later(
+    fork_server: ForkServer, folder: Path, flags: Callable[..., list[str]]
+) -> None:
+    given = flags("hot", *Layout(4, 4).flags, "--steps=200", "--balance=none", "--seq-aux-weight=0")
+    codes, errors = end(start_as_ranks(fork_server, *[given] * 4, program=["-c", HOT]))
+    assert codes == [0] * 4, errors
+    log = folder / "logs" / "hot"
+    assert log_of(log)[0]["expert_parallel_size"] == 4
+    check = fork_server.start("-m", "microscope_tui", "check", str(log)).communicate()[0]
+    assert "4 ranks" in check
+    assert "busiest rank (1)" in check
+    assert "rank 1 (experts 2 to 3) of 4 expert-parallel ranks has" in check
+    placed = fork_server.start("-m", "microscope_tui", "placement", str(log), "--json")
+    found = json.loads(placed.communicate()[0])
+    assert placed.returncode == 0
+    assert found["pays"]
+    assert found["chosen"]["held_out"] > found["today"]["held_out"] + 0.05
 
 
 def test_a_run_hops_from_layout_to_layout(
