@@ -18,6 +18,7 @@ import pytest
 from tests.forked import ForkServer
 from tests.training.conftest import SMALL, last_of_each, log_of
 from tests.training.layouts import Layout, assert_equal_steps, row, run_rows
+from tests.training.test_ranks import check
 from tests.training.test_training_over_ranks import end, start_as_ranks
 
 LAYOUTS = [
@@ -88,6 +89,14 @@ def test_half_precision_begins_alike(steps_of: Callable[[int], Any], layout: Any
     (found,), (expected,) = steps_of(layout.ranks)[f"{layout}-{way}"], steps_of(1)[f"one-{way}"]
     assert found["loss"] == pytest.approx(expected["loss"], abs=1e-3)
     assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-2)
+
+
+def test_transformers_finds_the_same_loss_and_gradients(
+    fork_server: ForkServer, tmp_path: Path
+) -> None:
+    program = fork_server.start("-m", "tests.training.transformers_ranks", str(tmp_path))
+    assert program.wait() == 0
+    check(tmp_path, "oracle", "oracle", 4)
 
 
 HOT = """
