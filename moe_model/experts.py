@@ -3,8 +3,8 @@
 Token-expert pairs are sorted by expert once, every expert then sees one contiguous block of rows
 (one grouped product for all, or one expert after the other where that is faster), and the results
 are summed over k. The weight of a pair multiplies the hidden activations, which equals multiplying
-the output and touches less memory. The time does not depend on the skew of the router, unless ranks
-share the experts: then each computes the rows that the others send it, one expert per row.
+the output and touches less memory. The time does not depend on the skew of the router, except where
+ranks share the experts: they wait for the busiest rank.
 """
 
 from __future__ import annotations

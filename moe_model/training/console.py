@@ -228,10 +228,10 @@ def _again(run: Run, resume: str) -> str:
     size = run.world.size
     start = f"torchrun --nproc-per-node {size} -- train.py" if size > 1 else "python train.py"
     words = [f"{start} --run {shlex.quote(options.run)} --resume {shlex.quote(resume)}"]
-    for name in ("log_dir", "checkpoint_dir"):
-        folder = getattr(options, name)
-        if folder != getattr(Options(), name):
-            words.append(f"{flag_name(name)} {shlex.quote(str(folder))}")
+    for name in ("log_dir", "checkpoint_dir", "parallel", "expert_parallel"):
+        value = getattr(options, name)
+        if value not in (getattr(Options(), name), "ddp"):
+            words.append(f"{flag_name(name)} {shlex.quote(str(value))}")
     return " ".join(words)
 
 

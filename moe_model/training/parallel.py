@@ -1,9 +1,9 @@
 """A model that is whole on every rank (DDP) or spread over them (FSDP2).
 
 Each rank reads other sequences, and its loss is a share of the mean over the whole step. **So the
-gradient of the step is the sum over ranks**: DDP and FSDP, which average, divide nothing
-here. The routers' bias is a buffer, whole on every rank, and is not synchronised: every rank
-computes the same update from the same counts.
+gradient of the step is the sum over ranks**: DDP and FSDP, which average, divide nothing here.
+The routers' bias is a buffer, whole on every rank, and is not synchronised: every rank computes the
+same update from the same counts.
 """
 
 from __future__ import annotations
@@ -80,10 +80,8 @@ def _share_experts(model: LanguageModel, mesh: DeviceMesh) -> None:
         for name, whole in list(experts.named_parameters(recurse=False)):
             part = whole.detach().chunk(mesh.size())[mesh.get_local_rank()]
             part = part.to(mesh.device_type, copy=True)
-            shared = nn.Parameter(
-                DTensor.from_local(part, mesh, [Shard(0)]), requires_grad=whole.requires_grad
-            )
-            setattr(experts, name, shared)
+            shared = DTensor.from_local(part, mesh, [Shard(0)])
+            setattr(experts, name, nn.Parameter(shared, whole.requires_grad))
 
 
 def _all_experts(model: nn.Module) -> list[Experts]:
@@ -110,7 +108,7 @@ def _shard(model: LanguageModel, world: World, replicas: DeviceMesh | None) -> N
     mesh = init_device_mesh(world.device.type, (world.size,))
     if replicas is not None:
         for experts in _all_experts(model):
-            # Of other rows than the experts: torch would call a second share of those strided.
+            # Not by experts, which the other ranks have: a second share of those would be strided.
             fully_shard(experts, mesh=replicas, shard_placement_fn=lambda _: Shard(1))
     for layer in (*model.layers, *model.mtp):
         fully_shard(layer, mesh=mesh)

@@ -188,12 +188,14 @@ def test_a_signal_to_one_rank_saves_and_ends_all_with_75_and_other_numbers_resum
     start_ranks: StartRanks, train: Train, read_log: ReadLog, tmp_path: Path
 ) -> None:
     endless = ("--steps=1000000", "--eval-every=1000000", "--save-every=1000000")
-    ranks = start_ranks("--run=r", "--parallel=fsdp", *endless)
+    ranks = start_ranks("--run=r", "--parallel=fsdp", "--expert-parallel=2", *endless)
     log = tmp_path / "logs" / "r" / "metrics.jsonl"
     wait_until(lambda: log.exists() and b'"step"' in log.read_bytes(), *ranks)
     ranks[1].send_signal(signal.SIGTERM)
     codes, errors = end(ranks)
     assert codes == [75, 75], errors
+    assert "torchrun --nproc-per-node 2 -- train.py --run r --resume auto" in errors[0]
+    assert "--parallel fsdp --expert-parallel 2" in errors[0]
     assert read_log("r")[-1]["reason"] == "signal"
     saved = read_checkpoint(tmp_path / "ck" / "r")
     assert saved.step == read_log("r")[-1]["step"]
