@@ -27,9 +27,9 @@ LAYOUTS = [
     for kind in ("ddp", "fsdp")
 ]
 WAYS = {
-    "dropless": [],
-    "dropless-mtp": ["--mtp"],
-    "capacity": ["--capacity-factor=1.0"],
+    "dropless": ["--balance=aux", "--seq-aux-weight=0", "--z-loss-weight=1e-3"],
+    "dropless-mtp": ["--mtp", "--activation-checkpointing"],
+    "capacity": ["--capacity-factor=1.0", "--balance=none", "--seq-aux-weight=0"],
     "capacity-mtp": ["--capacity-factor=1.0", "--mtp"],
 }
 """Not ``--drop-policy weight``: equal tokens have equal weights, so the last bit would decide."""

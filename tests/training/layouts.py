@@ -58,7 +58,7 @@ def run_rows(server: ForkServer, ranks: int, folder: Path, rows: Sequence[Row]) 
     """The steps of each run by name; fails if a rank of any failed."""
     given = json.dumps(rows).encode()
     program = server.start("-m", "tests.training.layouts", str(ranks), str(folder), given=given)
-    code = program.wait(timeout=600)
+    code = program.wait(timeout=1800)
     assert code == 0, program.printed()
     return {name: json.loads((folder / f"{name}.json").read_text("utf-8")) for name, *_ in rows}
 
