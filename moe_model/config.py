@@ -307,9 +307,11 @@ class ModelConfig:
         layers = self.num_hidden_layers
         return (*self.moe_layers, *range(layers, layers + self.num_nextn_predict_layers))
 
-    def parameters(self, *, multi_token_prediction: bool = True) -> int:
+    def parameters(
+        self, *, multi_token_prediction: bool = True, routed_experts: bool = True
+    ) -> int:
         """All parameters; the routers' bias is a buffer."""
-        return self._count(self.n_routed_experts, multi_token_prediction)
+        return self._count(self.n_routed_experts if routed_experts else 0, multi_token_prediction)
 
     def active_parameters(self) -> int:
         """Parameters used per token: K of the E routed experts, no multi-token prediction."""

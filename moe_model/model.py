@@ -170,7 +170,7 @@ class LanguageModel(nn.Module):
         """Activation checkpointing: in training, keep only the input of each layer and recompute
         the rest in the backward pass."""
         self.sharded = False
-        """Whether every process holds a part of the weights, gathered in forward passes only."""
+        """Whether every process holds a part of the weights: all take part in a forward pass."""
         self.init_weights()
 
     def forward(

@@ -8,7 +8,7 @@ import torch
 from microscope_tui.probe import RoutingCounter
 from moe_model import LanguageModel
 from moe_model.router import Routing
-from moe_model.training.distributed import World
+from moe_model.training.world import World
 
 
 def counter_of(model: LanguageModel, *micro_batches: Sequence[Routing]) -> RoutingCounter:

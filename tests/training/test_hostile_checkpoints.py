@@ -19,9 +19,9 @@ from moe_model import CheckpointError, LanguageModel, read_checkpoint, read_plai
 from moe_model.config import YarnScaling
 from moe_model.store import MOST_BYTES
 from moe_model.training.checkpoint import described, find_checkpoint
-from moe_model.training.distributed import World
 from moe_model.training.options import Options
 from moe_model.training.run import Progress
+from moe_model.training.world import World
 from tests.model.conftest import make_config, write_checkpoint
 from tests.training.conftest import SHORT, GetTrained
 from tests.training.story import HUGE, Capsys, Train, edit
