@@ -1,5 +1,4 @@
-"""What sharing the experts costs: a step of two ranks with ``--expert-parallel 2`` against one with
-1, in turn, over gloo; and the bytes that ranks send to each other against the formula.
+"""A step of two ranks with ``--expert-parallel 2`` against one with 1; bytes against the formula.
 
     python -m benchmarks.expert_parallel [--rounds 12]
 
@@ -28,7 +27,6 @@ Step = Callable[[], None]
 
 
 def step_of(world: World, kind: Any, experts: int) -> Step:
-    """A training step on always the same tokens, on all ranks."""
     model = LanguageModel(CONFIG).train()
     forward = parallelize(model, kind, world, experts)
     optimizer = make_optimizer(model, 1e-4)
@@ -48,8 +46,7 @@ def bytes_per_token(step: Step, world: World) -> float:
     plain, sizes = exchange._moved, []
 
     def counted(rows_PX: torch.Tensor, sent: list[int], *more: Any) -> torch.Tensor:
-        others = sum(sent) - sent[world.rank]
-        sizes.append(others * rows_PX.shape[1] * rows_PX.element_size())
+        sizes.append((sum(sent) - sent[world.rank]) * rows_PX.shape[1] * rows_PX.element_size())
         return plain(rows_PX, sent, *more)
 
     exchange._moved = counted
@@ -83,7 +80,6 @@ def one_rank(rank: int, rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    rounds = options_of(__doc__, rounds=12).rounds
     print(machine(), f"torch {torch.__version__}, {RANKS} ranks", sep="\n", flush=True)
-    for child in fork_ranks(RANKS, partial(one_rank, rounds=rounds)):
+    for child in fork_ranks(RANKS, partial(one_rank, rounds=options_of(__doc__, rounds=12).rounds)):
         os.waitpid(child, 0)

@@ -74,8 +74,7 @@ class RunRecorder:
         """Open the log and write its ``run`` record.
 
         Args:
-            model: with ``layers``, ``num_experts`` and ``top_k`` (an integer, or a list with one
-                entry per router); like ``balance`` and ``training`` an object of the run record.
+            model: with ``layers``, ``num_experts`` and ``top_k`` (one number, or one per router).
             counts_every: the matrices (counts and bias of every expert) are in the lines of step 1
                 and of every step that this number divides; the summaries are in every line.
             judge: run the diagnosis while the run trains, see ``alerts``.
