@@ -177,8 +177,7 @@ WIDE = Shape(routers=4, num_experts=32, top_k=4, tokens=2048, steps=560)
 
 
 @pytest.mark.parametrize(
-    ("changes", "which"),
-    [({}, "all"), ({"layers": 2}, "2 of 4"), ({"experts": 24}, "all")],
+    ("changes", "which"), [({}, "all"), ({"layers": 2}, "2 of 4"), ({"experts": 24}, "all")]
 )
 def test_experts_of_several_layers_that_stop_in_one_step_are_not_for_the_balancing(
     changes: dict[str, int], which: str

@@ -243,10 +243,7 @@ LOAD = "router/tokens_per_expert/1"
 
 @pytest.mark.parametrize(
     ("histogram", "bins", "dead"),
-    [
-        *((eb.histogram_of, np.arange(65) - offset, 3) for offset in (0, 0.5)),
-        (eb.plugin_of, 64, 0),
-    ],
+    [*((eb.histogram_of, np.arange(65) - offset, 3) for offset in (0, 0.5)), (eb.plugin_of, 64, 0)],
 )
 def test_a_histogram_of_chosen_experts_is_the_counts_also_where_its_ends_are_cut(
     tmp_path: Path, histogram: Any, bins: int | np.ndarray, dead: int

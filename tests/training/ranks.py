@@ -40,13 +40,7 @@ from moe_model.training.checkpoint import load_shards, optimizer_state, save_sha
 from moe_model.training.console import SHARDED_SAMPLE_TOKENS, sample
 from moe_model.training.parallel import parallelize, synchronised, whole_weights
 from moe_model.training.step import clip_gradients, gradient_squares, make_optimizer
-from moe_model.training.world import (
-    RankLostError,
-    World,
-    agree,
-    join_world,
-    lost_ranks,
-)
+from moe_model.training.world import RankLostError, World, agree, join_world, lost_ranks
 from tests.forked import free_port
 from tests.training.test_host_reads import HostReads
 
