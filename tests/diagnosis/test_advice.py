@@ -9,18 +9,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from microscope_tui.diagnosis import (
-    WHOLE_RUN,
-    Advice,
-    Episode,
-    Finding,
-    Known,
-    Reason,
-    Severity,
-    advise,
-    causes,
-    group,
-)
+from microscope_tui.diagnosis import Advice, Known, advise, causes, group
+from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Finding, Reason, Severity
 from microscope_tui.runlog import RouterInfo, RunRecord
 
 BIAS: dict[str, Any] = {"method": "bias", "bias_update_rate": 0.001, "update": "sign"}

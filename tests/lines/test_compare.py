@@ -12,18 +12,11 @@ from hypothesis import given, strategies as st
 from microscope_tui.lines import Heat, Look, Measure, compare, line_width, plain
 from microscope_tui.measures import rank_correlation
 from microscope_tui.runlog import RunFile
-from microscope_tui.watch import (
-    NothingToCompare,
-    PinnedRun,
-    Reference,
-    RunView,
-    RunWatch,
-    aligned,
-    pin_at,
-    reference_of,
-    view_of,
-)
+from microscope_tui.watch import NothingToCompare, PinnedRun, Reference, aligned, reference_of
+from microscope_tui.watch.past_steps import pin_at
 from microscope_tui.watch.reference import reference_in
+from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.view import RunView, view_of
 from tests.conftest import header, open_log, step
 
 NOT_FOLLOWED = lambda _: None  # noqa: E731

@@ -6,15 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.sources import (
-    GgufHeader,
-    ImatrixReader,
-    Record,
-    SourceRequest,
-    Unreadable,
-    imatrix as reader,
-    opened,
-)
+from microscope_tui.sources import Record, SourceRequest, Unreadable, imatrix as reader, opened
+from microscope_tui.sources.imatrix import GgufHeader, ImatrixReader
 from tests.peers.test_imatrix import (
     CHUNK_SIZE,
     CHUNKS,
@@ -22,7 +15,7 @@ from tests.peers.test_imatrix import (
     GOLDEN,
     LAYERS,
     TOP_K,
-    counts_of as written_counts,
+    counts_of as known,
 )
 from tests.sources.gguf_bytes import file_of, imatrix, tensor, text, value
 from tests.sources.reading import counts_of, drained, header_of, model_of, settle
@@ -45,7 +38,7 @@ def test_the_golden_file_of_the_gguf_package_gives_its_counts_once_a_layer(tmp_p
     path.write_bytes(GOLDEN.read_bytes())
     settle(path)
     records = read(path)
-    assert counts_of(records) == {1: {f"L{layer}": written_counts(layer) for layer in LAYERS}}
+    assert counts_of(records) == {1: {f"L{layer}": known(layer) for layer in LAYERS}}
     note = "calibrated on wiki.train.raw"
     assert header_of(records)["source"] == {"writer": "imatrix", "counts": "exact", "note": note}
     assert header_of(records)["profile"] == "eval"

@@ -10,15 +10,8 @@ from typing import Any
 import pytest
 
 from microscope_tui.sources import MegatronReader, Record, SourceRequest, Unreadable, megatron
-from tests.sources.reading import (
-    counts_of,
-    drained,
-    entries_of,
-    header_of,
-    model_of,
-    restarted,
-    settle,
-)
+from tests.sources import reading
+from tests.sources.reading import counts_of, drained, header_of, model_of, restarted, settle
 from tests.sources.sound import call
 
 recognises = MegatronReader.recognises
@@ -124,7 +117,7 @@ def test_blocks_of_multi_token_prediction_are_routers_of_their_own(tmp_path: Pat
     assert model_of(records)["layers"] == [0, 1, 2, 3, 4]
     assert list(counts_of(records)[1].values()) == list(map(counted, [*ids.values(), *ahead]))
     tokens = [TOKENS, TOKENS, TOKENS, TOKENS - 1, TOKENS - 2]
-    ((_, entry),) = entries_of(records)
+    ((_, entry),) = reading.entries_of(records)
     assert entry.record.router.tokens == tokens
 
 
