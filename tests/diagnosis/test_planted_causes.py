@@ -143,9 +143,7 @@ def turned(texts: Iterable[str], balance: str) -> dict[str, set[str]]:
     st.sampled_from(list(BALANCE)),
     st.sampled_from((2, 3, 5, 24)),
 )
-def test_no_report_turns_one_setting_in_two_directions(
-    first: str, second: str, method: str, period: int
-) -> None:
+def test_no_setting_is_turned_both_ways(first: str, second: str, method: str, period: int) -> None:
     shape = Shape(routers=3, tokens=2048, steps=640)
     found = reported(pair(first, second, method, period), shape)
     knobs = turned((advice.next for _, advice in found), *BALANCE[method])

@@ -42,9 +42,7 @@ def test_layers_that_fall_together_are_one_alert(tmp_path: Path) -> None:
     ("scenario", "cut"),
     [("collapse", 1), ("collapse", 195), ("divergence", 310), ("dead-experts", 180)],
 )
-def test_an_interrupted_run_is_judged_as_if_it_had_never_stopped(
-    scenario: str, cut: int, tmp_path: Path
-) -> None:
+def test_an_interrupted_run_is_judged_like_a_whole(scenario: str, cut: int, tmp_path: Path) -> None:
     """Cut before, within and after the evidence for alerts."""
     header, *steps_and_events = replays.records_of(scenario)
     steps = [r for r in steps_and_events if r["kind"] == "step"]

@@ -174,9 +174,7 @@ def opened(reader: Any, **request: Any) -> RowRecords:
         lambda rows: {"moe/routing": table(rows)},
     ],
 )
-def test_lists_histograms_and_tables_are_the_counts_of_their_layers(
-    write: Any, of_step: Any, tmp_path: Path
-) -> None:
+def test_lists_histograms_and_tables_are_counts(write: Any, of_step: Any, tmp_path: Path) -> None:
     """Under unknown keys they are proposed and used; a layer whose end is not cut has them all."""
     others = {"x": [1, 2], "y": histogram([3]), "z": 0.5}
     reader = opened(write(tmp_path, [of_step(rows) | others for rows in COUNTS]))
@@ -230,9 +228,7 @@ def test_a_last_bin_that_could_hold_two_experts_needs_the_number_of_experts(
 
 
 @pytest.mark.parametrize("lost", [9, 10])
-def test_no_verdict_covers_a_layer_whose_newest_histograms_are_left_out(
-    lost: int, tmp_path: Path
-) -> None:
+def test_no_verdict_covers_a_layer_without_its_newest_histograms(lost: int, tmp_path: Path) -> None:
     """``Histogram(ids)`` has other edges from the step on in which the last expert dies."""
     ids = [ids_of(64, 0, step) for step in range(150)]
     ids[-lost:] = (np.minimum(row, 62) for row in ids[-lost:])

@@ -271,9 +271,7 @@ WHOLE, MANY = range(17), [90.0] * 16
         (eb.plugin_value(LOAD, [], []), "without an edge"),
     ],
 )
-def test_a_histogram_whose_edges_prove_no_counts_is_refused(
-    tmp_path: Path, value: bytes, why: str
-) -> None:
+def test_edges_that_prove_no_counts_are_refused(tmp_path: Path, value: bytes, why: str) -> None:
     numbers, keys = read(tmp_path, value)
     reason, times = keys.refused[LOAD]
     assert (numbers, times) == ([], 1)

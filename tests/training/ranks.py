@@ -238,9 +238,7 @@ def _ends(tokens: list[int]) -> list[int]:
     return [sum(tokens[:place]) for place in range(len(tokens) + 1)]
 
 
-def a_loss_that_is_not_finite_on_one_rank_gives_all_the_same_norm(
-    world: World, folder: Path
-) -> None:
+def a_loss_that_is_nan_on_one_rank_gives_all_the_same_norm(world: World, folder: Path) -> None:
     for kind in KINDS:
         model = make_model()
         forward = parallelize(model, kind, world, world.size)
@@ -433,9 +431,7 @@ def save_truth(state: dict[str, Tensor], folder: Path) -> None:
     save_shards(folder, state)
 
 
-def every_layout_reads_the_shards_of_every_other_and_of_one_process(
-    world: World, folder: Path
-) -> None:
+def every_layout_reads_the_shards_of_any_other_and_of_one_rank(world: World, folder: Path) -> None:
     """Each part is written once: the files hold as many numbers as one process would write."""
     kinds = [(kind, size) for kind in KINDS for size in (1, 2, 4) if world.size % size == 0]
     states = {f"{kind}-{size}": state_of(world, kind, size)[2] for kind, size in kinds}
@@ -553,7 +549,7 @@ TOGETHER: dict[int, dict[str, Claim]] = {
             ranks_do_not_talk_before_the_last_micro_batch,
             a_pass_leaves_biases_and_parameters_alone_and_rank_0_gets_the_whole_weights,
             two_ranks_save_their_shards,
-            every_layout_reads_the_shards_of_every_other_and_of_one_process,
+            every_layout_reads_the_shards_of_any_other_and_of_one_rank,
             a_rank_that_cannot_write_fails_all,
             three_ranks_resume_a_run_of_two,
             a_sharded_model_writes_its_sample_without_becoming_whole,
@@ -564,8 +560,8 @@ TOGETHER: dict[int, dict[str, Claim]] = {
         "step: fsdp, experts": step_is_that_of_one_process("fsdp", "experts"),
         **SHARED,
         **by_name(
-            a_loss_that_is_not_finite_on_one_rank_gives_all_the_same_norm,
-            every_layout_reads_the_shards_of_every_other_and_of_one_process,
+            a_loss_that_is_nan_on_one_rank_gives_all_the_same_norm,
+            every_layout_reads_the_shards_of_any_other_and_of_one_rank,
         ),
     },
     3: {
