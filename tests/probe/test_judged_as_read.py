@@ -95,7 +95,7 @@ NOTHING_CHOSEN = [step(n, [[2048] * 8] * 4) for n in range(1, 5)]
 FEW = [step(1, [[9, 11, 8, 12, 10, 10, 11, 9]] * 4, tokens=40)]
 TOO_FEW = "not judged: L1 has 10 assignments per expert in this dump, needs 56"
 VERDICTS: dict[str, tuple[Record, list[Record], int, str]] = {
-    "a collapsed router comes before a faulty meter": (
+    "a collapse comes before a faulty meter": (
         {}, with_faulty_counts(), 2, COLLAPSE_AND_METER,
     ),
     "a meter fault that is over is a warning": (

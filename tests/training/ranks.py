@@ -208,7 +208,8 @@ def experts_of_all_ranks_are_those_of_one_process(tokens: list[int], *chosen: in
         whole_model = make_model()
         parallelize(whole_model, "ddp", world, world.size)
         model = whole_model.layers[1].mlp.experts
-        mine, ends = slice(*_ends(tokens)[world.rank : world.rank + 2]), sum(tokens)
+        first, ends = sum(tokens[: world.rank]), sum(tokens)
+        mine = slice(first, first + tokens[world.rank])
         for _ in range(2):
             generator = torch.Generator().manual_seed(0)
             x_TD = torch.randn(ends, 16, generator=generator).requires_grad_()
@@ -232,10 +233,6 @@ def experts_of_all_ranks_are_those_of_one_process(tokens: list[int], *chosen: in
             assert not whole(own.grad)[list(unused)].any()
 
     return claim
-
-
-def _ends(tokens: list[int]) -> list[int]:
-    return [sum(tokens[:place]) for place in range(len(tokens) + 1)]
 
 
 def a_loss_that_is_nan_on_one_rank_gives_all_the_same_norm(world: World, folder: Path) -> None:
@@ -512,39 +509,28 @@ def a_sharded_model_writes_its_sample_without_becoming_whole(world: World, folde
     assert model.training
 
 
+def steps_of(*ways: str) -> dict[str, Claim]:
+    return {f"step: {way}": step_is_that_of_one_process(*way.split()) for way in ways}
+
+
 def by_name(*claims: Claim) -> dict[str, Claim]:
     return {claim.__name__: claim for claim in claims}
 
 
-EXPERTS: dict[str, tuple[list[int], tuple[int, ...]]] = {
-    "all experts": ([3, 5, 2, 4], (0, 1, 2, 3)),
-    "a rank without tokens": ([6, 0, 3, 2], (0, 1, 2, 3)),
-    "all tokens to one rank's experts": ([3, 5, 2, 4], (0, 0)),
-    "an expert unused": ([3, 5, 2, 4], (0, 1, 3)),
-}
-SHARED = {
-    f"experts: {name}": experts_of_all_ranks_are_those_of_one_process(tokens, *chosen)
-    for name, (tokens, chosen) in EXPERTS.items()
+shared = experts_of_all_ranks_are_those_of_one_process
+SHARED: dict[str, Claim] = {
+    "experts: all": shared([3, 5, 2, 4], 0, 1, 2, 3),
+    "experts: a rank without tokens": shared([6, 0, 3, 2], 0, 1, 2, 3),
+    "experts: all tokens to those of one rank": shared([3, 5, 2, 4], 0, 0),
+    "experts: one unused": shared([3, 5, 2, 4], 0, 1, 3),
 }
 
 TOGETHER: dict[int, dict[str, Claim]] = {
     2: {
-        "step: ddp, recompute": step_is_that_of_one_process("ddp", "recompute"),
-        "step: fsdp, tied": step_is_that_of_one_process("fsdp", "tied"),
-        "step: ddp, frozen": step_is_that_of_one_process("ddp", "frozen"),
-        "step: fsdp, frozen": step_is_that_of_one_process("fsdp", "frozen"),
-        "step: ddp, experts, recompute": step_is_that_of_one_process("ddp", "experts", "recompute"),
-        "step: fsdp, experts, tied": step_is_that_of_one_process("fsdp", "experts", "tied"),
-        "step: ddp, experts, frozen": step_is_that_of_one_process("ddp", "experts", "frozen"),
-        "step: ddp, experts, muon": step_is_that_of_one_process(
-            "ddp", "experts", "muon", "deterministic"
-        ),
-        **{
-            f"step: {kind}, experts, compiled": step_is_that_of_one_process(
-                kind, "experts", "compiled"
-            )
-            for kind in KINDS
-        },
+        **steps_of("ddp recompute", "fsdp tied", "ddp frozen", "fsdp frozen"),
+        **steps_of("ddp experts recompute", "fsdp experts tied", "ddp experts frozen"),
+        **steps_of("ddp experts muon deterministic"),
+        **steps_of("ddp experts compiled", "fsdp experts compiled"),
         **by_name(
             ranks_do_not_talk_before_the_last_micro_batch,
             a_pass_leaves_biases_and_parameters_alone_and_rank_0_gets_the_whole_weights,
@@ -556,8 +542,7 @@ TOGETHER: dict[int, dict[str, Claim]] = {
         ),
     },
     4: {
-        "step: ddp, experts": step_is_that_of_one_process("ddp", "experts", "recompute"),
-        "step: fsdp, experts": step_is_that_of_one_process("fsdp", "experts"),
+        **steps_of("ddp experts recompute", "fsdp experts"),
         **SHARED,
         **by_name(
             a_loss_that_is_nan_on_one_rank_gives_all_the_same_norm,
@@ -565,8 +550,7 @@ TOGETHER: dict[int, dict[str, Claim]] = {
         ),
     },
     3: {
-        "step: ddp": step_is_that_of_one_process("ddp"),
-        "step: fsdp, recompute": step_is_that_of_one_process("fsdp", "recompute"),
+        **steps_of("ddp", "fsdp recompute"),
         **{f"fault: {name}": fault_ends_all_ranks(*fault) for name, fault in FAULTS.items()},
         **by_name(
             one_sum_brings_all_counts_to_all_ranks,

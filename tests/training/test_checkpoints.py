@@ -41,9 +41,7 @@ def save(model: LanguageModel, tmp_path: Path) -> Save:
     return run
 
 
-def write_state(
-    folder: Path, step: int, model: LanguageModel, optimizer: torch.optim.AdamW
-) -> None:
+def write_state(folder: Path, step: int, model: LanguageModel, optimizer: Any) -> None:
     write_tensors(folder / "model.safetensors", model.state_dict())
     write_tensors(folder / "training.safetensors", optimizer_state(model, optimizer))
     (folder / "judgement.msgpack").write_bytes(b"judged")
