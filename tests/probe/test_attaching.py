@@ -208,11 +208,7 @@ def test_a_model_without_moe_layers_is_refused_with_its_kinds_of_modules(tmp_pat
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        (
-            {"routers": {"layers.9.gate": layers.ADAPTER}},
-            ValueError,
-            r"'layers\.9\.gate', which the mode",
-        ),
+        ({"routers": {"layers.9.gate": layers.ADAPTER}}, ValueError, r"'layers\.9\.gate', which"),
         ({"routers": {"layers.1.gate": print}}, TypeError, "pass Adapter"),
         ({"mode": "training"}, ValueError, "choose 'train' or 'eval'"),
         ({"every": 0}, ValueError, "every is 0"),

@@ -200,10 +200,7 @@ HEALTHY = {
     "frozen later": (Setup(changed(frozen_later)), 1),
     "every second": (Setup(every=2), STACKS + 1),
     "equal rewards": (Setup(own_loss=lambda output, ids: 0 * output.logits.sum()), None),
-    "only aux": (
-        Setup(own_loss=lambda out, ids: out.aux_loss + 0 * out.logits.sum(), labels=False),
-        None,
-    ),
+    "aux": (Setup(own_loss=lambda out, _: out.aux_loss + 0 * out.logits.sum(), labels=False), None),
     "only aux, labels": (Setup(own_loss=lambda out, ids: out.aux_loss + 0 * out.loss), None),
 }
 

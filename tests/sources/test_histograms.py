@@ -33,9 +33,7 @@ def bins_of(ids: np.ndarray, bins: int | np.ndarray) -> tuple[list[float], list[
 @pytest.mark.parametrize("experts", EXPERTS)
 @pytest.mark.parametrize("dead", [0, 1, 3])
 @pytest.mark.parametrize("offset", [0.0, 0.5])
-def test_given_edges_hold_every_expert_also_with_dead_ones_at_both_ends(
-    experts: int, dead: int, offset: float
-) -> None:
+def test_given_edges_hold_every_expert_also_dead(experts: int, dead: int, offset: float) -> None:
     """TensorBoard cuts empty ends; the largest value shows that the last edge is not a value."""
     ids, edges = ids_of(experts, dead), np.arange(experts + 1) - offset
     largest = INF if offset else experts - 1
@@ -194,9 +192,7 @@ def test_steps_whose_edges_fail_are_left_out_and_counted(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("key", [KEY, "moe/L{}/load"])
 @pytest.mark.parametrize("experts", [15, 16])
-def test_an_expert_above_all_histograms_needs_the_number_of_experts(
-    key: str, experts: int, tmp_path: Path
-) -> None:
+def test_an_expert_above_all_needs_their_number(key: str, experts: int, tmp_path: Path) -> None:
     rows = [row_of(cut, [rows[0]] * 2, key) for rows in COUNTS]
     reader = opened(jsonl(tmp_path, rows), num_experts=experts if experts > 15 else None)
     truth = COUNTS[0][0][:experts]

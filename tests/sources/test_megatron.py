@@ -167,9 +167,7 @@ def test_one_rank_of_several_is_marked_as_such(tmp_path: Path) -> None:
     assert header_of(read(path))["source"]["counts"] == "local_rank"
 
 
-def test_without_the_number_of_experts_the_largest_choice_gives_it_and_the_header_says_so(
-    tmp_path: Path,
-) -> None:
+def test_the_largest_choice_gives_the_number_of_experts_told_in_the_header(tmp_path: Path) -> None:
     ids = chosen(0, steps=12, experts=6)
     ids[11, 0][0][0] = 7
     records = read(trace(tmp_path, 0, ids), experts=None)
