@@ -42,13 +42,8 @@ def pytest_collection_finish() -> None:
 
 def header(**changes: Any) -> dict[str, Any]:
     """A run record of 3 routers, 8 experts, top-2."""
-    model = {
-        "name": "test",
-        "layers": [1, 2, 3],
-        "layer_names": ["L1", "L2", "L3"],
-        "num_experts": 8,
-        "top_k": 2,
-    }
+    model: dict[str, Any] = {"name": "test", "num_experts": 8, "top_k": 2}
+    model |= {"layers": [1, 2, 3], "layer_names": ["L1", "L2", "L3"]}
     record = {"kind": "run", "format_version": 1, "run": "test", "time": 1.0, "planned_steps": 500}
     record |= {"model": model | changes.pop("model", {}), "balance": {"method": "bias"}}
     return record | {"source": {"writer": "test", "counts": "exact"}} | changes

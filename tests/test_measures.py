@@ -30,9 +30,7 @@ def test_scaling_all_counts_changes_nothing(counts: list[int], factor: int) -> N
 
 
 @pytest.mark.parametrize(("experts", "top_k"), [(8, 1), (8, 2), (64, 8), (256, 8), (256, 16)])
-def test_the_balance_is_one_when_even_and_zero_on_k_experts_and_leaves_none_out(
-    experts: int, top_k: int
-) -> None:
+def test_the_balance_is_one_when_even_zero_on_k_and_omits_none(experts: int, top_k: int) -> None:
     for chosen, index in ((experts, 1.0), (top_k, 0.0)):
         counts = [1000] * chosen + [0] * (experts - chosen)
         found = measures.balance(counts, top_k)

@@ -115,9 +115,7 @@ async def test_a_poor_log_is_shown_as_far_as_it_can(what: str, write_log: Any) -
 
 
 @pytest.mark.usefixtures("quick_reader")
-async def test_a_run_that_is_replaced_while_open_is_shown_instead(
-    own_collapsed: Path, write_log: Any
-) -> None:
+async def test_what_replaces_an_open_run_is_shown(own_collapsed: Path, write_log: Any) -> None:
     async with open_app(own_collapsed, "a", "enter", "end", *["right"] * 9) as app:
         model = {"layers": [1], "layer_names": ["only"], "num_experts": 4}
         steps = [step(n, [[8] * 4], 16) for n in range(1, 20)]

@@ -9,20 +9,8 @@ from hypothesis import example, given, settings, strategies as st
 
 from microscope_tui.app.charts import figure
 from microscope_tui.app.rows import Rows
-from microscope_tui.lines import (
-    EVALUATION,
-    GUTTER,
-    RESTART,
-    Chart,
-    Curve,
-    Glyphs,
-    Line,
-    TimeScale,
-    line_width,
-    plain,
-    spelled,
-)
-from microscope_tui.lines.time_line import ONSET, TimeMark
+from microscope_tui.lines import GUTTER, Chart, Curve, Glyphs, Line, line_width, plain, spelled
+from microscope_tui.lines.time_line import EVALUATION, ONSET, RESTART, TimeMark, TimeScale
 from microscope_tui.watch import Column, Window, column_of
 from tests.app.pilot import open_app
 

@@ -123,10 +123,7 @@ def write(folder: Path, state: str) -> None:
             write_run(folder / "another", "healthy", shape=shape, seed=4)
         case "nan":
             write_run(folder / "a-run", "collapse", shape=shape, seed=3)
-            edit(
-                folder / "a-run",
-                lambda text: re.sub(r'"(entropy|loss)":[^,\]]*\[?[^]]*', nan, text),
-            )
+            edit(folder / "a-run", lambda it: re.sub(r'"(entropy|loss)":[^,\]]*\[?[^]]*', nan, it))
         case "ranks":
             write_run(folder / "a-run", "rank-skew", shape=shape, seed=3)
         case "finished":

@@ -92,9 +92,7 @@ async def test_a_live_run_beside_the_open_one_is_judged(make_run: Make, tmp_path
         assert "1 with alerts" in app.text("runs")
 
 
-async def test_enter_opens_the_chosen_run_and_nothing_newer_takes_its_place(
-    make_run: Make, tmp_path: Path
-) -> None:
+async def test_enter_opens_the_chosen_run_nothing_newer(make_run: Make, tmp_path: Path) -> None:
     make_run("old", age=9_000, end="finished")
     make_run("new", age=5_000, end="finished")
     async with listed(tmp_path, 2) as app:
@@ -128,9 +126,7 @@ async def test_an_empty_list_fills_by_itself(make_run: Make, tmp_path: Path) -> 
         assert "no runs yet" not in app.text("runs")
 
 
-async def test_the_chosen_line_stays_on_its_run_while_others_come_and_go(
-    make_run: Make, tmp_path: Path
-) -> None:
+async def test_the_chosen_line_keeps_its_run_whatever_comes(make_run: Make, tmp_path: Path) -> None:
     for at in range(3):
         make_run(f"run-{at}", age=5_000 + at, end="finished")
     async with listed(tmp_path, 3) as app:

@@ -145,9 +145,7 @@ def test_poor_terminals_show_the_same_facts(
     if environment.get("TERM") == "xterm":  # a fair cell differs from the ground by its mark
         assert b"38;2;" not in screen.output
         assert b"48;5;" not in screen.output
-        assert all(
-            cell.data != " " or cell.bg not in ("black", "default") for cell in cells(screen)
-        )
+        assert all(one.data != " " or one.bg not in ("black", "default") for one in cells(screen))
         assert {cell.fg for cell in cells(screen) if cell.bg == "black"} == {"white"}
     screen.press("q")
     assert screen.exit_code() == 0

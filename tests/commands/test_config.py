@@ -77,10 +77,7 @@ def test_the_file_in_the_configuration_folder_holds_for_every_command(
         ("[rules.DROP]\nwarn = 1\n", "[rules.DROP]: no such rule; there are METER"),
         ("[rules.DROPS]\nwarm = 1\n", "warm: no such limit; there are warn, critical"),
         ('[rules.DROPS]\nwarn = "x"\n', "give a number from 0 to 1e12, like 0.05"),
-        (
-            "[rules.DROPS]\nwarn = 0.3\n",
-            "warn is 0.3 and critical is 0.2: expected warn <= critical",
-        ),
+        ("[rules.DROPS]\nwarn = 0.3\n", "warn is 0.3 and critical is 0.2: expected warn <="),
         ("rules = 3\n", "rules: is not a table; write [rules.NAME]"),
         ("[rules]\nDROPS = 3\n", "rules.DROPS: is not a table; write [rules.DROPS]"),
         ("keys = 3\n", "keys: is not a table; write [keys] and your keys below it"),

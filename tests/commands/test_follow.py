@@ -63,9 +63,7 @@ def test_lines_of_json_are_objects_the_last_one_the_report(follow: Any, collapse
     assert (alert["event"], alert["run"]) == ("opened", "collapse-0")
 
 
-def test_a_run_that_ended_is_judged_at_once_like_without_following(
-    follow: Any, microscope: Any, scenario: Any
-) -> None:
+def test_an_ended_run_is_judged_at_once(follow: Any, microscope: Any, scenario: Any) -> None:
     folder = scenario("healthy", routers=3, steps=120)
     code, out, err = follow(folder).end()
     assert (code, err) == (0, "")
@@ -161,9 +159,7 @@ def test_interrupted_before_the_first_run_there_is_no_verdict(follow: Any, tmp_p
     assert "interrupted before a run appeared" in err
 
 
-def test_a_run_that_had_stopped_is_waited_for_and_followed_when_it_resumes(
-    follow: Any, collapse: Written
-) -> None:
+def test_a_run_that_had_stopped_is_followed_when_it_resumes(follow: Any, collapse: Written) -> None:
     last = json.loads(collapse.lines[99])["step"]
     collapse.write(until=100)
     collapse.append(END | {"step": last, "reason": "signal"})

@@ -155,9 +155,7 @@ def test_a_terminal_instead_of_a_pipe_is_a_usage_error(shell: Any) -> None:
 
 
 @pytest.mark.parametrize("writes", ["", "hello"])
-def test_a_silent_pipe_is_waited_on_until_it_ends_without_a_step(
-    shell: Any, tmp_path: Path, writes: str
-) -> None:
+def test_a_silent_pipe_is_waited_on_until_its_end(shell: Any, tmp_path: Path, writes: str) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     screen = shell(f"{{ read _ <{gate}; printf '{writes}'; }} | $MICROSCOPE -")

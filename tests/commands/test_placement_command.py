@@ -76,9 +76,7 @@ def test_a_placement_without_a_gain_is_written(call: Call, tmp_path: Path, write
     assert len(json.loads(file.read_text())) == 2
 
 
-def test_a_file_with_two_copies_on_a_rank_is_scored_and_they_are_counted(
-    call: Call, log: Path, tmp_path: Path
-) -> None:
+def test_two_copies_on_a_rank_are_scored_and_counted(call: Call, log: Path, tmp_path: Path) -> None:
     file = tmp_path / "map.json"
     file.write_text(json.dumps([[0, 0, 1, 2, 3, 4, 5, 6, 7, 7, 1, 2]] * 2))
     _, out, _ = call("placement", log, "--ranks", "4", "--check", file)

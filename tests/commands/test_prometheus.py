@@ -24,9 +24,7 @@ def parsed(text: str) -> dict[tuple[str, str], float]:
     return found
 
 
-def test_every_run_has_three_gauges_while_it_lives(
-    call: Any, scenario: Any, tmp_path: Path
-) -> None:
+def test_a_run_has_three_gauges_while_it_lives(call: Any, scenario: Any, tmp_path: Path) -> None:
     for name in ("collapse", "shock", "healthy"):
         log = scenario(name, routers=3, steps=450) / "metrics.jsonl"
         log.write_bytes(b"".join(log.read_bytes().splitlines(True)[:-1]))  # it goes on
@@ -45,9 +43,7 @@ def test_every_run_has_three_gauges_while_it_lives(
     assert ages[0] < 600 < ages[1]
 
 
-def test_a_run_that_ended_has_no_age_and_one_without_a_verdict_no_severity(
-    write_log: Any, balanced: Any
-) -> None:
+def test_an_ended_run_has_no_age_an_unjudged_one_no_severity(write_log: Any, balanced: Any) -> None:
     name = 'a"b\\c}d'
     steps = [step(n, [balanced() for _ in range(3)], 2048) for n in range(1, 4)]
     end = {"kind": "event", "event": "end", "step": 3, "reason": "finished"}
@@ -55,9 +51,7 @@ def test_a_run_that_ended_has_no_age_and_one_without_a_verdict_no_severity(
     assert list(parsed(gauges_text([watch]))) == [("balance", name)]
 
 
-def test_a_file_that_the_exporter_would_not_find_is_a_usage_error(
-    call: Any, tmp_path: Path
-) -> None:
+def test_a_file_that_the_exporter_cannot_find_is_a_usage_error(call: Any, tmp_path: Path) -> None:
     for name in ("moe.txt", "absent/moe.prom"):
         assert call("check", tmp_path, "--prometheus", tmp_path / name)[0] == 64
 

@@ -24,9 +24,7 @@ def arrays() -> list[Any]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_serves_all_three(
-    call: Call, tmp_path: Path, arrays: list[Any], form: Any
-) -> None:
+def test_every_form_serves_all_three(call: Call, tmp_path: Path, arrays: Any, form: Any) -> None:
     path = tmp_path / "engine.jsonl"
     path.write_bytes(b"\n".join(form(IDS, array) for array in arrays))
     if form is slime:

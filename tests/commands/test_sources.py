@@ -126,9 +126,7 @@ def test_keys_that_were_confirmed_on_the_screen_are_named_and_used_if_asked_for(
 
 
 @pytest.mark.parametrize("confirmed", [False, True])
-def test_shares_that_nobody_confirmed_give_no_critical_finding(
-    call: Call, tmp_path: Path, confirmed: bool
-) -> None:
+def test_unconfirmed_shares_are_never_critical(call: Call, tmp_path: Path, confirmed: bool) -> None:
     healthy, dead = [0.26, 0.24, 0.27, 0.23], [1.0, 0.0, 0.0, 0.0]
     rows = [
         {f"moe/{layer}/expert_{e}_load": x for layer in "12" for e, x in enumerate(healthy)}

@@ -93,9 +93,7 @@ def shell(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
         Path(name).write_text(f"#!/bin/sh\n{text}\n")
         Path(name).chmod(0o755)
     env = {**os.environ, "PATH": f"{Path.cwd()}{os.pathsep}{os.environ['PATH']}", **environment}
-    return subprocess.run(
-        ["sh", "-c", script], env=env, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(["sh", "-c", script], env=env, capture_output=True, text=True)
 
 
 @pytest.mark.usefixtures("workplace")

@@ -58,15 +58,11 @@ def without_expert(row: list[int], expert: int) -> list[int]:
 
 def steps(first: int, last: int, sick: Counts = even, **changes: Any) -> list[Record]:
     """Steps ``first`` to ``last``; ``sick(step)`` gives the counts of the router in the middle."""
-    return [
-        step(
-            n,
-            [even(n, 1), sick(n), even(n, 2)],
-            2048,
-            **{name: value(n) for name, value in changes.items()},
-        )
-        for n in range(first, last + 1)
-    ]
+    found = []
+    for n in range(first, last + 1):
+        own = {name: value(n) for name, value in changes.items()}
+        found.append(step(n, [even(n, 1), sick(n), even(n, 2)], 2048, **own))
+    return found
 
 
 def judge(records: Sequence[Record], criteria: Criteria | None = None) -> Diagnosis:

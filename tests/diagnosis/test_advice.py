@@ -9,18 +9,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from microscope_tui.diagnosis import (
-    WHOLE_RUN,
-    Advice,
-    Episode,
-    Finding,
-    Known,
-    Reason,
-    Severity,
-    advise,
-    causes,
-    group,
-)
+from microscope_tui.diagnosis import Advice, Known, advise, causes, group
+from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Finding, Reason, Severity
 from microscope_tui.runlog import RouterInfo, RunRecord
 
 BIAS: dict[str, Any] = {"method": "bias", "bias_update_rate": 0.001, "update": "sign"}
@@ -533,13 +523,11 @@ def test_dead_experts_that_are_exactly_one_rank_are_not_re_initialised(
         assert advice.cause.startswith("restart at step 501") == bool(resumes)
 
 
-@pytest.mark.parametrize(
-    ("onset", "is_cause"), [(500, False), (501, True), (551, True), (552, False)]
-)
-def test_a_restart_explains_what_begins_within_fifty_steps(onset: int, is_cause: bool) -> None:
+@pytest.mark.parametrize(("onset", "cause"), [(500, False), (501, True), (551, True), (552, False)])
+def test_a_restart_explains_what_begins_within_fifty_steps(onset: int, cause: bool) -> None:
     advice = alone(episode("COLLAPSE", onset), resumes=[501])
-    assert advice.cause == ("restart at step 501" if is_cause else "bias update too slow")
-    assert ("compare what was loaded" in advice.next.lower()) == is_cause
+    assert advice.cause == ("restart at step 501" if cause else "bias update too slow")
+    assert ("compare what was loaded" in advice.next.lower()) == cause
 
 
 def test_a_change_of_the_data_explains_what_begins_in_several_layers_at_once() -> None:

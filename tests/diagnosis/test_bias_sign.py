@@ -12,16 +12,8 @@ from typing import Any
 import pytest
 
 from microscope_tui import measures
-from microscope_tui.diagnosis import (
-    Context,
-    Lint,
-    Severity,
-    SignMemory,
-    StepView,
-    report,
-    restore,
-    save,
-)
+from microscope_tui.diagnosis import Lint, Severity, SignMemory, StepView, report, restore, save
+from microscope_tui.diagnosis.context import Context
 from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord
 from microscope_tui.scenarios import draw_counts
 from tests.conftest import header, step as line_of

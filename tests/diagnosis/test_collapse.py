@@ -14,18 +14,8 @@ from microscope_tui.runlog import RunFile
 from microscope_tui.scenarios import draw_counts
 from microscope_tui.watch import AgainstBaseline, read_baseline, view_of
 from tests.conftest import header, open_log, step
-from tests.diagnosis.conftest import (
-    COLLAPSED,
-    Counts,
-    Record,
-    alternating,
-    collapse_at,
-    even,
-    judge,
-    loud,
-    of,
-    steps,
-)
+from tests.diagnosis import conftest
+from tests.diagnosis.conftest import Counts, Record, collapse_at, even, judge, loud, of, steps
 
 TOKENS = 4096
 
@@ -77,9 +67,11 @@ def why(diagnosis: Diagnosis) -> str:
 
 
 def test_an_oscillation_does_not_move_the_onset_of_a_collapse_far() -> None:
-    (episode,) = loud(judge([header(), *steps(1, 300, alternating)]))
+    (episode,) = loud(judge([header(), *steps(1, 300, conftest.alternating)]))
     assert (episode.rule, episode.facts["period"]) == ("OSCILLATION", 2)
-    collapse = of(judge([header(), *steps(1, 300, collapse_at(200, alternating))]), "COLLAPSE")
+    collapse = of(
+        judge([header(), *steps(1, 300, collapse_at(200, conftest.alternating))]), "COLLAPSE"
+    )
     assert 170 <= collapse.onset <= 225
 
 
@@ -159,7 +151,7 @@ def test_lines_close_together_are_not_worth_more_than_steps() -> None:
 def test_a_restart_in_a_sparse_log_does_not_ask_for_more_lines() -> None:
     def lines(first: int, last: int) -> list[Record]:
         return [
-            step(n, [even(n), COLLAPSED if n >= 2500 else even(n, 1), even(n, 2)], 2048)
+            step(n, [even(n), conftest.COLLAPSED if n >= 2500 else even(n, 1), even(n, 2)], 2048)
             for n in range(first, last, 100)
         ]
 

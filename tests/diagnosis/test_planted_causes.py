@@ -75,6 +75,7 @@ def test_a_jump_of_the_loss_is_dated_to_its_step_or_a_little_before(onset: int) 
 
 
 SICK = ("collapse", "slow", "dead", "starved", "swing", "runaway", "overflow", "divergence")
+sick = st.sampled_from(SICK)
 BALANCE = {"bias": {"bias_update_rate": 0.03}, "aux": {"aux_weight": 0.01}}
 ONSET = 110
 Row = list[float]
@@ -137,15 +138,8 @@ def turned(texts: Iterable[str], balance: str) -> dict[str, set[str]]:
 
 
 @settings(max_examples=10)
-@given(
-    st.sampled_from(SICK),
-    st.sampled_from(SICK),
-    st.sampled_from(list(BALANCE)),
-    st.sampled_from((2, 3, 5, 24)),
-)
-def test_no_report_turns_one_setting_in_two_directions(
-    first: str, second: str, method: str, period: int
-) -> None:
+@given(sick, sick, st.sampled_from(list(BALANCE)), st.sampled_from((2, 3, 5, 24)))
+def test_no_setting_is_turned_both_ways(first: str, second: str, method: str, period: int) -> None:
     shape = Shape(routers=3, tokens=2048, steps=640)
     found = reported(pair(first, second, method, period), shape)
     knobs = turned((advice.next for _, advice in found), *BALANCE[method])
@@ -177,8 +171,7 @@ WIDE = Shape(routers=4, num_experts=32, top_k=4, tokens=2048, steps=560)
 
 
 @pytest.mark.parametrize(
-    ("changes", "which"),
-    [({}, "all"), ({"layers": 2}, "2 of 4"), ({"experts": 24}, "all")],
+    ("changes", "which"), [({}, "all"), ({"layers": 2}, "2 of 4"), ({"experts": 24}, "all")]
 )
 def test_experts_of_several_layers_that_stop_in_one_step_are_not_for_the_balancing(
     changes: dict[str, int], which: str

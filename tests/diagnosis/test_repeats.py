@@ -75,9 +75,7 @@ def test_a_layer_that_repeats_at_a_rate_of_zero_is_a_fault_if_the_others_do_not(
 
 
 @settings(max_examples=12)
-@given(
-    st.sampled_from([(8, 2), (32, 4), (64, 8), (16, 1)]), st.floats(0.0, 0.4), st.integers(0, 30)
-)
+@given(st.sampled_from([(8, 2), (32, 4), (64, 8), (16, 1)]), st.floats(0, 0.4), st.integers(0, 30))
 @example((8, 2), 0.0, 0)  # a total collapse
 def test_a_collapse_keeps_its_verdict_though_its_rows_repeat(
     size: tuple[int, int], width: float, strays: int

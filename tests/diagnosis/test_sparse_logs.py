@@ -89,9 +89,7 @@ def test_a_busy_rank_is_found_in_the_steps_that_have_counts(every: int) -> None:
 
 
 @pytest.mark.parametrize(("every", "note"), [(1, False), (2, True), (10, True)])
-def test_the_report_notes_when_counts_are_too_sparse_for_a_swing(
-    write_log: Any, every: int, note: bool
-) -> None:
+def test_counts_too_sparse_for_a_swing_are_noted(write_log: Any, every: int, note: bool) -> None:
     notes = check(RunFile("run", write_log(thinned(every, 60, even)), 0.0)).notes
     assert any("OSCILLATION is not observable" in text for text in notes) == note
 

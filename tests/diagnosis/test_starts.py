@@ -46,8 +46,7 @@ def test_a_start_excuses_nothing_that_a_setting_explains() -> None:
 
 
 @pytest.mark.parametrize(
-    ("uneven", "warned"),
-    [((1,), []), ((0, 1), []), ((1, 1), [1201]), ((1, 0, 1), [1801])],
+    ("uneven", "warned"), [((1,), []), ((0, 1), []), ((1, 1), [1201]), ((1, 0, 1), [1801])]
 )
 def test_resumes_excuse_only_the_first_time(uneven: tuple[int, ...], warned: list[int]) -> None:
     records = [header(), *steps(1, 600)]

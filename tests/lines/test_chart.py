@@ -5,23 +5,9 @@ import math
 import pytest
 from hypothesis import example, given, strategies as st
 
-from microscope_tui.lines import (
-    Axis,
-    Chart,
-    Curve,
-    Glyphs,
-    TimeScale,
-    arranged,
-    bars_width,
-    beside,
-    bias_bars,
-    line_width,
-    load_bars,
-    plain,
-    plot_area,
-    smoothed,
-)
-from microscope_tui.lines.charts import tick_text
+from microscope_tui.lines import Curve, Glyphs, bars_width, bias_bars, line_width, load_bars, plain
+from microscope_tui.lines.charts import Chart, arranged, beside, plot_area, smoothed, tick_text
+from microscope_tui.lines.time_line import Axis, TimeScale
 from microscope_tui.watch import Column, Window
 
 FINITE = st.floats(-1e6, 1e6)

@@ -12,18 +12,11 @@ from hypothesis import given, strategies as st
 from microscope_tui.lines import Heat, Look, Measure, compare, line_width, plain
 from microscope_tui.measures import rank_correlation
 from microscope_tui.runlog import RunFile
-from microscope_tui.watch import (
-    NothingToCompare,
-    PinnedRun,
-    Reference,
-    RunView,
-    RunWatch,
-    aligned,
-    pin_at,
-    reference_of,
-    view_of,
-)
+from microscope_tui.watch import NothingToCompare, PinnedRun, Reference, aligned, reference_of
+from microscope_tui.watch.past_steps import pin_at
 from microscope_tui.watch.reference import reference_in
+from microscope_tui.watch.run_watch import RunWatch
+from microscope_tui.watch.view import RunView, view_of
 from tests.conftest import header, open_log, step
 
 NOT_FOLLOWED = lambda _: None  # noqa: E731
@@ -133,9 +126,7 @@ def test_the_second_layer_of_one_name_is_matched_with_the_second(make_run: Any) 
     assert aligned(raw, two.run).loads == [None, *raw.loads]
 
 
-def test_other_numbers_of_experts_are_named_and_their_balance_still_compared(
-    make_run: Any, write_log: Any
-) -> None:
+def test_other_numbers_of_experts_are_named_balance_compared(make_run: Any, write_log: Any) -> None:
     few = header(run="few", model={"num_experts": 4})
     path = write_log([few, step(1, [[3, 3, 2, 2]] * 3, 5)], name="few")
     watch, other = make_run(), open_log(path)
@@ -165,9 +156,7 @@ def test_a_pinned_run_that_is_followed_is_not_read_twice(make_log: Any) -> None:
     assert pinned._own is None
 
 
-def test_a_pinned_run_without_a_readable_step_is_refused_with_the_reason(
-    write_log: Any, tmp_path: Path
-) -> None:
+def test_a_pinned_run_without_a_step_is_refused_and_why(write_log: Any, tmp_path: Path) -> None:
     packed = tmp_path / "metrics.jsonl.gz"
     packed.write_bytes(b"\x1f\x8b")
     empty = write_log([header()])

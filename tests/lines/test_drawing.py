@@ -8,23 +8,9 @@ from hypothesis import given, strategies as st
 from msgspec.structs import replace
 
 from microscope_tui.diagnosis import Severity, key_of
-from microscope_tui.lines import (
-    MIN_COLUMNS,
-    Glyphs,
-    Span,
-    first_visible,
-    fit,
-    frame,
-    line_width,
-    pad,
-    plain,
-    table,
-    width_of,
-    words,
-    wrap,
-)
+from microscope_tui.lines import MIN_COLUMNS, Glyphs, first_visible, fit, frame, table, words
 from microscope_tui.lines.glyphs import bar, load_glyph, load_level, merged, spark
-from microscope_tui.lines.spans import crop
+from microscope_tui.lines.spans import Span, crop, line_width, pad, plain, width_of, wrap
 from microscope_tui.watch import Column, RunWatch, view_of
 
 Synthetic = Callable[..., RunWatch]

@@ -67,10 +67,8 @@ def test_every_chart(view: RunView) -> None:
 def test_every_column_of_the_lists(view: RunView, tmp_path: Path) -> None:
     entries = alerts.entries_of(view, (), (), "")
     assert not unexplained("alerts", lines.plain(alerts.fit_alerts(entries, 100).heads()))
-    details = [
-        line for entry in entries for line in alerts.unfolded(entry, 80, 40) if len(line) > 1
-    ]
-    assert not unexplained("alerts", *(line[0].text for line in details))
+    found = [line for entry in entries for line in alerts.unfolded(entry, 80, 40) if len(line) > 1]
+    assert not unexplained("alerts", *(line[0].text for line in found))
     layout = run_list.fit_list(Fleet(tmp_path).cards(), 120)
     assert not unexplained("runs", lines.plain(layout.heads()), "open pinned")
 
@@ -88,12 +86,10 @@ def test_every_state_badge_and_condition() -> None:
     assert not unexplained("main", "not judged yet (warm-up)", "gathering evidence")
     assert not unexplained("alerts", *alerts.AlertState, *lines.WORD_OF_SEVERITY.values())
     assert not unexplained("alerts", *(severity.label for severity in Severity))
-    conditions = {
-        expert_card.condition(load) for load in (0.0, 0.05, 0.3, 1.0, 1.8, 3.0, 9.0, 20.0)
-    }
-    assert conditions == {"dead", "starving", "under", "fair", "over", "hot"}
+    states = {expert_card.condition(load) for load in (0.0, 0.05, 0.3, 1.0, 1.8, 3.0, 9.0, 20.0)}
+    assert states == {"dead", "starving", "under", "fair", "over", "hot"}
     for screen in ("main", "expert", "compare"):
-        assert not unexplained(screen, *conditions)
+        assert not unexplained(screen, *states)
     assert not unexplained("layer", "collapsed", "specialised", "uniform", "undecided")
 
 

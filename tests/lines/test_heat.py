@@ -9,34 +9,14 @@ import pytest
 from hypothesis import given, strategies as st
 
 from microscope_tui.app.palette import style_of
-from microscope_tui.lines import (
-    CALM_TO,
-    HOT_LEVEL,
-    Glyphs,
-    Heat,
-    Line,
-    Look,
-    Measure,
-    Span,
-    compare,
-    fit,
-    highest_possible,
-    legend,
-    load_bars,
-    plain,
-    table,
-)
-from microscope_tui.lines.glyphs import calm_band
-from microscope_tui.lines.heat import heat_lines, heat_titles
+from microscope_tui.lines import Heat, Line, Look, Span, compare, fit, load_bars, plain, table
+from microscope_tui.lines.glyphs import CALM_TO, HOT_LEVEL, Glyphs, calm_band
+from microscope_tui.lines.heat import Measure, heat_lines, heat_titles, highest_possible, legend
 from microscope_tui.watch import RunWatch, pin_at, reference_of, view_of
 
 Synthetic = Callable[..., RunWatch]
 HOT = 2.0 ** (HOT_LEVEL / 4)
-SHAPES = [
-    dict(num_experts=8, top_k=2),
-    dict(num_experts=64, top_k=8),
-    dict(num_experts=256, top_k=8),
-]
+SHAPES = [dict(num_experts=experts, top_k=k) for experts, k in ((8, 2), (64, 8), (256, 8))]
 
 
 class Terminal(NamedTuple):

@@ -46,16 +46,9 @@ def test_a_swap_is_named_with_its_layer_and_its_share_of_all_choices() -> None:
     assert "L3   0 -> 12  1 time,  0.20% of L3's choices" in text
 
 
-@pytest.mark.parametrize(
-    ("share", "text"),
-    [
-        (0.0, "0.00%"),
-        (1e-9, "<.01%"),
-        (0.031, "3.10%"),
-        (0.25, "25.0%"),
-        (0.99999, ">99.9%"),
-        (1.0, "100.0%"),
-    ],
-)
+SHARES = {0: "0.00%", 1e-9: "<.01%", 0.031: "3.10%", 0.25: "25.0%", 0.99999: ">99.9%", 1: "100.0%"}
+
+
+@pytest.mark.parametrize(("share", "text"), SHARES.items())
 def test_a_share_never_rounds_to_none_or_all(share: float, text: str) -> None:
     assert percent(share) == text

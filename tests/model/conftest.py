@@ -6,14 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from moe_model import (
-    WEIGHTS,
-    CharTokenizer,
-    LanguageModel,
-    ModelConfig,
-    write_description,
-    write_tensors,
-)
+from moe_model import WEIGHTS, LanguageModel, ModelConfig, write_description, write_tensors
+from moe_model.tokenizer import CharTokenizer
 
 SMALL = {
     "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "first_k_dense_replace": 1,

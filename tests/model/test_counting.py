@@ -19,17 +19,15 @@ from tests.counted import counted, counter_of
 from tests.model.conftest import make_model
 
 
-def train_step(
-    model: LanguageModel, *micro_batches: Tensor
-) -> tuple[RoutingCounter, dict[str, Any]]:
-    """Forward and backward over ``micro_batches``; what was counted, and its line."""
+def train_step(model: LanguageModel, *batches: Tensor) -> tuple[RoutingCounter, dict[str, Any]]:
+    """Forward and backward over ``batches``; what was counted, and its line."""
     model.train().zero_grad()
     routings = []
-    for ids_BS in micro_batches:
+    for ids_BS in batches:
         output = model(ids_BS, next_ids=ids_BS.roll(-1, 1) if len(model.mtp) else None)
         logits = (output.logits_BSV, *output.ahead_logits)
         losses = [F.cross_entropy(l_BSV.flatten(0, 1), ids_BS.flatten()) for l_BSV in logits]
-        (sum(losses) / len(micro_batches)).backward()
+        (sum(losses) / len(batches)).backward()
         routings.append(output.routings)
     return counter_of(model, *routings), counted(model, *routings)
 

@@ -11,21 +11,8 @@ from transformers.modeling_layers import MtpModel
 from moe_model import UsageError, read_checkpoint
 from moe_model.huggingface.config import read_config
 from moe_model.huggingface.read import load_pretrained
-from tests.model.published import (
-    YARN,
-    assert_same,
-    change_config,
-    change_tensors,
-    command,
-    fill,
-    imported,
-    of_type,
-    our_logits,
-    tensors,
-    their_ahead_logits,
-    their_logits,
-    their_model,
-)
+from tests.model import published as hub
+from tests.model.published import assert_same, change_config, change_tensors, their_model
 
 
 @pytest.mark.parametrize("storage", ["bf16", "fp16", "shards", "head twice"])
@@ -38,20 +25,20 @@ def test_weights_are_exact_in_every_storage(storage: str, tmp_path: Path, ids_BS
     theirs.save_pretrained(folder, max_shard_size="10KB" if storage == "shards" else "1GB")
     if storage == "shards":
         assert len(list(folder.glob("*.safetensors"))) > 10
-    expected = their_logits(folder, ids_BS)
+    expected = hub.their_logits(folder, ids_BS)
     if storage == "head twice":
-        copy = tensors(folder)["model.embed_tokens.weight"]
+        copy = hub.tensors(folder)["model.embed_tokens.weight"]
         change_tensors(folder, lambda content: content.update({"lm_head.weight": copy.clone()}))
-    model = imported(folder)
+    model = hub.imported(folder)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert_same(our_logits(model, ids_BS), expected)
+    assert_same(hub.our_logits(model, ids_BS), expected)
 
 
 def test_more_fields_of_a_published_config_are_ignored(tmp_path: Path, ids_BS: Tensor) -> None:
     folder = tmp_path / "theirs"
-    their_model(rope_parameters=YARN).save_pretrained(folder)
-    expected = their_logits(folder, ids_BS)
-    old = {name: value for name, value in YARN.items() if not name.startswith("rope_")}
+    their_model(rope_parameters=hub.YARN).save_pretrained(folder)
+    expected = hub.their_logits(folder, ids_BS)
+    old = {name: value for name, value in hub.YARN.items() if not name.startswith("rope_")}
     change_config(
         folder, rope_parameters=..., rope_interleave=..., rope_theta=10_000, head_dim=...,
         rope_scaling={**old, "type": "yarn", "beta_fast": 32, "beta_slow": 1},
@@ -61,7 +48,7 @@ def test_more_fields_of_a_published_config_are_ignored(tmp_path: Path, ids_BS: T
     )  # fmt: skip
     inv_freq = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
     change_tensors(folder, lambda content: content.update(inv_freq))
-    assert_same(our_logits(imported(folder), ids_BS), expected)
+    assert_same(hub.our_logits(hub.imported(folder), ids_BS), expected)
 
 
 @pytest.mark.parametrize("none", [None, 0])
@@ -70,7 +57,7 @@ def test_shared_experts_may_be_absent(none: int | None, tmp_path: Path, ids_BS: 
     for layer in theirs.model.layers[1:]:
         torch.nn.init.zeros_(layer.mlp.shared_experts.down_proj.weight)
     theirs.save_pretrained(folder)
-    expected = their_logits(folder, ids_BS)
+    expected = hub.their_logits(folder, ids_BS)
 
     def without(content: dict[str, Tensor]) -> None:
         for name in [name for name in content if ".shared_experts." in name]:
@@ -78,13 +65,13 @@ def test_shared_experts_may_be_absent(none: int | None, tmp_path: Path, ids_BS: 
 
     change_tensors(folder, without)
     change_config(folder, n_shared_experts=none)
-    assert_same(our_logits(load_pretrained(folder)[0], ids_BS), expected)
+    assert_same(hub.our_logits(load_pretrained(folder)[0], ids_BS), expected)
 
 
 @pytest.mark.parametrize("model_type", ["deepseek_v3", "deepseek_v2", "glm4_moe_lite"])
 def test_a_rule_that_is_left_out_is_that_of_transformers(model_type: str, tmp_path: Path) -> None:
     folder, theirs = tmp_path / "theirs", AutoConfig.for_model(model_type).to_dict()
-    of_type(model_type).save_pretrained(folder)
+    hub.of_type(model_type).save_pretrained(folder)
     rules = (
         "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor", "rms_norm_eps",
         "first_k_dense_replace", "initializer_range", "tie_word_embeddings", "attention_bias",
@@ -99,18 +86,18 @@ def test_a_rule_that_is_left_out_is_that_of_transformers(model_type: str, tmp_pa
 
 
 def test_glm_need_not_list_dense_layers_and_may_count_them(tmp_path: Path, ids_BS: Tensor) -> None:
-    of_type("glm4_moe_lite").save_pretrained(tmp_path / "theirs")
-    expected = their_logits(tmp_path / "theirs", ids_BS)
+    hub.of_type("glm4_moe_lite").save_pretrained(tmp_path / "theirs")
+    expected = hub.their_logits(tmp_path / "theirs", ids_BS)
     for more in ({}, {"first_k_dense_replace": 1}):
         change_config(tmp_path / "theirs", mlp_layer_types=..., **more)
-        assert_same(our_logits(load_pretrained(tmp_path / "theirs")[0], ids_BS), expected)
+        assert_same(hub.our_logits(load_pretrained(tmp_path / "theirs")[0], ids_BS), expected)
 
 
 def test_the_bias_survives_bit_for_bit_and_routers_stay_fp32(tmp_path: Path) -> None:
     theirs = their_model()
     theirs.save_pretrained(tmp_path / "theirs")
-    assert command("import", tmp_path / "theirs", tmp_path / "ours", "--dtype", "bf16") == 0
-    kept = tensors(tmp_path / "ours")
+    assert hub.command("import", tmp_path / "theirs", tmp_path / "ours", "--dtype", "bf16") == 0
+    kept = hub.tensors(tmp_path / "ours")
     gate = theirs.model.layers[2].mlp.gate
     assert torch.equal(kept["layers.2.mlp.router.expert_bias"], gate.e_score_correction_bias)
     assert torch.equal(kept["layers.2.mlp.router.weight"], gate.weight)
@@ -122,7 +109,7 @@ def test_the_bias_survives_bit_for_bit_and_routers_stay_fp32(tmp_path: Path) -> 
 def add_their_prediction(theirs: DeepseekV3ForCausalLM, folder: Path, copied: bool) -> MtpModel:
     """One depth of multi-token prediction with random weights, added to ``folder`` as published."""
     depth = MtpModel(theirs, 1).eval()
-    fill(depth.layers, 5)
+    hub.fill(depth.layers, 5)
     gate = depth.layers[0].mtp_block.mlp.gate
     gate.e_score_correction_bias.normal_(-0.6, 0.3, generator=torch.Generator().manual_seed(6))
     added: dict[str, Tensor] = {}
@@ -149,16 +136,16 @@ def add_their_prediction(theirs: DeepseekV3ForCausalLM, folder: Path, copied: bo
 def test_mtp_layers_are_kept(tied: bool, copied: bool, tmp_path: Path, ids_BS: Tensor) -> None:
     """With copies of the embedding and the head that belong to it, and without."""
     folder = tmp_path / "theirs"
-    theirs = their_model(rope_parameters=YARN, tie_word_embeddings=tied)
+    theirs = their_model(rope_parameters=hub.YARN, tie_word_embeddings=tied)
     theirs.save_pretrained(folder)
     depth = add_their_prediction(theirs, folder, copied)
-    model = imported(folder)
+    model = hub.imported(folder)
     assert model.config.num_nextn_predict_layers == 1
     ids_BS, next_ids = ids_BS[:, :-1], ids_BS[:, 1:]
     with torch.no_grad():
         actual = model(ids_BS, next_ids=next_ids)
         hidden = theirs.model(ids_BS).last_hidden_state
-    assert_same(actual.ahead_logits[0], their_ahead_logits(depth, hidden, next_ids)[0])
+    assert_same(actual.ahead_logits[0], hub.their_ahead_logits(depth, hidden, next_ids)[0])
 
     if copied:
         head = "model.layers.3.shared_head.head.weight"

@@ -9,10 +9,7 @@ from typing import Any
 import torch
 from hypothesis import assume, example, given, settings, strategies as st
 from transformers import DeepseekV3Config
-from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
-    DeepseekV3Attention,
-    DeepseekV3RotaryEmbedding,
-)
+from transformers.models.deepseek_v3 import modeling_deepseek_v3 as published
 
 from moe_model import ModelConfig, UsageError
 from moe_model.attention import rotary_table, softmax_scale
@@ -34,11 +31,13 @@ def read(fields: dict[str, Any]) -> ModelConfig:
 def assert_same_rotation(ours: ModelConfig, fields: dict[str, Any]) -> None:
     heads = {"num_key_value_heads": SHAPE["num_attention_heads"]}
     theirs = DeepseekV3Config(**{**SHAPE, **heads, **fields})
-    table = DeepseekV3RotaryEmbedding(theirs)(torch.zeros(1), torch.arange(POSITIONS)[None])
+    table = published.DeepseekV3RotaryEmbedding(theirs)(
+        torch.zeros(1), torch.arange(POSITIONS)[None]
+    )
     pairs = SHAPE["qk_rope_head_dim"] // 2
     for mine, yours in zip(rotary_table(ours, torch.arange(POSITIONS)), table, strict=True):
         torch.testing.assert_close(mine, yours[0, :, :pairs], atol=1e-5, rtol=1e-5)
-    scale = DeepseekV3Attention(theirs, 0).scaling
+    scale = published.DeepseekV3Attention(theirs, 0).scaling
     assert math.isclose(softmax_scale(ours), scale, rel_tol=1e-12)
 
 

@@ -10,17 +10,8 @@ from hypothesis import given, settings, strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
-from moe_model import (
-    SETTINGS,
-    SPECIAL_TOKENS,
-    TOKENIZER,
-    CharTokenizer,
-    PretrainedTokenizer,
-    character_files,
-    generate,
-    read_checkpoint,
-    run_command,
-)
+from moe_model import PretrainedTokenizer, generate, read_checkpoint, run_command
+from moe_model.tokenizer import SETTINGS, SPECIAL_TOKENS, TOKENIZER, CharTokenizer, character_files
 from tests.model.published import command, their_model
 
 SPECIAL = ["<s>", "</s>"]

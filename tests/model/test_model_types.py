@@ -19,19 +19,8 @@ from moe_model import WEIGHTS, LanguageModel, read_checkpoint
 from moe_model.attention import LatentCache
 from moe_model.decoder import Decoder
 from moe_model.store import file_facts
-from tests.model.published import (
-    LLAMA3,
-    TOLERANCE,
-    YARN,
-    assert_same,
-    change_config,
-    change_tensors,
-    command,
-    of_type,
-    our_logits,
-    tensors,
-    their_logits,
-)
+from tests.model import published as hub
+from tests.model.published import LLAMA3, YARN, assert_same, command, of_type, tensors, their_logits
 
 BEST = {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}
 PAIRS = {"n_group": 4, "topk_group": 2}
@@ -78,7 +67,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("case") / "theirs"
     theirs = of_type(name, **fields, bos_token_id=5, eos_token_id=[7, 9], pad_token_id=3)
     theirs.save_pretrained(folder)
-    change_config(folder, aux_loss_alpha=0.001, ep_size=1, use_cache=False,
+    hub.change_config(folder, aux_loss_alpha=0.001, ep_size=1, use_cache=False,
                   auto_map={"AutoModel": "code.Model"}, _name_or_path="/home")  # fmt: skip
     ours = folder.parent / "ours"
     assert command("import", folder, ours) == 0
@@ -88,7 +77,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_logits_read_at_once_and_in_parts_are_theirs(case: Case, ids_BS: Tensor) -> None:
     """In parts with a cache, and with the prepared weights that generate a text."""
     model = case.model
-    assert_same(our_logits(model, ids_BS), their_logits(case.folder, ids_BS))
+    assert_same(hub.our_logits(model, ids_BS), their_logits(case.folder, ids_BS))
     past, cache = DynamicCache(config=case.theirs.config), LatentCache(model.config, 1, 24)
     decoder = Decoder(model, 24, weights=torch.float32)
     with torch.no_grad():
@@ -109,7 +98,7 @@ def test_gradients_of_every_weight_are_theirs(case: Case, ids_BS: Tensor) -> Non
     assert ours.keys() == expected.keys()
     for weight, gradient in expected.items():
         assert gradient.norm() > 0, weight
-        torch.testing.assert_close(ours[weight], gradient, atol=TOLERANCE, rtol=1e-4)
+        torch.testing.assert_close(ours[weight], gradient, atol=hub.TOLERANCE, rtol=1e-4)
 
 
 def test_an_export_has_the_class_and_all_fields_of_the_import(
@@ -142,7 +131,7 @@ def test_a_bias_that_has_no_place_is_not_lost_in_silence(tmp_path: Path, capsys:
     path = tmp_path / "ours" / "checkpoint.json"
     described = json.loads(path.read_text())
     described.pop("sha256")
-    change_tensors(tmp_path / "ours", lambda t: t["layers.1.mlp.router.expert_bias"].fill_(0.1))
+    hub.change_tensors(tmp_path / "ours", lambda t: t["layers.1.mlp.router.expert_bias"].fill_(0.1))
     described["files"][WEIGHTS] = file_facts(tmp_path / "ours" / WEIGHTS)
     path.write_text(json.dumps(described))
     assert command("export", tmp_path / "ours", tmp_path / "back") == 64

@@ -4,16 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, strategies as st
 from torch import Tensor
-from transformers import (
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import LogitsProcessorList, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from benchmarks.transformers_peer import peer
 from moe_model.sampling import Sampler, SamplingRules, generate
@@ -34,8 +28,8 @@ def test_probabilities_are_those_of_transformers(
     generator = torch.Generator().manual_seed(seed)
     logits_V = torch.randn(97, generator=generator) * 3
     ids = torch.randint(97, (20,), generator=generator)
-    processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(penalty)])
-    processors.append(TemperatureLogitsWarper(temperature))
+    processors = LogitsProcessorList([transformers.RepetitionPenaltyLogitsProcessor(penalty)])
+    processors.append(transformers.TemperatureLogitsWarper(temperature))
     if top_k:
         processors.append(TopKLogitsWarper(top_k))
     if top_p < 1:

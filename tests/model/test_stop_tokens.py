@@ -8,14 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from moe_model import (
-    CharTokenizer,
-    CheckpointError,
-    character_files,
-    generate,
-    read_checkpoint,
-    run_command,
-)
+from moe_model import CharTokenizer, CheckpointError, character_files, generate, read_checkpoint
+from moe_model.command import run_command
 from moe_model.huggingface import read_stop_ids
 from tests.model.conftest import make_model, write_checkpoint
 from tests.model.llamas import random_llama, save as save_llama, story, upcycle

@@ -55,7 +55,7 @@ def mlflow(folder: Path) -> Written:
     """Two runs of three steps in a store, the second without routers."""
     module: Any = importlib.import_module("mlflow")
     client = module.MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
-    first = client.create_run("0", run_name="first try", start_time=START_MS).info.run_id
+    first = client.create_run("0", run_name="a try", start_time=START_MS).info.run_id
     dense = client.create_run("0", run_name="dense", start_time=START_MS + 1).info.run_id
     for name, value in (("model/num_experts", 4), ("top_k", 2), ("password", "secret")):
         client.log_param(first, name, value)
@@ -77,10 +77,7 @@ def mlflow(folder: Path) -> Written:
 @pytest.mark.filterwarnings("ignore")  # of the dependencies of mlflow
 @pytest.mark.parametrize(
     ("write", "needs", "reads", "run"),
-    [
-        (trackio, "trackio", TrackioReader, "first"),
-        (mlflow, "sqlalchemy", MlflowReader, "first try"),
-    ],
+    [(trackio, "trackio", TrackioReader, "first"), (mlflow, "sqlalchemy", MlflowReader, "a try")],
     ids=["trackio", "mlflow"],
 )
 def test_what_was_logged_comes_out_and_what_follows_too(

@@ -6,16 +6,8 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from microscope_tui.placement import (
-    BadCluster,
-    Cluster,
-    Request,
-    Study,
-    contiguous,
-    published,
-    rank_loads,
-    study,
-)
+from microscope_tui.placement import BadCluster, Cluster, contiguous, published, rank_loads
+from microscope_tui.placement.study import Request, Study, study
 from tests.placement.simulated import balancedness, counts_of, drawn, popularity
 
 FOUR = Request(ranks=4)

@@ -12,15 +12,8 @@ from transformers.utils import logging
 from benchmarks.families.tiny import build
 from microscope_tui.commands import ProbeOptions
 from microscope_tui.commands.probe import probe as command
-from moe_model import (
-    WEIGHTS,
-    CharTokenizer,
-    LanguageModel,
-    ModelConfig,
-    character_files,
-    write_description,
-    write_tensors,
-)
+from moe_model import WEIGHTS, LanguageModel, ModelConfig, write_description, write_tensors
+from moe_model.tokenizer import CharTokenizer, character_files
 
 logging.disable_progress_bar()
 CHARACTERS = "".join(sorted(string.ascii_letters + string.digits + " .,;\n"))

@@ -12,19 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks.families.tiny import build
 from microscope_tui.probe import Adapter, attach
-from tests.probe.layers import (
-    ADAPTER,
-    EXPERTS,
-    PAIRS,
-    ROUTERS,
-    TOP_K,
-    Model,
-    one_step,
-    records,
-    sums,
-    tokens,
-    watched,
-)
+from tests.probe import layers
+from tests.probe.layers import PAIRS, ROUTERS, TOP_K, Model, records, sums, tokens, watched
 from tests.problems import problems_in
 
 
@@ -112,7 +101,7 @@ MASKS: dict[str, Any] = {
 def test_padding_is_left_out_in_every_form_of_mask(kind: str, tmp_path: Path) -> None:
     real = torch.ones(2, 12, dtype=torch.bool)
     real[0, :5] = real[1, 9:] = False
-    assert one_step(Model(), tmp_path, tokens(), MASKS[kind](real))["tokens"] == 16
+    assert layers.one_step(Model(), tmp_path, tokens(), MASKS[kind](real))["tokens"] == 16
     assert sums(tmp_path) == [[16 * TOP_K] * 2]
 
 
@@ -130,7 +119,7 @@ POSITIONS = torch.tensor([[0, 1, 2, 0, 1, 0, 0, 0], [0, 1, 2, 3, 4, 5, 6, 0]])
 def test_a_packed_batch_ends_with_its_last_sequence(
     shape: tuple[int, int], inputs: dict[str, Tensor], real: int, tmp_path: Path
 ) -> None:
-    assert one_step(Model(), tmp_path, tokens(*shape), **inputs)["tokens"] == real
+    assert layers.one_step(Model(), tmp_path, tokens(*shape), **inputs)["tokens"] == real
 
 
 def test_experts_that_take_their_tokens_in_pieces_are_counted_once(tmp_path: Path) -> None:
@@ -143,7 +132,7 @@ def test_experts_that_take_their_tokens_in_pieces_are_counted_once(tmp_path: Pat
 
     real = torch.ones(2, 12, dtype=torch.long)
     real[1, 4:] = 0
-    one_step(InPieces(), tmp_path, tokens(), real)
+    layers.one_step(InPieces(), tmp_path, tokens(), real)
     assert records(tmp_path, "run")[0]["model"]["layer_names"] == ["L1", "L2"]
     assert sums(tmp_path) == [[16 * TOP_K] * 2]
 
@@ -151,11 +140,13 @@ def test_experts_that_take_their_tokens_in_pieces_are_counted_once(tmp_path: Pat
 def test_ids_that_are_no_expert_are_unrouted_and_never_an_error(tmp_path: Path) -> None:
     def some(module: Any, args: Any, output: Any) -> Tensor:
         ids_TK = output[1].clone()
-        ids_TK[0, 0], ids_TK[1, 1] = -1, EXPERTS + 7
+        ids_TK[0, 0], ids_TK[1, 1] = -1, layers.EXPERTS + 7
         return ids_TK
 
     model = Model()
-    with attach(model, tmp_path, routers={"layers.1.gate": Adapter(some, EXPERTS, TOP_K)}) as probe:
+    with attach(
+        model, tmp_path, routers={"layers.1.gate": Adapter(some, layers.EXPERTS, TOP_K)}
+    ) as probe:
         model(tokens())
         probe.step()
     assert records(tmp_path)[0]["router"]["unrouted"] == [2]
@@ -217,7 +208,7 @@ def test_a_model_without_moe_layers_is_refused_with_its_kinds_of_modules(tmp_pat
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"routers": {"layers.9.gate": ADAPTER}}, ValueError, r"'layers\.9\.gate', which the mode"),
+        ({"routers": {"layers.9.gate": layers.ADAPTER}}, ValueError, r"'layers\.9\.gate', which"),
         ({"routers": {"layers.1.gate": print}}, TypeError, "pass Adapter"),
         ({"mode": "training"}, ValueError, "choose 'train' or 'eval'"),
         ({"every": 0}, ValueError, "every is 0"),

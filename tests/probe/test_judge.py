@@ -9,17 +9,9 @@ import pytest
 
 from microscope_tui.diagnosis import Diagnosis
 from microscope_tui.probe import Alert, RunJudge
+from tests.probe import replay as replays
 from tests.probe.layers import records
-from tests.probe.replay import (
-    EVEN,
-    HEADER,
-    collapsing,
-    open_recorder,
-    records_of,
-    replay,
-    step,
-    written,
-)
+from tests.probe.replay import EVEN, HEADER, collapsing, open_recorder, replay, step, written
 
 
 def test_a_forced_collapse_is_one_critical_alert_right_after_its_step(tmp_path: Path) -> None:
@@ -50,11 +42,9 @@ def test_layers_that_fall_together_are_one_alert(tmp_path: Path) -> None:
     ("scenario", "cut"),
     [("collapse", 1), ("collapse", 195), ("divergence", 310), ("dead-experts", 180)],
 )
-def test_an_interrupted_run_is_judged_as_if_it_had_never_stopped(
-    scenario: str, cut: int, tmp_path: Path
-) -> None:
+def test_an_interrupted_run_is_judged_like_a_whole(scenario: str, cut: int, tmp_path: Path) -> None:
     """Cut before, within and after the evidence for alerts."""
-    header, *steps_and_events = records_of(scenario)
+    header, *steps_and_events = replays.records_of(scenario)
     steps = [r for r in steps_and_events if r["kind"] == "step"]
     # A trainer saves the state first, and then writes that there is a checkpoint.
     checkpoint = {"kind": "event", "event": "checkpoint", "step": cut}

@@ -11,19 +11,8 @@ from microscope_tui.diagnosis import Diagnosis
 from microscope_tui.probe import Alert
 from microscope_tui.report import judge, verdict_text
 from microscope_tui.runlog import RunFile, RunReader, StepEntry
-from tests.probe.replay import (
-    EVEN,
-    HEADER,
-    STEPS,
-    Record,
-    collapsing,
-    episodes_of,
-    open_recorder,
-    records_of,
-    replay,
-    step,
-    watch,
-)
+from tests.probe import replay as replays
+from tests.probe.replay import HEADER, Record, collapsing, open_recorder, replay, step, watch
 
 SICK = (
     *("collapse", "early-collapse", "dead-experts", "divergence", "overflow", "bias-limit-cycle"),
@@ -49,17 +38,17 @@ class Recorded(NamedTuple):
 def _recorded(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     scenario, counts_every = request.param
     folder = tmp_path_factory.mktemp("recorded")
-    header, *steps = records_of(scenario)
+    header, *steps = replays.records_of(scenario)
     recorder = open_recorder(folder, header, counts_every=counts_every)
     alerts = replay(recorder, steps)
-    recorder.close(step=STEPS, reason="finished")
+    recorder.close(step=replays.STEPS, reason="finished")
     return Recorded(folder, scenario, counts_every, alerts, recorder.verdict())
 
 
 def test_alerts_are_those_of_the_diagnosis_of_the_written_file(recorded: Recorded) -> None:
     read = watch(recorded.folder)
     assert read.defects.count == 0
-    known = episodes_of(read.diagnosis)
+    known = replays.episodes_of(read.diagnosis)
     alerts = recorded.alerts
     assert {(a.step, a.rule, layer) for a in alerts for layer in a.layers or (None,)} == {
         (at, rule, router) for at, rule, _, router, _ in known
@@ -93,7 +82,7 @@ def with_faulty_counts() -> list[Record]:
     """L3 collapses at step 200; from step 100 on L1 has twice the counts of the others."""
     steps = collapsing(1, 300)
     for one in steps[99:]:
-        one["tokens_per_expert"] = [[2 * n for n in EVEN], *one["tokens_per_expert"][1:]]
+        one["tokens_per_expert"] = [[2 * n for n in replays.EVEN], *one["tokens_per_expert"][1:]]
     return steps
 
 
@@ -106,7 +95,7 @@ NOTHING_CHOSEN = [step(n, [[2048] * 8] * 4) for n in range(1, 5)]
 FEW = [step(1, [[9, 11, 8, 12, 10, 10, 11, 9]] * 4, tokens=40)]
 TOO_FEW = "not judged: L1 has 10 assignments per expert in this dump, needs 56"
 VERDICTS: dict[str, tuple[Record, list[Record], int, str]] = {
-    "a collapsed router comes before a faulty meter": (
+    "a collapse comes before a faulty meter": (
         {}, with_faulty_counts(), 2, COLLAPSE_AND_METER,
     ),
     "a meter fault that is over is a warning": (
@@ -142,7 +131,9 @@ def test_of_a_step_that_is_recorded_twice_the_first_one_is_judged(tmp_path: Path
     steps = zip(collapsing(1, 230), collapsing(1, 230, at=1), strict=True)
     twice = [one for pair in steps for one in pair]
     (alert,) = [a for a in replay(open_recorder(tmp_path), twice) if a.rule == "COLLAPSE"]
-    assert (alert.step, "COLLAPSE", "crit", "L3", 200) in episodes_of(watch(tmp_path).diagnosis)
+    assert (alert.step, "COLLAPSE", "crit", "L3", 200) in replays.episodes_of(
+        watch(tmp_path).diagnosis
+    )
     assert alert.onset == 200
 
 

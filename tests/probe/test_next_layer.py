@@ -77,9 +77,7 @@ def test_what_is_found_a_layer_ahead_is_what_plain_torch_finds(name: str, tmp_pa
     assert ahead(model, tmp_path)[0] == [None, *oracle(model, MODELS[name][1])]
 
 
-def test_a_collapsed_layer_is_found_completely_and_so_by_its_most_popular_experts(
-    tmp_path: Path,
-) -> None:
+def test_a_collapsed_layer_is_found_whole_and_so_by_its_popular_experts(tmp_path: Path) -> None:
     _, found = ahead(own(tmp_path / "model", collapsed=3), tmp_path)
     assert found[3] == {"top_k": 1, "top_2k": 1, "popular": 1, "chance": 0.25}
     assert 0 < found[4]["top_k"] < found[4]["top_2k"] < 1

@@ -37,9 +37,7 @@ def main(folder: Path, actors: list[int], part: str | None) -> None:
             probe.step(loss=mean, losses={"kl": -mean}, reward=3 * mean)
 
 
-def test_four_parts_are_one_log_of_the_same_tokens(
-    fork_server: ForkServer, call: Call, tmp_path: Path
-) -> None:
+def test_four_parts_are_one_log(fork_server: ForkServer, call: Call, tmp_path: Path) -> None:
     run = ["-m", "tests.probe.test_parts", str(tmp_path)]
     programs = [fork_server.start(*run, *end) for end in [*([str(n)] for n in ACTORS), []]]
     errors = [program.communicate()[1] for program in programs]

@@ -180,10 +180,7 @@ HEALTHY = {
     "attention LoRA": (Setup(lora("q_proj", "v_proj")), None),
     "expert LoRA": (Setup(lora("q_proj", parameters=FUSED)), 2),
     "expert LoRA only": (Setup(lora(parameters=FUSED, r=1)), 2),
-    "lists with LoRA": (
-        Setup(lora("embed", *LISTED, model=Model), own_loss=cross_entropy),
-        EXPERTS,
-    ),
+    "LoRA on lists": (Setup(lora("embed", *LISTED, model=Model), own_loss=cross_entropy), EXPERTS),
     "routers in full": (Setup(lora("q_proj", modules_to_save=["gate"])), 1),
     "router LoRA": (Setup(lora("q_proj", parameters=["mlp.gate.weight"])), 1),
     "frozen routers": (Setup(changed(lambda one: one.mlp.gate.requires_grad_(False))), STACKS),
@@ -203,10 +200,7 @@ HEALTHY = {
     "frozen later": (Setup(changed(frozen_later)), 1),
     "every second": (Setup(every=2), STACKS + 1),
     "equal rewards": (Setup(own_loss=lambda output, ids: 0 * output.logits.sum()), None),
-    "only aux": (
-        Setup(own_loss=lambda out, ids: out.aux_loss + 0 * out.logits.sum(), labels=False),
-        None,
-    ),
+    "aux": (Setup(own_loss=lambda out, _: out.aux_loss + 0 * out.logits.sum(), labels=False), None),
     "only aux, labels": (Setup(own_loss=lambda out, ids: out.aux_loss + 0 * out.loss), None),
 }
 

@@ -118,9 +118,7 @@ def test_attach_logs_one_block_and_the_unreadable_is_unknown(tmp_path: Path, cap
     assert blocks == [[f"trained tensors: {known}", "frozen: no part", "balancing: unknown"]]
 
 
-def test_adapters_that_miss_all_experts_because_of_a_wrong_name_are_found_at_attach(
-    tmp_path: Path, caplog: Any
-) -> None:
+def test_adapters_that_miss_experts_by_name_are_told_at_attach(tmp_path: Path, caplog: Any) -> None:
     """unsloth#3405: GPT-OSS has none of these modules, and the training only tunes attention."""
     caplog.set_level(logging.INFO, "microscope_tui.probe")
     run = header(lora("gpt_oss", **WRONG_NAMES), tmp_path)

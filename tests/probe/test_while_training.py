@@ -15,19 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from microscope_tui.probe import Adapter, attach
-from tests.probe.layers import (
-    ADAPTER,
-    EXPERTS,
-    PAIRS,
-    ROUTERS,
-    TOP_K,
-    Block,
-    Model,
-    records,
-    sums,
-    tokens,
-    watched,
-)
+from tests.probe import layers
+from tests.probe.layers import PAIRS, ROUTERS, TOP_K, Block, Model, records, sums, tokens, watched
 from tests.probe.real_text import Pieces, small_mixtral
 
 
@@ -35,7 +24,7 @@ def collapsed(module: Any, args: Any, output: Any) -> Tensor:
     return torch.tensor([[0, 1]]).expand(len(output[1]), TOP_K)
 
 
-COLLAPSED = {"layers.1.gate": Adapter(collapsed, EXPERTS, TOP_K)}
+COLLAPSED = {"layers.1.gate": Adapter(collapsed, layers.EXPERTS, TOP_K)}
 
 
 def train(model: nn.Module, probe: Any, steps: int = 1) -> None:
@@ -279,7 +268,7 @@ def test_a_log_continues_after_its_last_step_or_with_the_given_one(
 def test_a_log_of_other_routers_is_refused(tmp_path: Path) -> None:
     trained(tmp_path, 1)
     with pytest.raises(ValueError, match=r"has other routers \(2 routers: L1×6, L2×6\)"):
-        trained(tmp_path, 1, routers={"layers.1.gate": ADAPTER})
+        trained(tmp_path, 1, routers={"layers.1.gate": layers.ADAPTER})
 
 
 def test_state_carries_the_step_and_the_judgement(tmp_path: Path) -> None:

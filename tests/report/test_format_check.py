@@ -16,20 +16,13 @@ from hypothesis import given, settings, strategies as st
 from microscope_tui.probe import RunRecorder
 from microscope_tui.report import judge
 from microscope_tui.report.format_check import check_format, exit_code, format_json, format_text
-from microscope_tui.runlog import (
-    RouterSummary,
-    RunFile,
-    records as tables,
-    safe_text,
-    tail,
-    validate,
-)
+from microscope_tui.runlog import RunFile, records as tables, safe_text, tail, validate
 from microscope_tui.runlog.problems import SAID_IN_FULL
 from tests.conftest import header
 from tests.problems import problems_in
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "run-log.md"
-SUMMARIES = RouterSummary.__struct_fields__
+SUMMARIES = tables.RouterSummary.__struct_fields__
 
 
 def blocks(language: str) -> list[str]:

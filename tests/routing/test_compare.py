@@ -92,9 +92,7 @@ def planted(layers: int = 4, tokens: int = 500) -> Ids:
 
 
 @pytest.mark.parametrize("shift", [-2, -1, 1, 2])
-def test_choices_of_a_token_before_or_after_are_found_with_their_shift(
-    tmp_path: Path, shift: int
-) -> None:
+def test_choices_of_a_token_nearby_are_found_with_their_shift(tmp_path: Path, shift: int) -> None:
     a = planted()
     late = [rows[-shift:] + rows[:-shift] for rows in a]
     b = [a[0], late[1], late[2], a[3]]

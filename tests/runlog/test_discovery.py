@@ -127,9 +127,7 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> Probed:
     return Probed(monkeypatch)
 
 
-def test_a_second_search_reads_only_what_is_new_and_the_newest_run_comes_first(
-    tmp_path: Path, probed: Probed
-) -> None:
+def test_a_second_search_reads_what_is_new_newest_first(tmp_path: Path, probed: Probed) -> None:
     first = put(tmp_path / "a" / "metrics.jsonl")
     text = put(tmp_path / "b" / "metrics.jsonl", "text\n")
     known = KnownLogs()

@@ -9,35 +9,15 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from microscope_tui.runlog import (
-    BadLine,
-    EventRecord,
-    LineSplitter,
-    RunReader,
-    RunRecord,
-    StepEntry,
-    StepRecord,
-    UnknownFormat,
-    decode_line,
-    safe_text,
-)
+from microscope_tui.runlog import LineSplitter, RunReader, StepEntry, decode_line, safe_text
 from microscope_tui.runlog.decode import decode_matrices
+from microscope_tui.runlog.records import BadLine, EventRecord, RunRecord, StepRecord, UnknownFormat
 from tests.hostile.poison import TEXTS
 
-HEADER = {
-    "kind": "run",
-    "format_version": 1,
-    "run": "r",
-    "model": {"layers": [1, 2], "num_experts": 4, "top_k": 1},
-}
-STEP = {
-    "kind": "step",
-    "step": 1,
-    "loss": 2.5,
-    "tokens": 8,
-    "router": {"entropy": [1.0, None]},
-    "tokens_per_expert": [[2, 2, 2, 2], [8, 0, 0, 0]],
-}
+HEADER: dict[str, Any] = {"kind": "run", "format_version": 1, "run": "r"}
+HEADER |= {"model": {"layers": [1, 2], "num_experts": 4, "top_k": 1}}
+STEP: dict[str, Any] = {"kind": "step", "step": 1, "loss": 2.5, "tokens": 8}
+STEP |= {"router": {"entropy": [1.0, None]}, "tokens_per_expert": [[2, 2, 2, 2], [8, 0, 0, 0]]}
 
 
 def lines(*records: dict[str, Any]) -> bytes:

@@ -1,6 +1,5 @@
 """The writer: whole lines, torn tails repaired, and files that others move or replace."""
 
-import json
 import math
 import os
 import shutil
@@ -26,12 +25,8 @@ def test_a_file_that_is_one_torn_line_becomes_empty(path: Path) -> None:
 
 
 def test_non_finite_numbers_are_written_as_names_never_as_bare_tokens() -> None:
-    line = encode_record({"a": math.nan, "b": [1.0, math.inf], "c": {"d": -math.inf, "e": None}})
-    assert json.loads(line) == {
-        "a": "NaN",
-        "b": [1.0, "Infinity"],
-        "c": {"d": "-Infinity", "e": None},
-    }
+    line = encode_record({"a": math.nan, "b": [0.5, math.inf], "c": {"d": -math.inf, "e": None}})
+    assert line == b'{"a":"NaN","b":[0.5,"Infinity"],"c":{"d":"-Infinity","e":null}}\n'
 
 
 def test_the_kernels_own_half_line_is_undone(path: Path) -> None:

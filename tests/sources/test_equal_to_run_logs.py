@@ -32,10 +32,7 @@ def counts_log() -> list[sources.Record]:
     header = sources.run_record("golden", [0, 1], [4, 4], 2, writer="test", counts="exact")
     tokens = None, 4, None  # in step 2 alone all choices can be of two experts each
     steps = zip((1, 2, 3), COUNTS, LOSSES, tokens, strict=True)
-    return [
-        header,
-        *(sources.step_record(step, rows, loss=x, tokens=n) for step, rows, x, n in steps),
-    ]
+    return [header, *(sources.step_record(at, rows, loss=x, tokens=n) for at, rows, x, n in steps)]
 
 
 def facts(records: Sequence[sources.Record]) -> list[str]:

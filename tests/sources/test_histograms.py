@@ -12,18 +12,10 @@ import numpy as np
 import pytest
 
 from microscope_tui.report import judge
-from microscope_tui.sources import (
-    JsonlReader,
-    Keys,
-    NotChoices,
-    RowRecords,
-    Search,
-    SourceRequest,
-    TrackioReader,
-    WandbReader,
-    choices,
-    rules_of,
-)
+from microscope_tui.sources import Keys, Search, SourceRequest, TrackioReader, WandbReader, rules_of
+from microscope_tui.sources.histograms import NotChoices, choices
+from microscope_tui.sources.row_records import RowRecords
+from microscope_tui.sources.text_rows import JsonlReader
 from tests.sources import event_bytes as eb, sound, wandb_bytes as wb
 from tests.sources.reading import Steps, all_rows, counts_of, drained, settle
 from tests.sources.truth import ids_of
@@ -41,9 +33,7 @@ def bins_of(ids: np.ndarray, bins: int | np.ndarray) -> tuple[list[float], list[
 @pytest.mark.parametrize("experts", EXPERTS)
 @pytest.mark.parametrize("dead", [0, 1, 3])
 @pytest.mark.parametrize("offset", [0.0, 0.5])
-def test_given_edges_hold_every_expert_also_with_dead_ones_at_both_ends(
-    experts: int, dead: int, offset: float
-) -> None:
+def test_given_edges_hold_every_expert_also_dead(experts: int, dead: int, offset: float) -> None:
     """TensorBoard cuts empty ends; the largest value shows that the last edge is not a value."""
     ids, edges = ids_of(experts, dead), np.arange(experts + 1) - offset
     largest = INF if offset else experts - 1
@@ -182,9 +172,7 @@ def opened(reader: Any, **request: Any) -> RowRecords:
         lambda rows: {"moe/routing": table(rows)},
     ],
 )
-def test_lists_histograms_and_tables_are_the_counts_of_their_layers(
-    write: Any, of_step: Any, tmp_path: Path
-) -> None:
+def test_lists_histograms_and_tables_are_counts(write: Any, of_step: Any, tmp_path: Path) -> None:
     """Under unknown keys they are proposed and used; a layer whose end is not cut has them all."""
     others = {"x": [1, 2], "y": histogram([3]), "z": 0.5}
     reader = opened(write(tmp_path, [of_step(rows) | others for rows in COUNTS]))
@@ -204,9 +192,7 @@ def test_steps_whose_edges_fail_are_left_out_and_counted(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("key", [KEY, "moe/L{}/load"])
 @pytest.mark.parametrize("experts", [15, 16])
-def test_an_expert_above_all_histograms_needs_the_number_of_experts(
-    key: str, experts: int, tmp_path: Path
-) -> None:
+def test_an_expert_above_all_needs_their_number(key: str, experts: int, tmp_path: Path) -> None:
     rows = [row_of(cut, [rows[0]] * 2, key) for rows in COUNTS]
     reader = opened(jsonl(tmp_path, rows), num_experts=experts if experts > 15 else None)
     truth = COUNTS[0][0][:experts]
@@ -238,9 +224,7 @@ def test_a_last_bin_that_could_hold_two_experts_needs_the_number_of_experts(
 
 
 @pytest.mark.parametrize("lost", [9, 10])
-def test_no_verdict_covers_a_layer_whose_newest_histograms_are_left_out(
-    lost: int, tmp_path: Path
-) -> None:
+def test_no_verdict_covers_a_layer_without_its_newest_histograms(lost: int, tmp_path: Path) -> None:
     """``Histogram(ids)`` has other edges from the step on in which the last expert dies."""
     ids = [ids_of(64, 0, step) for step in range(150)]
     ids[-lost:] = (np.minimum(row, 62) for row in ids[-lost:])

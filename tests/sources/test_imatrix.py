@@ -6,24 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.sources import (
-    GgufHeader,
-    ImatrixReader,
-    Record,
-    SourceRequest,
-    Unreadable,
-    imatrix as reader,
-    opened,
-)
-from tests.peers.test_imatrix import (
-    CHUNK_SIZE,
-    CHUNKS,
-    EXPERTS,
-    GOLDEN,
-    LAYERS,
-    TOP_K,
-    counts_of as written_counts,
-)
+from microscope_tui.sources import Record, SourceRequest, Unreadable, imatrix as reader, opened
+from microscope_tui.sources.imatrix import GgufHeader, ImatrixReader
+from tests.peers import test_imatrix as peer
+from tests.peers.test_imatrix import CHUNKS, EXPERTS, GOLDEN, LAYERS, TOP_K
 from tests.sources.gguf_bytes import file_of, imatrix, tensor, text, value
 from tests.sources.reading import counts_of, drained, header_of, model_of, settle
 
@@ -45,13 +31,13 @@ def test_the_golden_file_of_the_gguf_package_gives_its_counts_once_a_layer(tmp_p
     path.write_bytes(GOLDEN.read_bytes())
     settle(path)
     records = read(path)
-    assert counts_of(records) == {1: {f"L{layer}": written_counts(layer) for layer in LAYERS}}
+    assert counts_of(records) == {1: {f"L{layer}": peer.counts_of(layer) for layer in LAYERS}}
     note = "calibrated on wiki.train.raw"
     assert header_of(records)["source"] == {"writer": "imatrix", "counts": "exact", "note": note}
     assert header_of(records)["profile"] == "eval"
     model = model_of(records)
     assert (model["layers"], model["num_experts"], model["top_k"]) == ([*LAYERS], EXPERTS, TOP_K)
-    assert records[1]["tokens"] == CHUNKS * CHUNK_SIZE
+    assert records[1]["tokens"] == CHUNKS * peer.CHUNK_SIZE
 
 
 def test_a_last_layer_that_saw_fewer_tokens_has_a_number_of_its_own(tmp_path: Path) -> None:

@@ -10,15 +10,8 @@ from typing import Any
 import pytest
 
 from microscope_tui.sources import MegatronReader, Record, SourceRequest, Unreadable, megatron
-from tests.sources.reading import (
-    counts_of,
-    drained,
-    entries_of,
-    header_of,
-    model_of,
-    restarted,
-    settle,
-)
+from tests.sources import reading
+from tests.sources.reading import counts_of, drained, header_of, model_of, restarted, settle
 from tests.sources.sound import call
 
 recognises = MegatronReader.recognises
@@ -124,7 +117,7 @@ def test_blocks_of_multi_token_prediction_are_routers_of_their_own(tmp_path: Pat
     assert model_of(records)["layers"] == [0, 1, 2, 3, 4]
     assert list(counts_of(records)[1].values()) == list(map(counted, [*ids.values(), *ahead]))
     tokens = [TOKENS, TOKENS, TOKENS, TOKENS - 1, TOKENS - 2]
-    ((_, entry),) = entries_of(records)
+    ((_, entry),) = reading.entries_of(records)
     assert entry.record.router.tokens == tokens
 
 
@@ -174,9 +167,7 @@ def test_one_rank_of_several_is_marked_as_such(tmp_path: Path) -> None:
     assert header_of(read(path))["source"]["counts"] == "local_rank"
 
 
-def test_without_the_number_of_experts_the_largest_choice_gives_it_and_the_header_says_so(
-    tmp_path: Path,
-) -> None:
+def test_the_largest_choice_gives_the_number_of_experts_told_in_the_header(tmp_path: Path) -> None:
     ids = chosen(0, steps=12, experts=6)
     ids[11, 0][0][0] = 7
     records = read(trace(tmp_path, 0, ids), experts=None)

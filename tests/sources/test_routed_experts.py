@@ -112,9 +112,7 @@ def test_every_form_holds_the_choices_and_ids_that_were_written(
 
 
 @pytest.mark.parametrize("form", [*FORMS, npy])
-def test_a_damaged_file_of_any_form_is_refused_in_one_line_or_read(
-    form: Any, tmp_path: Path
-) -> None:
+def test_damage_of_any_form_is_refused_in_one_line_or_read(form: Any, tmp_path: Path) -> None:
     whole = form(list(range(30)), np.array(rows(29)))
     refused = []
     for seed in range(60):

@@ -102,9 +102,7 @@ def test_the_k_of_the_screen_is_used_where_the_source_has_none() -> None:
         ([[3, 2, 2, 2]], None),
     ],
 )
-def test_tokens_follow_from_counts_of_k_experts_per_token(
-    rows: list[list[int]], tokens: int | None
-) -> None:
+def test_tokens_follow_from_counts_and_k(rows: list[list[int]], tokens: int | None) -> None:
     cells = {
         f"tokens_per_expert/{n}/{e}": x for n, row in enumerate(rows) for e, x in enumerate(row)
     }

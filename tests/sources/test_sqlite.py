@@ -45,9 +45,7 @@ def files(path: Path) -> dict[str, bytes]:
     return {entry.name: entry.read_bytes() for entry in path.parent.iterdir()}
 
 
-def test_every_commit_of_an_open_writer_is_seen_and_nothing_is_locked_or_written(
-    writer: Writer, path: Path
-) -> None:
+def test_commits_of_an_open_writer_are_seen_without_a_lock(writer: Writer, path: Path) -> None:
     database = Database(path)
     for step in range(8):
         writer.run(insert(step))  # fails at once if it finds a lock

@@ -12,16 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from microscope_tui.sources import (
-    EventRows,
-    Keys,
-    Row,
-    Target,
-    TensorBoardReader,
-    Unreadable,
-    find_record,
-    masked_crc32c,
-)
+from microscope_tui.sources import EventRows, TensorBoardReader, find_record, masked_crc32c
+from microscope_tui.sources.keys import Keys, Target
+from microscope_tui.sources.reader import Row, Unreadable
 from microscope_tui.sources.tensorboard import MAX_RECORD_BYTES, RecordSplitter, StepLayout
 from tests.sources import event_bytes as eb
 from tests.sources.reading import all_rows, counts_of, translated
@@ -243,10 +236,7 @@ LOAD = "router/tokens_per_expert/1"
 
 @pytest.mark.parametrize(
     ("histogram", "bins", "dead"),
-    [
-        *((eb.histogram_of, np.arange(65) - offset, 3) for offset in (0, 0.5)),
-        (eb.plugin_of, 64, 0),
-    ],
+    [*((eb.histogram_of, np.arange(65) - offset, 3) for offset in (0, 0.5)), (eb.plugin_of, 64, 0)],
 )
 def test_a_histogram_of_chosen_experts_is_the_counts_also_where_its_ends_are_cut(
     tmp_path: Path, histogram: Any, bins: int | np.ndarray, dead: int
@@ -281,9 +271,7 @@ WHOLE, MANY = range(17), [90.0] * 16
         (eb.plugin_value(LOAD, [], []), "without an edge"),
     ],
 )
-def test_a_histogram_whose_edges_prove_no_counts_is_refused(
-    tmp_path: Path, value: bytes, why: str
-) -> None:
+def test_edges_that_prove_no_counts_are_refused(tmp_path: Path, value: bytes, why: str) -> None:
     numbers, keys = read(tmp_path, value)
     reason, times = keys.refused[LOAD]
     assert (numbers, times) == ([], 1)

@@ -7,15 +7,8 @@ from typing import Any
 import pytest
 
 from microscope_tui.runlog import encode_record
-from microscope_tui.sources import (
-    CsvReader,
-    JsonlReader,
-    Keys,
-    Unreadable,
-    rules_of,
-    run_record,
-    step_record,
-)
+from microscope_tui.sources import CsvReader, JsonlReader, Keys, rules_of, run_record, step_record
+from microscope_tui.sources.reader import Unreadable
 from tests.sources.reading import all_rows, counts_of, header_of, translated, values
 from tests.sources.sound import RUN, SOUND, csv, jsonl, lines, named, rows
 

@@ -91,9 +91,7 @@ def test_half_precision_begins_alike(steps_of: Callable[[int], Any], layout: Any
     assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-2)
 
 
-def test_transformers_finds_the_same_loss_and_gradients(
-    fork_server: ForkServer, tmp_path: Path
-) -> None:
+def test_transformers_has_equal_loss_and_gradients(fork_server: ForkServer, tmp_path: Path) -> None:
     program = fork_server.start("-m", "tests.training.transformers_ranks", str(tmp_path))
     assert program.wait() == 0
     check(tmp_path, "oracle", "oracle", 4)

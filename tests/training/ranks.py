@@ -40,13 +40,7 @@ from moe_model.training.checkpoint import load_shards, optimizer_state, save_sha
 from moe_model.training.console import SHARDED_SAMPLE_TOKENS, sample
 from moe_model.training.parallel import parallelize, synchronised, whole_weights
 from moe_model.training.step import clip_gradients, gradient_squares, make_optimizer
-from moe_model.training.world import (
-    RankLostError,
-    World,
-    agree,
-    join_world,
-    lost_ranks,
-)
+from moe_model.training.world import RankLostError, World, agree, join_world, lost_ranks
 from tests.forked import free_port
 from tests.training.test_host_reads import HostReads
 
@@ -214,7 +208,8 @@ def experts_of_all_ranks_are_those_of_one_process(tokens: list[int], *chosen: in
         whole_model = make_model()
         parallelize(whole_model, "ddp", world, world.size)
         model = whole_model.layers[1].mlp.experts
-        mine, ends = slice(*_ends(tokens)[world.rank : world.rank + 2]), sum(tokens)
+        first, ends = sum(tokens[: world.rank]), sum(tokens)
+        mine = slice(first, first + tokens[world.rank])
         for _ in range(2):
             generator = torch.Generator().manual_seed(0)
             x_TD = torch.randn(ends, 16, generator=generator).requires_grad_()
@@ -240,13 +235,7 @@ def experts_of_all_ranks_are_those_of_one_process(tokens: list[int], *chosen: in
     return claim
 
 
-def _ends(tokens: list[int]) -> list[int]:
-    return [sum(tokens[:place]) for place in range(len(tokens) + 1)]
-
-
-def a_loss_that_is_not_finite_on_one_rank_gives_all_the_same_norm(
-    world: World, folder: Path
-) -> None:
+def a_loss_that_is_nan_on_one_rank_gives_all_the_same_norm(world: World, folder: Path) -> None:
     for kind in KINDS:
         model = make_model()
         forward = parallelize(model, kind, world, world.size)
@@ -439,9 +428,7 @@ def save_truth(state: dict[str, Tensor], folder: Path) -> None:
     save_shards(folder, state)
 
 
-def every_layout_reads_the_shards_of_every_other_and_of_one_process(
-    world: World, folder: Path
-) -> None:
+def every_layout_reads_the_shards_of_any_other_and_of_one_rank(world: World, folder: Path) -> None:
     """Each part is written once: the files hold as many numbers as one process would write."""
     kinds = [(kind, size) for kind in KINDS for size in (1, 2, 4) if world.size % size == 0]
     states = {f"{kind}-{size}": state_of(world, kind, size)[2] for kind, size in kinds}
@@ -522,61 +509,48 @@ def a_sharded_model_writes_its_sample_without_becoming_whole(world: World, folde
     assert model.training
 
 
+def steps_of(*ways: str) -> dict[str, Claim]:
+    return {f"step: {way}": step_is_that_of_one_process(*way.split()) for way in ways}
+
+
 def by_name(*claims: Claim) -> dict[str, Claim]:
     return {claim.__name__: claim for claim in claims}
 
 
-EXPERTS: dict[str, tuple[list[int], tuple[int, ...]]] = {
-    "all experts": ([3, 5, 2, 4], (0, 1, 2, 3)),
-    "a rank without tokens": ([6, 0, 3, 2], (0, 1, 2, 3)),
-    "all tokens to one rank's experts": ([3, 5, 2, 4], (0, 0)),
-    "an expert unused": ([3, 5, 2, 4], (0, 1, 3)),
-}
-SHARED = {
-    f"experts: {name}": experts_of_all_ranks_are_those_of_one_process(tokens, *chosen)
-    for name, (tokens, chosen) in EXPERTS.items()
+shared = experts_of_all_ranks_are_those_of_one_process
+SHARED: dict[str, Claim] = {
+    "experts: all": shared([3, 5, 2, 4], 0, 1, 2, 3),
+    "experts: a rank without tokens": shared([6, 0, 3, 2], 0, 1, 2, 3),
+    "experts: all tokens to those of one rank": shared([3, 5, 2, 4], 0, 0),
+    "experts: one unused": shared([3, 5, 2, 4], 0, 1, 3),
 }
 
 TOGETHER: dict[int, dict[str, Claim]] = {
     2: {
-        "step: ddp, recompute": step_is_that_of_one_process("ddp", "recompute"),
-        "step: fsdp, tied": step_is_that_of_one_process("fsdp", "tied"),
-        "step: ddp, frozen": step_is_that_of_one_process("ddp", "frozen"),
-        "step: fsdp, frozen": step_is_that_of_one_process("fsdp", "frozen"),
-        "step: ddp, experts, recompute": step_is_that_of_one_process("ddp", "experts", "recompute"),
-        "step: fsdp, experts, tied": step_is_that_of_one_process("fsdp", "experts", "tied"),
-        "step: ddp, experts, frozen": step_is_that_of_one_process("ddp", "experts", "frozen"),
-        "step: ddp, experts, muon": step_is_that_of_one_process(
-            "ddp", "experts", "muon", "deterministic"
-        ),
-        **{
-            f"step: {kind}, experts, compiled": step_is_that_of_one_process(
-                kind, "experts", "compiled"
-            )
-            for kind in KINDS
-        },
+        **steps_of("ddp recompute", "fsdp tied", "ddp frozen", "fsdp frozen"),
+        **steps_of("ddp experts recompute", "fsdp experts tied", "ddp experts frozen"),
+        **steps_of("ddp experts muon deterministic"),
+        **steps_of("ddp experts compiled", "fsdp experts compiled"),
         **by_name(
             ranks_do_not_talk_before_the_last_micro_batch,
             a_pass_leaves_biases_and_parameters_alone_and_rank_0_gets_the_whole_weights,
             two_ranks_save_their_shards,
-            every_layout_reads_the_shards_of_every_other_and_of_one_process,
+            every_layout_reads_the_shards_of_any_other_and_of_one_rank,
             a_rank_that_cannot_write_fails_all,
             three_ranks_resume_a_run_of_two,
             a_sharded_model_writes_its_sample_without_becoming_whole,
         ),
     },
     4: {
-        "step: ddp, experts": step_is_that_of_one_process("ddp", "experts", "recompute"),
-        "step: fsdp, experts": step_is_that_of_one_process("fsdp", "experts"),
+        **steps_of("ddp experts recompute", "fsdp experts"),
         **SHARED,
         **by_name(
-            a_loss_that_is_not_finite_on_one_rank_gives_all_the_same_norm,
-            every_layout_reads_the_shards_of_every_other_and_of_one_process,
+            a_loss_that_is_nan_on_one_rank_gives_all_the_same_norm,
+            every_layout_reads_the_shards_of_any_other_and_of_one_rank,
         ),
     },
     3: {
-        "step: ddp": step_is_that_of_one_process("ddp"),
-        "step: fsdp, recompute": step_is_that_of_one_process("fsdp", "recompute"),
+        **steps_of("ddp", "fsdp recompute"),
         **{f"fault: {name}": fault_ends_all_ranks(*fault) for name, fault in FAULTS.items()},
         **by_name(
             one_sum_brings_all_counts_to_all_ranks,

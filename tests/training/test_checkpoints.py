@@ -9,24 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from moe_model import (
-    CharTokenizer,
-    CheckpointError,
-    LanguageModel,
-    read_checkpoint,
-    store,
-    write_description,
-    write_tensors,
-)
+from moe_model import CharTokenizer, LanguageModel, store
+from moe_model.store import CheckpointError, read_checkpoint, write_description, write_tensors
 from moe_model.training import checkpoint as checkpoint_module
-from moe_model.training.checkpoint import (
-    BEST,
-    LATEST,
-    PREVIOUS,
-    Checkpoints,
-    load_shards,
-    optimizer_state,
-)
+from moe_model.training.checkpoint import BEST, LATEST, Checkpoints, load_shards, optimizer_state
 from moe_model.training.step import make_optimizer
 from tests.model.conftest import make_config
 from tests.training.story import edit, flip_a_bit
@@ -55,9 +41,7 @@ def save(model: LanguageModel, tmp_path: Path) -> Save:
     return run
 
 
-def write_state(
-    folder: Path, step: int, model: LanguageModel, optimizer: torch.optim.AdamW
-) -> None:
+def write_state(folder: Path, step: int, model: LanguageModel, optimizer: Any) -> None:
     write_tensors(folder / "model.safetensors", model.state_dict())
     write_tensors(folder / "training.safetensors", optimizer_state(model, optimizer))
     (folder / "judgement.msgpack").write_bytes(b"judged")
@@ -102,7 +86,7 @@ def test_only_steps_with_a_name_are_kept(save: Save, tmp_path: Path) -> None:
     steps = ["step-00000001", "step-00000002", "step-00000003"]
     assert found == ["best", "latest", "previous", *steps, "step-keep"]
     assert read_checkpoint(tmp_path / "r" / "best").step == 1
-    assert read_checkpoint(tmp_path / "r" / PREVIOUS).step == 2
+    assert read_checkpoint(tmp_path / "r" / checkpoint_module.PREVIOUS).step == 2
     assert read_checkpoint(tmp_path / "r").step == 3
 
 

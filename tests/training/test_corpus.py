@@ -13,18 +13,12 @@ from torch import Tensor
 
 from moe_model import CharTokenizer, UsageError
 from moe_model.training import corpus as corpus_module
-from moe_model.training.corpus import (
-    Corpus,
-    Document,
-    Tokens,
-    documents_digest,
-    encode_documents,
-    make_tokenizer,
-    train_byte_pairs,
-)
+from moe_model.training.corpus import Corpus, Document, Tokens, documents_digest, encode_documents
 
 texts = st.text(st.characters(codec="utf-8"))
-BYTE_PAIRS = train_byte_pairs([Document("a", "the router and the experts " * 20)], 280)
+BYTE_PAIRS = corpus_module.train_byte_pairs(
+    [Document("a", "the router and the experts " * 20)], 280
+)
 
 
 class Words:
@@ -69,7 +63,7 @@ def test_each_document_with_tokens_ends_once() -> None:
 @given(st.lists(texts.filter(bool), min_size=1, max_size=5))
 def test_documents_decode_back_exactly(given_texts: list[str]) -> None:
     documents = documents_of(*given_texts)
-    for tokenizer in (make_tokenizer("char", documents), BYTE_PAIRS):
+    for tokenizer in (corpus_module.make_tokenizer("char", documents), BYTE_PAIRS):
         found = documents_in(Tokens(*encode_documents(documents, tokenizer)))
         assert [tokenizer.decode(ids) for ids in found] == given_texts
 

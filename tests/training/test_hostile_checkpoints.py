@@ -120,9 +120,7 @@ def named(value: object) -> str:
 
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
-def test_a_file_without_a_description_gives_way_to_previous(
-    content: bytes, latest: Path, capsys: Capsys
-) -> None:
+def test_a_damaged_file_gives_way_to_previous(content: bytes, latest: Path, capsys: Capsys) -> None:
     (latest / "checkpoint.json").write_bytes(content)
     assert_only_previous_counts(latest, capsys)
 

@@ -17,14 +17,7 @@ import torch.distributed as dist
 from moe_model import UsageError
 from moe_model.training import parallel
 from moe_model.training.parallel import parallelize
-from moe_model.training.world import (
-    RankLostError,
-    World,
-    agree,
-    join_world,
-    launched,
-    lost_ranks,
-)
+from moe_model.training.world import RankLostError, World, agree, join_world, launched, lost_ranks
 from tests.forked import ForkServer, free_port
 from tests.training.ranks import APART, CPU, TOGETHER, make_model
 from tests.training.story import wait_until

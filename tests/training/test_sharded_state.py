@@ -49,9 +49,7 @@ def test_two_ranks_write_a_file_each_and_nothing_that_is_pickled(shards: Path) -
     assert not has_training_state(shards.parent)
 
 
-def test_one_process_without_any_group_reads_the_shards_of_two_bit_for_bit(
-    shards: Path, tmp_path: Path
-) -> None:
+def test_a_process_without_a_group_reads_the_shards_of_two(shards: Path, tmp_path: Path) -> None:
     """Beside them lie the weights, in a file of their own."""
     folder = Path(shutil.copytree(shards, tmp_path / "shards"))
     save_file({"other": torch.ones(3)}, folder / "model.safetensors")

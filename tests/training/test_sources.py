@@ -68,9 +68,7 @@ def test_a_file_and_the_documentation_of_python_are_one_document_each(tmp_path: 
     assert load_documents("python-docs") == [Document("python-docs", python_docs("--data"))]
 
 
-def test_a_folder_is_one_document_per_file_by_relative_path_without_hidden_and_empty_ones(
-    tmp_path: Path,
-) -> None:
+def test_a_folder_is_files_by_relative_path_without_hidden_and_empty_ones(tmp_path: Path) -> None:
     names = ["b.txt", "a/z.md", "a/b/c", "a.txt", "B", "a-b/x", "é"]
     folder = write(tmp_path / ".data", {name: f"in {name}" for name in names})
     write(folder, {".git/config": "x", "a/.hidden": "x", ".x": "x", "a/.b/c.txt": "x", "no": ""})

@@ -122,12 +122,9 @@ def test_a_stop_is_announced_on_standard_error_unless_it_was_closed_from_the_sta
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Then its number belongs to another file: the log, a checkpoint."""
-    for expected in (
-        "\nSIGTERM: saving, then stopping; press Ctrl-C to exit without saving.\n",
-        "",
-    ):
+    for said in ("\nSIGTERM: saving, then stopping; press Ctrl-C to exit without saving.\n", ""):
         with StopRequest() as stop:
             os.kill(os.getpid(), signal.SIGTERM)
         assert stop.requested
-        assert capfd.readouterr().err == expected
+        assert capfd.readouterr().err == said
         monkeypatch.setattr(sys, "__stderr__", None)

@@ -116,10 +116,7 @@ def test_the_end_is_the_one_that_transformers_takes(
     [
         ({}, "has no tokenizer.json"),
         ({"tokenizer.model": b"x"}, "has no tokenizer.json"),
-        (
-            {**BYTE_PAIRS.files, SPECIAL_TOKENS: b"[]"},
-            "special_tokens_map.json is not a JSON object",
-        ),
+        ({**BYTE_PAIRS.files, SPECIAL_TOKENS: b"[]"}, "special_tokens_map.json is not a JSON"),
     ],
     ids=["empty", "sentencepiece", "bad map"],
 )

@@ -134,14 +134,12 @@ def test_ranks_skip_the_step_that_one_process_skips_in_fp16_and_train_on_as_it_d
     fork_server: ForkServer, arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     common = arguments("--dtype=fp16", "--steps=5", "--mtp", "--eval-every=100", "--batch-size=8")
-    started = {
-        "one": start_as_ranks(fork_server, [*common, "--run=one"], program=["-c", OVERFLOWS])
-    }
+    begun = {"one": start_as_ranks(fork_server, [*common, "--run=one"], program=["-c", OVERFLOWS])}
     for kind in KINDS:
         flags = last_of_each([*common, f"--run={kind}", *KINDS[kind], "--batch-size=4"])
-        started[kind] = start_as_ranks(fork_server, flags, flags, program=["-c", OVERFLOWS])
+        begun[kind] = start_as_ranks(fork_server, flags, flags, program=["-c", OVERFLOWS])
     found = {}
-    for kind, ranks in started.items():
+    for kind, ranks in begun.items():
         codes, errors = end(ranks)
         assert set(codes) == {0}, errors
         rows = steps(log_of(tmp_path / "logs" / kind))

@@ -37,10 +37,7 @@ WRONG = [
     (["--optimizer=muon", "--parallel=fsdp"], "Muon needs whole matrices"),
     (["--trace-sample", "--parallel=fsdp"], "needs the whole model in one process"),
     (["--trace-sample", "--expert-parallel=2"], "needs the whole model in one process"),
-    (
-        ["--expert-parallel=2"],
-        "--expert-parallel 2 must divide the number of processes, which is 1",
-    ),
+    (["--expert-parallel=2"], "expert-parallel 2 must divide the number of processes, which is 1"),
     (["--parallel=ddp"], "--parallel ddp needs several processes: start torchrun"),
     (["--on-collapse=panic"], "Invalid value"),
     (["--counts-every=0"], "--counts-every 0 is too few: choose 1 or more."),

@@ -130,9 +130,7 @@ def test_a_packed_log_a_missing_router_and_a_cancelled_reading_give_nothing(
     assert samples(watch, 0, 10) == []
 
 
-def test_a_log_that_was_replaced_behind_our_back_gives_no_wrong_samples(
-    make_records: Any, write_log: Any
-) -> None:
+def test_a_log_replaced_meanwhile_gives_no_wrong_samples(make_records: Any, write_log: Any) -> None:
     path = write_log(make_records([(1, 40)]))
     watch = open_log(path)
     shifted = make_records([(1, 40)])
