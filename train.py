@@ -103,7 +103,7 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
     options, model, world = run.options, run.model, run.world
     started = time.perf_counter()
     seed_step(options.seed, step, world.rank)
-    learning_rate = learning_rate_at(step, options.steps, options.lr)
+    learning_rate = learning_rate_at(step, options)
     set_learning_rate(run.optimizer, learning_rate)
     if run.forced_collapse is not None and step >= run.forced_collapse[1]:
         model.routers[run.forced_collapse[0]].collapse()
@@ -122,7 +122,7 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
 
     # A step that is not finite changes neither the weights nor the expert bias.
     if math.isfinite(grad_norm):
-        clip_gradients(model, extra[-1].sqrt(), run.scale)
+        clip_gradients(model, extra[-1].sqrt(), run.scale, options.clip)
         run.optimizer.step()
         rate = bias_rate_at(step, options.steps, options.bias_update_rate)
         update_expert_bias(model.routers, counter.counts, rate)
