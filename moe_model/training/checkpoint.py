@@ -119,6 +119,13 @@ class Checkpoints:
         self._remove_unused()
         return self.folder / name
 
+    def remove_previous(self) -> None:
+        """Make room for the next checkpoint, unless the run starts from it."""
+        link = self.folder / PREVIOUS
+        if self._before is None or link.resolve() != self._before.resolve():
+            link.unlink(missing_ok=True)
+            self._remove_unused()
+
     def _keep_previous(self, latest: Path) -> None:
         link = self.folder / LATEST
         before, self._before = self._before, None
