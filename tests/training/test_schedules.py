@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, SequentialLR
 
 from moe_model import LanguageModel, ModelConfig, read_checkpoint
@@ -70,6 +71,14 @@ def test_router_factor_decay_and_clip_are_those_of_torch(clip: float) -> None:
         theirs.step()
     for (name, one), other in zip(model.named_parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("flag", ["--router-lr=0", "--weight-decay=5", "--clip=1e-8"])
+def test_a_run_learns_with_the_numbers_it_was_given(flag: str, trained: GetTrained) -> None:
+    ends = (trained(*SHORT, *more).checkpoints / "latest" for more in ((), (flag,)))
+    one, other = (load_file(end / "model.safetensors") for end in ends)
+    moved = {name for name in one if (one[name] - other[name]).norm() > 1e-3 * one[name].norm()}
+    assert any("router" in name for name in moved)
 
 
 def test_a_resume_that_changes_the_rate_says_from_what_to_what(
