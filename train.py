@@ -18,7 +18,7 @@ import time
 from typing import Annotated, Any
 
 from moe_model.threads import choose_waiting
-from moe_model.training.help import answer_without_torch, new_app
+from moe_model.training.help import SAVED_BYTES_PER_PARAMETER, answer_without_torch, new_app
 
 if __name__ == "__main__":
     answer_without_torch(__doc__)  # --help and --version print at once
@@ -103,7 +103,7 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
     options, model, world = run.options, run.model, run.world
     started = time.perf_counter()
     seed_step(options.seed, step, world.rank)
-    learning_rate = learning_rate_at(step, options.steps, options.lr)
+    learning_rate = learning_rate_at(step, options)
     set_learning_rate(run.optimizer, learning_rate)
     if run.forced_collapse is not None and step >= run.forced_collapse[1]:
         model.routers[run.forced_collapse[0]].collapse()
@@ -122,7 +122,7 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
 
     # A step that is not finite changes neither the weights nor the expert bias.
     if math.isfinite(grad_norm):
-        clip_gradients(model, extra[-1].sqrt(), run.scale)
+        clip_gradients(model, extra[-1].sqrt(), run.scale, options.clip)
         run.optimizer.step()
         rate = bias_rate_at(step, options.steps, options.bias_update_rate)
         update_expert_bias(model.routers, counter.counts, rate)
@@ -253,24 +253,37 @@ def save(
 ) -> None:
     """Write a checkpoint and force the log to disk, so that both describe the same steps.
 
-    A full disk costs a checkpoint, not the run; only the last checkpoint must succeed.
+    A full disk costs a checkpoint, not the run; only the last checkpoint must succeed, and
+    ``previous`` is removed if that makes room for it.
     """
     log.sync()  # before as well: a checkpoint must never be ahead of its log
-    step, problem = run.progress.step, None
-    try:
-        path = save_checkpoint(name, run, checkpoints, log.judgement())
-    except OSError as error:
-        if or_fail:
-            raise
-        problem = error
-        say(f"train.py: no checkpoint at step {step} ({error}); free space; the run continues.")
-    run.world.barrier()  # rank 0 writes alone, however long its disk takes
+    step, path = run.progress.step, checkpoints.folder / name
+    problem = refused(name, run, checkpoints, log)
     if run.world.any(problem is not None):
-        return
+        needed = f"{SAVED_BYTES_PER_PARAMETER * run.model.config.parameters():,}"
+        run.world.say(f"no checkpoint at step {step} ({problem}); free {needed} bytes.")
+        if not or_fail:
+            return
+        if run.world.is_main:
+            checkpoints.remove_previous()
+        problem = refused(name, run, checkpoints, log)
+        if problem is not None:
+            raise problem
     if name == LATEST:
         run.progress.saved_step = step
     log.event(step, "checkpoint", {"name": name, "path": str(path)})
     log.sync()
+
+
+def refused(name: str, run: Run, checkpoints: Checkpoints, log: TrainingLog) -> OSError | None:
+    """Save a checkpoint; return why it could not be written."""
+    problem = None
+    try:
+        save_checkpoint(name, run, checkpoints, log.judgement())
+    except OSError as error:
+        problem = error
+    run.world.barrier()  # rank 0 writes alone, however long its disk takes
+    return problem
 
 
 def conclude(run: Run, console: Console, reason: str, log: TrainingLog) -> None:

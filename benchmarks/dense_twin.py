@@ -105,7 +105,7 @@ def train(name: str, options: Options, config: ModelConfig, corpus: Corpus) -> t
     learnt = []
     for step in range(1, options.steps + 1):
         seed_step(options.seed, step, 0)
-        set_learning_rate(optimizer, learning_rate_at(step, options.steps, options.lr))
+        set_learning_rate(optimizer, learning_rate_at(step, options))
         drawn = batches.draw()
         (batch,) = drawn.micro_batches
         weights = weights_at(step, options) if name == "mixture" else {}

@@ -23,6 +23,7 @@ from microscope_tui.probe import RunRecorder
 from moe_model import CharTokenizer
 from moe_model.training.batches import TrainingBatches
 from moe_model.training.corpus import PYTHON_DOCS, Tokens, load_documents
+from moe_model.training.options import FINAL_SHARE, Options
 from moe_model.training.step import CLIP_NORM, learning_rate_at, make_optimizer, set_learning_rate
 
 LAYERS, WIDTH, HEADS, EXPERT_WIDTH, BATCH, SEQUENCE = 4, 96, 4, 64, 8, 96
@@ -33,15 +34,13 @@ def main() -> None:
         __doc__, run="hf", folder=Path("real-runs"), model="mixtral", experts=8, top_k=2,
         aux_weight=0.02, per_layer=False, lr=1e-3, steps=600, seed=0, switch=False, aux_off=False,
     )  # fmt: skip
-    (documents,), code = load_documents(PYTHON_DOCS), sources()
-    prose = documents.text
+    prose, code = load_documents(PYTHON_DOCS)[0].text, sources()
     tokenizer = CharTokenizer("".join(sorted(set(prose + code))))
     texts = [Tokens(tokenizer.encode(text), torch.tensor([0])) for text in (prose, code)]
     size = {"batch_size": BATCH, "seq_len": SEQUENCE, "seed": options.seed}
     batches = [TrainingBatches(text, **size) for text in texts]
     torch.manual_seed(options.seed)
-    model = build(options, len(tokenizer)).train()
-    train(model, batches, options)
+    train(build(options, len(tokenizer)).train(), batches, options)
 
 
 def sources() -> str:
@@ -117,9 +116,10 @@ def entropy(p: Tensor) -> Tensor:
 def train(model: nn.Module, batches: list[TrainingBatches], options: argparse.Namespace) -> None:
     """The loop: forward, backward, read the routers, update, write the line."""
     hooks, optimizer = RouterHooks(model), make_optimizer(model, options.lr)
+    schedule = Options(steps=options.steps, lr=options.lr, min_lr=FINAL_SHARE)
     recorder = RunRecorder(options.folder / options.run, **describe(model, options))
     for step in range(1, options.steps + 1):
-        rate = learning_rate_at(step, options.steps, options.lr)
+        rate = learning_rate_at(step, schedule)
         set_learning_rate(optimizer, rate)
         second = options.switch and step > options.steps // 2
         (batch,), _ = batches[second].draw()

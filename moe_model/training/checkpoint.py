@@ -22,6 +22,7 @@ import math
 import os
 import re
 import shutil
+import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -57,10 +58,12 @@ from moe_model import (
     write_description,
     write_tensors,
 )
+from moe_model.config import fitting
 from moe_model.training.loss_scale import MOST_LOSS_SCALE
-from moe_model.training.options import Options
+from moe_model.training.options import FINAL_SHARE, Options
 from moe_model.training.parallel import whole_weights
 from moe_model.training.run import JUDGEMENT, Progress, Run
+from moe_model.training.step import learning_rate_at
 from moe_model.training.world import World
 
 LATEST = "latest"
@@ -115,6 +118,13 @@ class Checkpoints:
         self._point(name, target)
         self._remove_unused()
         return self.folder / name
+
+    def remove_previous(self) -> None:
+        """Make room for the next checkpoint, unless the run starts from it."""
+        link = self.folder / PREVIOUS
+        if self._before is None or link.resolve() != self._before.resolve():
+            link.unlink(missing_ok=True)
+            self._remove_unused()
 
     def _keep_previous(self, latest: Path) -> None:
         link = self.folder / LATEST
@@ -410,11 +420,27 @@ def read_progress(checkpoint: Checkpoint) -> Progress:
                     raise ValueError(f"loss_scale.{name}={scale[name]} is out of range")
             for name in ("growth_interval", "_growth_tracker"):
                 count(f"loss_scale.{name}", scale[name])
+        _rate_before(checkpoint)
         return Progress.from_dict(plain["progress"], checkpoint.step)
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{checkpoint.folder} cannot be continued ({error!r}): use another checkpoint."
         ) from error
+
+
+def _rate_before(checkpoint: Checkpoint) -> float | None:
+    """The learning rate by the options in ``checkpoint``, if it has any: of the next step, or of
+    the last if all are done. ``ValueError`` or ``ArithmeticError`` if they are invalid."""
+    saved = checkpoint.description.get("options")
+    if not isinstance(saved, dict) or None in (saved.get("steps"), saved.get("lr")):
+        return None
+    kinds = typing.get_type_hints(Options)
+    fields: dict[str, Any] = {"min_lr": FINAL_SHARE}
+    for name in ("steps", "lr", "lr_schedule", "warmup", "decay", "min_lr"):
+        if saved.get(name) is not None:
+            fields[name] = fitting(name, saved[name], kinds[name])
+    before = Options(**fields)
+    return learning_rate_at(min(checkpoint.step + 1, before.steps), before)
 
 
 def restore(run: Run, checkpoint: Checkpoint) -> None:
@@ -442,6 +468,14 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     progress.collapse_index = [*progress.collapse_index, *[None] * routers][:routers]
     for field in dataclasses.fields(progress):
         setattr(run.progress, field.name, getattr(progress, field.name))
+    step, old_rate = progress.step + 1, _rate_before(checkpoint)
+    if step <= run.options.steps and old_rate is not None:
+        rate = learning_rate_at(step, run.options)
+        if abs(rate - old_rate) > 0.1 * old_rate:
+            run.world.say(
+                f"the learning rate changes from {old_rate:.3g} to {rate:.3g} at step {step}: see "
+                "--lr-schedule."
+            )
     before, now = plain["sequences_per_step"], run.sequences_per_step
     if before != now:
         run.world.say(f"a step now has {now} sequences; it had {before} before.")

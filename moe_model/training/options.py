@@ -44,6 +44,7 @@ OptimizerName = Literal["adamw", "muon"]
 
 AUX_WEIGHT = 1e-2
 MTP_WEIGHT = 0.3
+FINAL_SHARE = 0.1
 
 
 def _all_optional(cls: type, name: str, **nested: Any) -> Any:
@@ -121,6 +122,22 @@ class Options:
     lr: Annotated[float, _TRAINING] = _PRESET
     """Peak learning rate (default: the preset's, or a tenth of it when you start from an imported
     or upcycled model)."""
+    lr_schedule: Annotated[Literal["cosine", "wsd", "constant"], _TRAINING, _NAMED] = "cosine"
+    """Learning rate after the warm-up: cosine falls until the last step, wsd stays at the peak and
+    falls linearly at the end, constant stays."""
+    warmup: Annotated[int | None, _TRAINING] = None
+    """Steps in which the learning rate rises to the peak (default: a tenth of --steps, 100 at
+    most)."""
+    decay: Annotated[float, _TRAINING] = _PRESET
+    """Share of --steps, the last ones, in which wsd lowers the learning rate (default: 0.2)."""
+    min_lr: Annotated[float, _TRAINING] = _PRESET
+    """Learning rate of the last step as a share of the peak, with cosine and wsd (default: 0.1)."""
+    router_lr: Annotated[float, _TRAINING] = 1.0
+    """Factor on the learning rate of the routers; 0 freezes them."""
+    weight_decay: Annotated[float, _TRAINING] = 0.1
+    """Weight decay of matrices; the gains of norms have none."""
+    clip: Annotated[float, _TRAINING] = 1.0
+    """Scale gradients down to this norm; 0 disables it."""
     optimizer: Annotated[OptimizerName, _TRAINING] = "adamw"
     """Optimizer: adamw, or muon for the matrices of attention and dense layers with adamw for the
     rest."""

@@ -21,20 +21,32 @@ from cyclopts.config import Dict, Toml
 
 from moe_model import PRESETS, UsageError
 from moe_model.training.checkpoint import AUTO, described, has_training_state
-from moe_model.training.options import AUX_WEIGHT, MTP_WEIGHT, RUN_DEFAULTS, Options, flag_name
+from moe_model.training.options import (
+    AUX_WEIGHT,
+    FINAL_SHARE,
+    MTP_WEIGHT,
+    RUN_DEFAULTS,
+    Options,
+    flag_name,
+)
 from moe_model.training.world import ALONE, NOT_GIVEN, World, launched
 
-_BELONGS_TO: dict[str, tuple[str, ...]] = {
-    "bias_update_rate": ("bias",),
-    "aux_weight": ("aux",),
-    "seq_aux_weight": ("bias", "aux"),
+_BELONGS_TO: dict[str, tuple[str, tuple[str, ...]]] = {
+    "bias_update_rate": ("balance", ("bias",)),
+    "aux_weight": ("balance", ("aux",)),
+    "seq_aux_weight": ("balance", ("bias", "aux")),
+    "decay": ("lr_schedule", ("wsd",)),
+    "min_lr": ("lr_schedule", ("cosine", "wsd")),
 }
-"""Options that have an effect with some balance methods only."""
+"""Options that have an effect with some values of another option only."""
 _COUNTS = (
     "steps", "batch_size", "seq_len", "grad_accum", "save_every", "eval_every", "counts_every",
     "expert_parallel",
 )  # fmt: skip
-_WEIGHTS = ("bias_update_rate", "seq_aux_weight", "aux_weight", "z_loss_weight", "mtp_weight")
+_WEIGHTS = (
+    "bias_update_rate", "seq_aux_weight", "aux_weight", "z_loss_weight", "mtp_weight",
+    "router_lr", "weight_decay", "clip",
+)  # fmt: skip
 _NOT_INHERITED = ("resume", "config", "parallel", "expert_parallel")
 """Options of a start, not of the run: the number of processes may change at every start."""
 
@@ -63,7 +75,7 @@ def read_option_sources(app: App, commands: tuple[str, ...], arguments: Argument
         return
     folder = Path(_given(arguments, "--checkpoint-dir") or "checkpoints")
     for checkpoint, plain in described(resume, _given(arguments, "--run"), folder):
-        inherited = _inherited(plain["options"], _given(arguments, "--balance"))
+        inherited = _inherited(plain["options"], arguments)
         Dict(inherited, allow_unknown=True, source=str(checkpoint))(app, commands, arguments)
         return
 
@@ -85,11 +97,12 @@ def _given(arguments: ArgumentCollection, name: str) -> str | None:
     return argument.tokens[0].value if argument.tokens else None
 
 
-def _inherited(saved: dict[str, Any], balance: str | None) -> dict[str, Any]:
-    """The options set in a checkpoint, without those of another balance method."""
+def _inherited(saved: dict[str, Any], arguments: ArgumentCollection) -> dict[str, Any]:
+    """The options set in a checkpoint, without those of another balance method or schedule."""
     left_out = list(_NOT_INHERITED)
-    if balance is not None and balance != saved.get("balance"):
-        left_out += _BELONGS_TO
+    for name, (option, _) in _BELONGS_TO.items():
+        if _given(arguments, flag_name(option)) not in (None, saved.get(option)):
+            left_out.append(name)
     return {
         name: value
         for name, value in saved.items()
@@ -137,6 +150,8 @@ def _defaults_of_preset(options: Options) -> dict[str, Any]:
         "seq_len": length or PRESETS[options.preset]["max_position_embeddings"],
         "aux_weight": AUX_WEIGHT if options.balance == "aux" else 0.0,
         "profile": "pretrain",
+        "decay": 0.2 if options.lr_schedule == "wsd" else 0.0,
+        "min_lr": 0.0 if options.lr_schedule == "constant" else FINAL_SHARE,
     }
     if options.balance != "bias":
         defaults |= {"bias_update_rate": 0.0, "seq_aux_weight": 0.0}
@@ -169,6 +184,10 @@ def _out_of_range(options: Options) -> Iterator[str]:
             yield f"{_spelled(options, name)} is too many: choose {MOST_SEQUENCES} at most."
     if not 0 < options.lr < math.inf:
         yield f"--lr {options.lr} is out of range: choose above 0, such as 1e-3."
+    for name, most in (("warmup", options.steps), ("decay", 1), ("min_lr", 1)):
+        value = getattr(options, name)
+        if value is not None and not 0 <= value <= most:
+            yield f"{_spelled(options, name)} is out of range: choose 0 to {most}."
     if not 0 <= options.seed < 2**63:
         yield f"--seed {options.seed} is out of range: choose 0 to 2^63 - 1."
     for name in _WEIGHTS:
@@ -178,11 +197,11 @@ def _out_of_range(options: Options) -> Iterator[str]:
 
 def _contradictions(options: Options, depths: int) -> Iterator[str]:
     """``depths`` of multi-token prediction in the model."""
-    for name, methods in _BELONGS_TO.items():
-        if getattr(options, name) and options.balance not in methods:
+    for name, (option, values) in _BELONGS_TO.items():
+        if getattr(options, name) and getattr(options, option) not in values:
             yield (
-                f"{_spelled(options, name)} has no effect with --balance {options.balance}: omit "
-                f"it, or choose --balance {' or '.join(methods)}."
+                f"{_spelled(options, name)} has no effect with {_spelled(options, option)}: omit "
+                f"it, or choose {flag_name(option)} {' or '.join(values)}."
             )
     if options.mtp_weight and not (options.mtp or depths):
         weight = _spelled(options, "mtp_weight")

@@ -71,7 +71,9 @@ def prepare(options: Options, world: World) -> Run:
         forced_collapse=forced_collapse,
         model=model,
         forward=forward,
-        optimizer=make_optimizer(model, options.lr, options.optimizer),
+        optimizer=make_optimizer(
+            model, options.lr, options.optimizer, options.weight_decay, options.router_lr
+        ),
         loss_scale=LossScale() if dtype == torch.float16 else None,
         batches=TrainingBatches(
             corpus.training,

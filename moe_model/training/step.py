@@ -4,9 +4,9 @@ Training minimises next-token cross-entropy and the terms added to it. Every los
 summed over the micro-batches of a step and over all ranks it is the mean over the whole step. So a
 step is identical however it is split.
 
-AdamW: betas 0.9 and 0.95, weight decay 0.1, gradients clipped at norm 1 (DeepSeek-V3, section 4.2).
-Only matrices decay; the gains of norms do not. The routers' bias is a buffer, not a parameter, so
-the optimizer never sees it.
+AdamW: betas 0.9 and 0.95, weight decay 0.1, gradients clipped at norm 1 (DeepSeek-V3, section 4.2),
+unless the options differ. Only matrices decay; the gains of norms do not. The routers' bias is a
+buffer, not a parameter, so the optimizer never sees it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from moe_model import LanguageModel, ModelOutput, balance_loss, router_z_loss, sequence_balance_loss
+from moe_model.router import Router
 from moe_model.training.batches import Batch, StepBatches
 from moe_model.training.options import OptimizerName, Options
 from moe_model.training.world import ALONE, World
@@ -31,10 +32,8 @@ MTP_HIGH_SHARE = 10 / 14.8
 """DeepSeek-V3 lowers the weight of multi-token prediction to a third after 10 of 14.8 trillion
 tokens (section 4.2)."""
 
-WEIGHT_DECAY = 0.1
-CLIP_NORM = 1.0
-FINAL_SHARE = 0.1
-"""Where the cosine ends, as a share of the peak learning rate."""
+WEIGHT_DECAY = Options().weight_decay
+CLIP_NORM = Options().clip
 
 
 def weights_at(step: int, options: Options) -> dict[str, float]:
@@ -92,10 +91,12 @@ def gradient_squares(model: LanguageModel, world: World, loss_scale: float = 1.0
     return torch.stack([*(squares[router.weight] for router in model.routers), total])
 
 
-def clip_gradients(model: nn.Module, norm: Tensor, loss_scale: float = 1.0) -> None:
-    """Scale all gradients to a norm of at most 1, and by ``1 / loss_scale``; ``norm`` is theirs
-    without it. torch's own function accepts gradients of one device mesh only."""
-    factor = (CLIP_NORM / (norm + 1e-6)).clamp(max=1.0) / loss_scale
+def clip_gradients(
+    model: nn.Module, norm: Tensor, loss_scale: float = 1.0, most: float = CLIP_NORM
+) -> None:
+    """Scale all gradients to a norm of at most ``most`` (0: any), and by ``1 / loss_scale``;
+    ``norm`` is theirs without it. torch's own function accepts gradients of one mesh only."""
+    factor = ((most or math.inf) / (norm + 1e-6)).clamp(max=1.0) / loss_scale
     gradients = [local_part(p.grad) for p in model.parameters() if p.grad is not None]
     torch._foreach_mul_(gradients, factor)
 
@@ -128,7 +129,11 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
 
 def make_optimizer(
-    model: nn.Module, learning_rate: float, name: OptimizerName = "adamw"
+    model: nn.Module,
+    learning_rate: float,
+    name: OptimizerName = "adamw",
+    weight_decay: float = WEIGHT_DECAY,
+    router_lr: float = 1.0,
 ) -> torch.optim.Optimizer:
     """The optimizer for the parameters of ``model``.
 
@@ -136,6 +141,7 @@ def make_optimizer(
     between embedding and head and is a plain matrix by its orthogonalised momentum (Jordan, 2024),
     scaled so that learning rate and decay are those of AdamW (Liu et al., 2025, section 2.2). The
     experts (a stack of matrices each), routers, embedding, head and norms keep AdamW.
+    ``router_lr`` multiplies the learning rate of the routers, which get groups of their own.
     """
     matrices = []
     if name == "muon":
@@ -144,13 +150,18 @@ def make_optimizer(
     taken = set(matrices)
     others = [parameter for parameter in model.parameters() if parameter not in taken]
     # One fused kernel accepts plain tensors or DTensors, also of several meshes, but not both.
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    routers = {m.weight for m in model.modules() if isinstance(m, Router) and router_lr != 1}
+    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     for parameter in others:
-        kind = (isinstance(parameter, DTensor), parameter.dim() < 2)
+        kind = (isinstance(parameter, DTensor), parameter.dim() < 2, parameter in routers)
         groups.setdefault(kind, []).append(parameter)
     adamw = torch.optim.AdamW(
         [
-            {"params": groups[kind], "weight_decay": 0.0 if kind[1] else WEIGHT_DECAY}
+            {
+                "params": groups[kind],
+                "weight_decay": 0.0 if kind[1] else weight_decay,
+                "factor": router_lr if kind[2] else 1.0,
+            }
             for kind in sorted(groups)
         ],
         lr=learning_rate,
@@ -160,23 +171,31 @@ def make_optimizer(
     if not matrices:
         return adamw
     muon = torch.optim.Muon(
-        matrices, lr=learning_rate, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"
+        matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
     )
     return MuonAndAdamW(muon, adamw)
 
 
-def learning_rate_at(step: int, steps: int, peak: float) -> float:
-    """Learning rate of 1-based ``step``: warm-up for a tenth (100 at most), then a cosine."""
-    warm_up = max(1, min(100, steps // 10))
-    if step <= warm_up:
-        return peak * step / warm_up
-    progress = (step - warm_up) / max(1, steps - warm_up)
-    return peak * (FINAL_SHARE + (1 - FINAL_SHARE) * (1 + math.cos(math.pi * progress)) / 2)
+def learning_rate_at(step: int, options: Options) -> float:
+    """Learning rate of 1-based ``step``: warm-up, then the schedule."""
+    steps, peak, warmup = options.steps, options.lr, options.warmup
+    if warmup is None:
+        warmup = max(1, min(100, steps // 10))
+    if step <= warmup:
+        return peak * step / warmup
+    falls = options.lr_schedule == "wsd"
+    start = max(warmup, steps - round(steps * options.decay)) if falls else warmup
+    if step <= start or options.lr_schedule == "constant":
+        return peak
+    progress = (step - start) / max(1, steps - start)
+    height = 1 - progress if falls else (1 + math.cos(math.pi * progress)) / 2
+    return peak * (options.min_lr + (1 - options.min_lr) * height)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """In every group, times its own ``factor`` if it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("factor", 1.0)
 
 
 def mixed_precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:

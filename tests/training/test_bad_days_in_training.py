@@ -47,6 +47,22 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_has_failed(
     assert read_checkpoint(tmp_path / "ck" / "r").step == 2, "what was there before still holds"
 
 
+def test_the_last_checkpoint_takes_the_room_of_the_previous_one(
+    trainer: ModuleType, monkeypatch: Any, train: Train, tmp_path: Path, capsys: Capsys
+) -> None:
+    def save(name: str, run: Any, *rest: Any) -> Any:
+        if run.progress.step == 6 and (tmp_path / "ck" / "r" / "step-00000002").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(name, run, *rest)
+
+    real = trainer.save_checkpoint
+    monkeypatch.setattr(trainer, "save_checkpoint", save)
+    assert train("--run=r", "--steps=6", "--save-every=2", "--eval-every=100") == 0
+    assert "No space left on device); free 516,288 bytes." in capsys.readouterr().err
+    latest, previous = (read_checkpoint(tmp_path / "ck" / "r" / n) for n in ("latest", "previous"))
+    assert (latest.step, previous.step) == (6, 4)
+
+
 @pytest.mark.parametrize("kind", ["logs", "ck"])
 def test_a_folder_that_cannot_be_made_is_one_clear_line_and_does_not_block_the_next_start(
     kind: str, train: Train, tmp_path: Path, capsys: Capsys

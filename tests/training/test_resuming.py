@@ -15,7 +15,8 @@ from tests.training.story import ReadLog, Train, flip_a_bit, from_step, steps, s
 
 EVERYTHING = (
     "--steps=8", "--save-every=3", "--eval-every=4", "--grad-accum=2", "--batch-size=2", "--mtp",
-    "--router-noise=0.1", "--capacity-factor=1.0", "--z-loss-weight=0.001",
+    "--router-noise=0.1", "--capacity-factor=1.0", "--z-loss-weight=0.001", "--warmup=2",
+    "--min-lr=0.2", "--router-lr=0.5", "--weight-decay=0.2", "--clip=0.5",
 )  # fmt: skip
 """All that has a state or draws random numbers."""
 
@@ -29,6 +30,7 @@ EVERYTHING = (
         ("--dtype=bf16", 4, "step", 4),
         ("--dtype=fp16", 6, "save", 5),
         ("--optimizer=muon", 5, "step", 5),
+        ("--lr-schedule=wsd", 8, "step", 7),
     ],
 )
 def test_a_resumed_run_is_the_run_that_never_stopped(

@@ -24,7 +24,6 @@ from moe_model.training.resolving import resolve
 from moe_model.training.run import Progress, TrainingFailedError
 from moe_model.training.step import (
     evaluate,
-    learning_rate_at,
     make_optimizer,
     memory_bytes,
     seed_step,
@@ -65,7 +64,7 @@ def test_resolved_options_are_complete_and_options_given_win(preset: str) -> Non
     default_name = resolve(Options(preset=preset)).run
     assert re.fullmatch(rf"{preset}-\d{{4}}-\d\d-\d\d-\d{{6}}", default_name)
     resolved = resolve(Options(preset=preset, steps=7, run="r"))
-    optional = {"force_collapse", "sample_prompt", "config", "parallel", "resume"}
+    optional = {"force_collapse", "sample_prompt", "config", "parallel", "resume", "warmup"}
     assert {k for k, v in resolved.to_dict().items() if v is None} == optional
     assert resolved.steps == 7
     assert resolved.lr == RUN_DEFAULTS[preset]["lr"]
@@ -123,15 +122,6 @@ def test_evaluation_judges_the_model_as_it_generates_and_leaves_no_trace() -> No
     targets_BS = torch.cat([b.tokens_BN[:, 1:] for b in batches])
     loss = torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1), targets_BS.flatten())
     assert expected == pytest.approx(loss.item(), rel=1e-5)
-
-
-def test_learning_rate_warms_up_and_ends_at_a_tenth() -> None:
-    rates = [learning_rate_at(step, 1000, 1.0) for step in range(1, 1001)]
-    assert rates[0] == pytest.approx(0.01)
-    assert max(rates) == rates[99] == 1.0
-    assert rates[99:] == sorted(rates[99:], reverse=True)
-    assert rates[-1] == pytest.approx(0.1)
-    assert learning_rate_at(1, 1, 1.0) == 1.0
 
 
 def test_multi_token_prediction_weighs_a_third_after_ten_of_fourteen_point_eight_parts() -> None:
