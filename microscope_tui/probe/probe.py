@@ -1,8 +1,9 @@
 """The probe: it watches the routers of a model while other code trains it, and writes the log.
 
-The hooks of ``forward_hooks.py`` count; a step becomes a line here: one sum over ranks, one copy to
-the host, one record. After ``attach`` nothing raises. A process whose probe has failed still takes
-part in every sum, and its lines are marked as incomplete.
+The hooks of ``forward_hooks.py`` count; a step becomes a line here: one sum over ranks, which is
+read when the next step is logged, one copy to the host, one record. After ``attach`` nothing
+raises. A process whose probe has failed still takes part in every sum, and its lines are marked as
+incomplete.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,16 @@ from microscope_tui.probe.losses import grad_squares
 from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.recorder import RunRecorder, TrainingLog
 from microscope_tui.probe.sites import Site
-from microscope_tui.probe.step_sums import EXTRA, Layout, Row, StepSums, shortened, step_record
+from microscope_tui.probe.stages import check_replicas, expert_ranks, marks_of
+from microscope_tui.probe.step_sums import (
+    EXTRA,
+    Layout,
+    Row,
+    StepSums,
+    rows_of,
+    shortened,
+    step_record,
+)
 from microscope_tui.probe.still import Looks
 
 _logger = logging.getLogger(__name__)
@@ -34,12 +44,24 @@ claimed: set[Path] = set()
 """Run folders that a probe of this process writes to: closed to others until it is detached."""
 
 
+class _Sum(NamedTuple):
+    """The sum over ranks of a logged step, which may not be complete."""
+
+    step: int
+    work: Any
+    """For ``Ranks.finish``."""
+    vector: Tensor
+    passes: int
+    losses: Mapping[str, Any]
+    scalars: Mapping[str, Any]
+
+
 class Probe:
     """What ``attach`` returns: call ``step`` after every optimizer step."""
 
     def __init__(
         self,
-        model: nn.Module,
+        modules: Sequence[nn.Module],
         sites: list[Site],
         ranks: Ranks,
         folder: Path,
@@ -56,7 +78,7 @@ class Probe:
         self.stops = self.wants_stop = False
         """``stops``: the training should end, on all ranks. Rank 0 requests it by ``wants_stop``;
         the sum of the next logged step passes it on."""
-        self._model, self._folder, self._mode, self._every = model, folder, mode, every
+        self._folder, self._mode, self._every = folder, mode, every
         self._saliency, self._on_alert, self._trainer_args = saliency, on_alert, trainer_args
         self._planned_steps = planned_steps
         self.layout: Layout | None = None
@@ -64,7 +86,17 @@ class Probe:
         self._log: TrainingLog | None = None
         self._squares: Tensor | None = None
         self._warned: set[str] = set()
-        self.hooks = ForwardHooks(model, sites, mode, saliency, ranks.size > 1)
+        self._biases: list[int] = []
+        """Sizes of the selection biases, by row."""
+        self._padded: list[bool] = []
+        """In a pipeline: where padding was left out, by router."""
+        self._sum: _Sum | None = None
+        """Of the last logged step, until it is read."""
+        self._stop_requested = False
+        self.is_over = False
+        """The ranks are not together any more: nothing is counted or summed."""
+        self.hooks = ForwardHooks(modules, sites, mode, saliency, ranks)
+        self._model = modules[0]
         self._looks = Looks(self.hooks, ranks)
 
     def begin(self, step: int, resumed: bool, judgement: bytes | None) -> None:
@@ -82,8 +114,9 @@ class Probe:
         if self.ranks.rank:
             return
         try:
-            text, alerts = check_settings(self._model, self.sites, self._mode, self._trainer_args)
-            if self._mode == "train":
+            given = self._mode, self._trainer_args
+            text, alerts = check_settings(self._model, self.sites, *given)
+            if self._mode == "train" and all(site.here for site in self.sites):
                 _logger.info("%s", text)
             for alert in alerts if warn else ():
                 self._warned.add(setting_of(alert))
@@ -119,15 +152,25 @@ class Probe:
         """For a trainer that clears the gradients before it calls ``step``."""
         if self.hooks.on:
             self._looks.read()
-            self._squares = self.hooks.attempt(grad_squares, self.sites, self.ranks)
+            self._squares = self.hooks.attempt(grad_squares, self.sites)
+
+    def mask(self, mask: Tensor) -> None:
+        """For a stage of a pipeline whose inputs do not show padding.
+
+        ``mask``: the real tokens, as an attention mask ``[B, S]``: of all micro-batches of the step
+        under a schedule of torch, called before it; else of the next forward passes.
+        """
+        self.hooks.masks = {-1: mask}
 
     def event(self, event: str, values: Mapping[str, Any], step: int | None = None) -> None:
         """Write an event of the run: ``eval``, ``checkpoint`` or your own."""
+        self._read_sum()
         if self._log is not None:
             self._log.event(self._step if step is None else step, event, values)
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: a resumed run is judged as if never stopped."""
+        self._read_sum()
         judgement = self._judgement if self._log is None else self._log.judgement()
         if self._log is not None:
             self._log.sync()
@@ -145,6 +188,7 @@ class Probe:
         ``reason``: see ``RunRecorder.close``.
         """
         self.hooks.detach()
+        self._read_sum()
         claimed.discard(self._folder)
         if self._log is not None:
             self._log.end(self._step, reason)
@@ -152,6 +196,7 @@ class Probe:
 
     def verdict(self) -> str:
         """The verdict so far, on a few lines; empty without one."""
+        self._read_sum()
         return "" if self._log is None else self._log.verdict()
 
     def __enter__(self) -> Probe:
@@ -162,45 +207,128 @@ class Probe:
 
     def _next(self) -> None:
         self._squares = None
-        self.hooks.reset(on=(self._step + 1) % self._every == 0)
+        self.hooks.reset(on=(self._step + 1) % self._every == 0 and not self.is_over)
         self._looks.begin(self.hooks.on)
 
     def _record(self, loss: Any, losses: Any, scalars: Mapping[str, Any]) -> None:
         """The sums over ranks are made even if everything else fails."""
         hooks, ranks, looks = self.hooks, self.ranks, self._looks
+        self._read_sum()
+        self.stops = self.stops or self._stop_requested
         looks.count(scalars.get("learning_rate"))
-        if self.layout is None:
-            self.layout = Layout.agreed(self.sites, hooks.calls.seen, ranks)
+        if self.layout is None and not self.is_over:
+            self._together(self._agree)
+        if self.is_over or self.layout is None:
+            return
         layout = self.layout
         vector = hooks.attempt(self._vector, layout, loss)
         if vector is None:  # it still takes part in the sum
             extra = torch.zeros(len(EXTRA) + len(layout.rows) + looks.size, dtype=torch.float64)
             extra[0] = 1.0
-            vector = layout.vector((), extra, ranks.rank, ranks.size)
-        vector = ranks.sum(vector)
-        biases = hooks.attempt(lambda: [self.sites[row.place].bias() for row in layout.rows])
-        sums: StepSums | None = hooks.attempt(layout.read, vector, ranks.size, biases)
+            vector = torch.cat(
+                [layout.vector((), extra, ranks.rank, ranks.size), self._own_biases()]
+            )
+        work = self._together(ranks.start, vector, self._step)
+        if not self.is_over:
+            now = time.perf_counter()
+            seconds, self._tick = (now - self._tick) / self._every, now
+            cost = {"step_time_s": seconds, "memory_bytes": _memory_bytes()}
+            given = _now(losses or {}), cost | _now(scalars)
+            self._sum = _Sum(self._step, work, vector, hooks.passes, *given)
+        if ranks.size == 1:
+            self._read_sum()
+
+    def _together(self, call: Callable[..., Any], *args: Any) -> Any:
+        """What ``call`` returns, in which all ranks take part; if it fails, the probe ends."""
+        try:
+            return call(*args)
+        except Exception as error:
+            self.is_over = True
+            self.hooks.fail(error)
+
+    def _agree(self) -> None:
+        """On the rows of the log, by what all ranks saw in the first logged step."""
+        sites, ranks = self.sites, self.ranks
+        everyone = ranks.all_gather(self.hooks.attempt(self._seen), self._step)
+        check_replicas(sites, [seen[0] if seen else () for seen in everyone])
+        lists = [seen[1] for seen in everyone if seen] or [self._seen()[1]]
+        by_site = zip(*lists, strict=True)
+        most = [[max(column) for column in zip(*one, strict=True)] for one in by_site]
+        if self.hooks.trains:
+            self._looks.agree()
+        self.layout = Layout(rows_of(sites, [one[0] for one in most], [one[1] for one in most]))
+        self._biases = [row.num_experts * most[row.place][2] for row in self.layout.rows]
+        if len(sites[0].holders) < ranks.size:
+            self._padded = [one[3] for one in most]
+
+    def _seen(self) -> tuple[list[Any], list[tuple[int, int, bool, bool]]]:
+        """Of every router a mark of its weights; and the passes through it, k, whether it has a
+        bias, and whether padding was left out."""
+        calls, seen = self.hooks.calls.seen, list[tuple[int, int, bool, bool]]()
+        for place, site in enumerate(self.sites):
+            own = {number: k for (at, number), k in calls.items() if at == place}
+            top_k = site.top_k or max(own.values(), default=0)
+            has_bias, is_padded = site.bias() is not None, place in self.hooks.padded
+            seen.append((max(own, default=-1) + 1, top_k, has_bias, is_padded))
+        return marks_of(self.sites) if self.ranks.size > 1 else [], seen
+
+    def _unpadded(self) -> list[str]:
+        """Routers in other stages than those that show the padding."""
+        if not any(self._padded):
+            return []
+        pairs = zip(self.sites, self._padded, strict=True)
+        return [site.name for site, is_padded in pairs if site.sees_text and not is_padded]
+
+    def _own_biases(self) -> Tensor:
+        """The biases that this rank is the first to hold, one after the other; else zeros."""
+        assert self.layout is not None
+        found: list[Tensor] = [torch.zeros(0, dtype=torch.float64)]
+        for row, size in zip(self.layout.rows, self._biases, strict=True):
+            site = self.sites[row.place]
+            bias = site.bias() if site.holders[0] == self.ranks.rank and size else None
+            found.append(found[0].new_zeros(size) if bias is None else bias)
+        return torch.cat([one.to(found[-1].device, torch.float64) for one in found])
+
+    def _read_sum(self) -> None:
+        """Read the sum of the last logged step; on rank 0, write its line."""
+        pending, self._sum = self._sum, None
+        if pending is None or self.layout is None:
+            return
+        self._together(self.ranks.finish, pending.work, pending.step)
+        if self.is_over:
+            return
+        hooks, layout = self.hooks, self.layout
+        count = sum(self._biases)
+        vector, biases = pending.vector.tensor_split([len(pending.vector) - count])
+        sums: StepSums | None = hooks.attempt(
+            layout.read, vector, self.ranks.size, torch.split(biases, self._biases)
+        )
         if sums is None:
             return
-        self.stops = self.stops or sums.extra[EXTRA.index("stop")] > 0
-        if ranks.rank:
+        self._stop_requested = sums.extra[EXTRA.index("stop")] > 0
+        if self.ranks.rank:
             self._log = self._log or TrainingLog(None)
             return
-        scalars = {**self._cost(sums), **scalars}
-        record = hooks.attempt(step_record, sums, layout.rows, self._saliency, losses, scalars)
+        seconds = pending.scalars["step_time_s"]
+        rate = max(sums.tokens, default=0) / seconds if seconds > 0 else None
+        scalars = {"tokens_per_s": rate, **pending.scalars}
+        record = hooks.attempt(
+            step_record, sums, layout.rows, self._saliency, pending.losses, scalars
+        )
         if record is None:
             return
         if not sums.extra[0]:
             looked = sums.extra[len(EXTRA) + len(layout.rows) :]
+            looks = self._looks
             found = looks.attempt(looks.conclude, looked, layout.rows, sums.counts)
             record["router"] |= found or {}
-        self._warn_incomplete(sums, layout.rows)
-        self._write(layout, record | {"step": self._step})
+        self._warn_incomplete(pending.step, sums, layout.rows)
+        self._write(pending, layout, record | {"step": pending.step})
 
     def _vector(self, layout: Layout, loss: Any) -> Tensor:
         """What this rank adds to the step; only its state if it does not count."""
         hooks, ranks = self.hooks, self.ranks
-        counts = ranks.counts and not hooks.problem
+        counts = ranks.counts(hooks.sees_part) and not hooks.problem
         parts = list(hooks.calls.parts(layout.num_experts))
         device = parts[0][1].device if parts else torch.device("cpu")
         extra = torch.zeros(len(EXTRA), dtype=torch.float64, device=device)
@@ -213,25 +341,17 @@ class Probe:
             loss = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
             extra[3], extra[4] = loss.double().mean(), 1.0
         if self._squares is None:
-            self._squares = grad_squares(self.sites, ranks)
+            self._squares = grad_squares(self.sites)
         places = torch.tensor([row.place for row in layout.rows], device=device)
         self._looks.read()
         looked = self._looks.vector(counts, device)
         extra = torch.cat([extra, self._squares.to(device)[places], looked])
-        return layout.vector(parts if counts else (), extra, ranks.rank, ranks.size)
+        vector = layout.vector(parts if counts else (), extra, ranks.rank, ranks.size)
+        return torch.cat([vector, self._own_biases().to(device)])
 
-    def _cost(self, sums: StepSums) -> dict[str, float | None]:
-        now = time.perf_counter()
-        seconds, self._tick = (now - self._tick) / self._every, now
-        return {
-            "tokens_per_s": max(sums.tokens, default=0) / seconds if seconds > 0 else None,
-            "step_time_s": seconds,
-            "memory_bytes": _memory_bytes(),
-        }
-
-    def _write(self, layout: Layout, record: dict[str, Any]) -> None:
+    def _write(self, pending: _Sum, layout: Layout, record: dict[str, Any]) -> None:
         if self._log is None:
-            self._log = TrainingLog(self.hooks.attempt(self._open, layout))
+            self._log = TrainingLog(self.hooks.attempt(self._open, pending, layout))
         self._log.step(record)
         for alert in self._log.alerts():
             if alert.rule != "LINT" or setting_of(alert) not in self._warned:
@@ -244,61 +364,85 @@ class Probe:
         if self.wants_stop and self.ranks.size == 1:
             self.stops = True
 
-    def _warn_incomplete(self, sums: StepSums, rows: Sequence[Row]) -> None:
+    def _warn_incomplete(self, step: int, sums: StepSums, rows: Sequence[Row]) -> None:
+        if names := self._unpadded():
+            self._once(
+                step,
+                "padding counts in %s: their stages do not see it; pass it to probe.mask",
+                shortened(names),
+            )
         failed, passes = sums.extra[:2]
         if failed:  # reported when it happened
             return
         pairs = zip(sums.tokens, rows, strict=True)
         lacking = [row.name for tokens, row in pairs if not tokens and not row.optional]
-        if not passes and self._model.training != (self._mode == "train"):
+        training = self.hooks.modules[0].training
+        if not passes and training != (self._mode == "train"):
             self._once(
+                step,
                 f"no forward pass was counted; call model.{self._mode}() before: passes in the "
-                "other mode are not counted"
+                "other mode are not counted",
             )
         elif not passes:
             self._once(
+                step,
                 "no forward pass was counted; call the model that was given to attach; a model "
                 "that was compiled and run before attach, is replayed as a CUDA graph, or is a "
-                "copy, is not seen"
+                "copy, is not seen",
             )
         elif not any(sums.tokens):
             self._once(
+                step,
                 "the model ran and no router was seen; a kernel that replaces the whole MoE "
-                "layer, or code compiled before attach, hides them"
+                "layer, or code compiled before attach, hides them",
             )
         elif lacking:
             self._once(
+                step,
                 "%s not seen; where layers were replaced after attach, detach and attach again",
                 shortened(lacking),
             )
         if self.hooks.outside:
             self._once(
+                step,
                 "routers run outside the forward of the model that was given to attach, and are "
-                "not counted: attach to the module that the training calls"
+                "not counted: attach to the module that the training calls",
             )
 
-    def _once(self, text: str, *values: object) -> None:
+    def _once(self, step: int, text: str, *values: object) -> None:
         if text not in self._warned:
             self._warned.add(text)
-            _logger.warning(f"step %d: {text}", self._step, *values)
+            _logger.warning(f"step %d: {text}", step, *values)
 
-    def _open(self, layout: Layout) -> RunRecorder:
+    def _open(self, pending: _Sum, layout: Layout) -> RunRecorder:
         hooks = self.hooks
         aux = AuxLoss(self._trainer_args, hooks.asked, hooks.returned)
-        described = describe(self._model, self.sites, layout.rows, hooks.passes, aux)
-        if self._mode == "eval":
+        passes = pending.passes // len(hooks.modules)
+        described = describe(self._model, self.sites, layout.rows, passes, aux)
+        if names := self._unpadded():
+            described["config"]["padding_counted"] = names
+        is_whole = all(site.here for site in self.sites)
+        if self._mode == "eval" or not is_whole:
             del described["training"]
+        if not is_whole:  # these are of one stage
+            del described["model"]["parameters"]
         return RunRecorder(
             self._folder,
             run=self._folder.name,
             planned_steps=self._planned_steps,
-            resumed_at_step=self._step if self._resumed else None,
-            profile="eval" if self._mode == "eval" else profile(self._model),
+            resumed_at_step=pending.step if self._resumed else None,
+            profile="eval" if self._mode == "eval" else profile(self.hooks.model),
             writer="microscope_tui.probe",
             world_size=self.ranks.size,
+            expert_parallel_size=expert_ranks(self.sites),
             judgement=self._judgement,
             **described,
         )
+
+
+def _now(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As they are: the trainer may change its tensors before the line is written."""
+    return {n: v.detach().clone() if isinstance(v, Tensor) else v for n, v in values.items()}
 
 
 def _report(alert: Alert, when: str) -> None:

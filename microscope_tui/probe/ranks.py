@@ -1,56 +1,121 @@
-"""The processes that train together: one sum over all of them for every logged step.
+"""The processes that train together, and the sum of a logged step over all of them.
 
-Ranks that see the same tokens (tensor-parallel siblings) take part with zeros, so that nothing is
-counted twice. So does a rank whose probe has failed, so that no other rank waits for it.
+The sum is started without waiting, on a gloo group that nothing else uses, and read at the next
+logged step: no collective of the trainer waits for one of the probe. A rank that does not count,
+because another counts the same tokens or its probe has failed, takes part with zeros.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+import itertools
+import pickle
+import sys
+import zlib
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+LIMIT_S = 60
+"""Seconds that a rank waits for the others."""
 _SAME_TOKENS = ("tp", "tensor", "tensor_parallel", "tensor_model_parallel", "model")
-"""Names of mesh dimensions along which every rank sees the same tokens."""
+"""Names of mesh dimensions along which ranks see the same tokens, or parts of the same sequence."""
 _T = TypeVar("_T")
+_numbers = itertools.count()
 
 
 class Ranks:
     """The processes of the training; a single one without a process group."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, modules: Sequence[nn.Module], counts: bool | None = None) -> None:
+        """``counts``: whether the tokens of this rank count; ``None``: found out."""
         together = dist.is_available() and dist.is_initialized()
         self.size = dist.get_world_size() if together else 1
         self.rank = dist.get_rank() if together else 0
-        self.counts = not _is_sibling(model)
-        """Whether its tokens count: not if a rank before it sees the same ones."""
-        self._device = torch.device("cpu")
-        if together and "nccl" in str(dist.get_backend()):
-            self._device = torch.device("cuda", torch.cuda.current_device())
-        self.counting = round(float(self.sum(torch.tensor(float(self.counts)))))
-        """Ranks that count."""
-
-    def sum(self, values: Tensor) -> Tensor:
+        self.tensor_rank, self.tensor_size = _tensor_parallel(modules)
+        self.given = counts
+        self.counting = 1
+        """Ranks that count, if no router sees only a part of a sequence."""
+        self._group: Any = None
         if self.size > 1:
-            values = values.to(self._device).contiguous()
-            dist.all_reduce(values)
-        return values
+            self._group = dist.new_group(backend="gloo")
+            home: Any = dist.distributed_c10d
+            store = home._get_default_store()
+            self._store = home.PrefixStore(f"moe-microscope/{next(_numbers)}", store)
 
-    def all_gather(self, own: _T) -> list[_T]:
-        """``own`` of every rank; every rank must call it."""
+    def counts(self, sees_part: bool) -> bool:
+        """Whether the tokens of this rank count; ``sees_part``: routers see a part of them."""
+        return self.tensor_rank == 0 or sees_part if self.given is None else self.given
+
+    def start(self, vector: Tensor, step: int) -> Any:
+        """Start to sum ``vector`` over all ranks, in place: ``finish`` takes what it returns."""
+        if self.size == 1:
+            return None
+        self._store.set(str(self.rank), str(step))
+        return dist.all_reduce(vector, group=self._group, async_op=True)
+
+    def finish(self, work: Any, step: int) -> None:
+        """Wait for the sum of ``step``.
+
+        Raises:
+            RuntimeError: it failed, or was not complete after ``LIMIT_S``; names the ranks behind.
+        """
+        for second in range(LIMIT_S if work is not None else 0):
+            try:
+                work.wait(timedelta(seconds=1))
+                return
+            except RuntimeError:
+                if work.is_completed():
+                    raise
+            if second + 1 == LIMIT_S and not self._store.check(["stop"]):
+                self._store.set("stop", self._behind(step))
+            if self._store.check(["stop"]):
+                raise RuntimeError(self._store.get("stop").decode())
+
+    def _behind(self, step: int) -> str:
+        steps: dict[int, int] = {}
+        for rank in range(self.size):
+            known = self._store.check([str(rank)])
+            steps[rank] = int(self._store.get(str(rank))) if known else 0
+        behind = [f"rank {rank} (step {own})" for rank, own in steps.items() if own < step]
+        return (
+            f"step {step} is not summed after {LIMIT_S} s, these ranks are behind: "
+            f"{', '.join(behind[:8]) or 'none'}; call probe.step on every rank, every step"
+        )
+
+    def all_gather(self, own: _T, step: int | None = None) -> list[_T]:
+        """``own`` of every rank; every rank must call it. ``step``: wait as ``finish`` does."""
         everyone = [own] * self.size
         if self.size > 1:
-            dist.all_gather_object(everyone, own)
+            if step is not None:
+                self.finish(self.start(torch.zeros(1), step), step)
+            dist.all_gather_object(everyone, own, group=self._group)
         return everyone
 
+    def gather_kinds(self, own: _T) -> list[_T]:
+        """As ``all_gather``; what is the same on several ranks is sent once."""
+        mark = 0 if self.size == 1 else zlib.crc32(pickle.dumps(own))
+        marks = self.all_gather(mark)
+        if len(set(marks)) == 1:
+            return [own] * self.size
+        sent = self.all_gather(own if marks.index(mark) == self.rank else None)
+        return [sent[marks.index(one)] for one in marks]  # type: ignore[misc]  # the first sends
 
-def _is_sibling(model: nn.Module) -> bool:
-    """Another rank counts the same tokens."""
-    for parameter in model.parameters():
-        mesh = getattr(parameter, "device_mesh", None)
+
+def _tensor_parallel(modules: Sequence[nn.Module]) -> tuple[int, int]:
+    """Number of this rank among those with the same tokens, and how many these are."""
+    for parameter in (one for module in modules for one in module.parameters()):
+        mesh: Any = getattr(parameter, "device_mesh", None)
         for dimension, name in enumerate(getattr(mesh, "mesh_dim_names", None) or ()):
-            if mesh is not None and name in _SAME_TOKENS and mesh.get_local_rank(dimension) > 0:
-                return True
-    return False
+            if name in _SAME_TOKENS and mesh.size(dimension) > 1:
+                return mesh.get_local_rank(dimension), mesh.size(dimension)
+    megatron = sys.modules.get("megatron.core.parallel_state")
+    if megatron is not None and megatron.model_parallel_is_initialized():
+        config = getattr(modules[0], "config", None)
+        if not getattr(config, "sequence_parallel", False):
+            size = megatron.get_tensor_model_parallel_world_size()
+            return megatron.get_tensor_model_parallel_rank(), size
+    return 0, 1

@@ -66,6 +66,7 @@ class RunRecorder:
         writer: str = "moe_model",
         counts_every: int = 1,
         world_size: int = 1,
+        expert_parallel_size: int = 1,
         judge: bool = True,
         judgement: bytes | None = None,
     ) -> None:
@@ -103,8 +104,8 @@ class RunRecorder:
             run=run or Path(run_dir).resolve().name, time=time.time(), planned_steps=planned_steps,
             profile=profile, model=described, resumed_at_step=resumed_at_step, config=config or {},
             balance=balance or {}, versions=versions or {}, world_size=world_size,
-            source={"writer": writer, "counts": "exact"}, expert_parallel_size=1,
-            training=training or UNSET,
+            source={"writer": writer, "counts": "exact"},
+            expert_parallel_size=expert_parallel_size, training=training or UNSET,
         ).to_json())  # fmt: skip
         self._log.write(head)
         self._alerts: deque[Alert] = deque(maxlen=1000)  # older ones are dropped

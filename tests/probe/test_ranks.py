@@ -94,8 +94,8 @@ def train(model: Any, inner: Any, folder: Path, breaks: bool = False) -> list[Co
 
 
 def refuse_stages(folder: Path, rank: int) -> str:
-    """What is raised where each rank has a router of its own, as the stages of a pipeline have."""
-    with pytest.raises(ValueError, match="pipeline") as refusal:
+    """What is raised where both ranks have the same layers, and a router in other ones."""
+    with pytest.raises(ValueError, match="depths=") as refusal:
         attach(Model(), folder, routers={f"layers.{rank + 1}.gate": ADAPTER})
     attach(Model(), folder, routers={"layers.1.gate": ADAPTER}).detach()
     return str(refusal.value)
@@ -172,12 +172,10 @@ def test_training_continues_if_a_probe_fails_and_lines_are_incomplete(trained: T
     assert [line["tokens_per_expert"] for line in rest] == trained.seen[0]["broken"][1:]
 
 
-def test_the_stages_of_a_pipeline_are_refused_on_all_ranks(trained: Trained) -> None:
+def test_layers_that_are_neither_replicas_nor_stages_are_refused(trained: Trained) -> None:
     for seen in trained.seen:
-        assert seen["refusal"] == (
-            "every rank must have all routers of the model (no pipeline parallelism): rank 0 has "
-            "L1×6, rank 1 L2×6"
-        )
+        assert "layers.2.gate has no router on rank 0, which has its layer" in seen["refusal"]
+        assert "pass attach(..., depths={'layers.2.gate': DEPTH})" in seen["refusal"]
 
 
 @pytest.mark.parametrize("kind", ["tensor", "expert"])
