@@ -107,10 +107,11 @@ class Site:
 
     def elsewhere(self) -> Site:
         """As other ranks see it: without its modules, it can be sent to them."""
-        nothing, has_bias = nn.Module(), self.bias() is not None
+        nothing: Any = nn.Module()
+        has_bias = self.bias() is not None
         scores = None if self.scores is None else Scores(nothing, None, self.scores.kind)
         return replace(
-            self, module=nothing, read=_unread, router=None, block=None, experts=None,
+            self, module=nothing, read=nothing, router=None, block=None, experts=None,
             scores=scores, own_rows=None, pre_hooks=[], here=False, has_bias=has_bias,
         )  # fmt: skip
 
@@ -123,10 +124,6 @@ class Site:
             holders, _BIASES, lambda one: isinstance(one, Tensor) and one.numel() >= E
         )
         return None if found is None else found.detach().reshape(-1)[:E]
-
-
-def _unread(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
-    raise RuntimeError("a router of another rank was called")
 
 
 def site_at_router(
