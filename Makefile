@@ -10,13 +10,14 @@ SAY_WHAT_IS_INSTALLED = printf '%s\n' \
 	"On Linux this takes about 5.6 GB with the CUDA build of torch (the default), or 1.2 GB with a" \
 	"CPU-only build: make $(MAKECMDGOALS) PIP_FLAGS='--extra-index-url URL' (see README, \"Install\")."
 
-.PHONY: help demo test quick test-peers check format bench gpu-report screenshots clean
+.PHONY: help demo test quick test-peers test-ranks check format bench gpu-report screenshots clean
 
 help:
 	@echo "make demo         train a small MoE, collapse one layer on purpose and watch it"
 	@echo "make test         run all checks and tests, as CI does"
 	@echo "make quick        rules, oracles and pictures, without the checks: under a minute"
 	@echo "make test-peers   test with other training code and other loggers, in .venv-peers (3.1 GB with a CPU-only torch)"
+	@echo "make test-ranks   train on 2 and 4 processes in every layout of --parallel and --expert-parallel"
 	@echo "make check        format, lint, types, import contracts and the size of each package"
 	@echo "make format       format the code"
 	@echo "make bench        benchmarks that need neither training nor a large disk; docs/experiments.md has the others"
@@ -70,6 +71,10 @@ quick: .venv/.dev
 
 test-peers: .venv-peers/.installed
 	OMP_NUM_THREADS=1 .venv-peers/bin/pytest tests/peers
+
+# Every layout of ranks and experts, which takes minutes.
+test-ranks: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/training/every_layout.py
 
 format: .venv/.dev
 	$(BIN)/ruff format .

@@ -41,22 +41,15 @@ from moe_model.command import (
 from moe_model.store import CheckpointError
 from moe_model.training.checkpoint import BEST, COLLAPSE, LATEST, Checkpoints, save_checkpoint
 from moe_model.training.console import Console, introduction, places, sample
-from moe_model.training.distributed import (
-    RankLostError,
-    agree,
-    is_first,
-    join_world,
-    lost_ranks,
-    own_rank,
-)
 from moe_model.training.machine import run_lock
 from moe_model.training.options import Options
+from moe_model.training.parallel import synchronised
 from moe_model.training.resolving import option_facts, read_option_sources, resolve
 from moe_model.training.run import ENDINGS, Run, TrainingFailedError, describe, layer_names
 from moe_model.training.setup import prepare
 from moe_model.training.signals import StopRequest
 from moe_model.training.step import (
-    CLIP_NORM,
+    clip_gradients,
     evaluate,
     gradient_squares,
     learning_rate_at,
@@ -65,8 +58,15 @@ from moe_model.training.step import (
     mixed_precision,
     seed_step,
     set_learning_rate,
-    synchronised,
     weights_at,
+)
+from moe_model.training.world import (
+    RankLostError,
+    agree,
+    is_first,
+    join_world,
+    lost_ranks,
+    own_rank,
 )
 
 app = new_app(__doc__, config=read_option_sources)
@@ -113,8 +113,7 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
     sums = forward_and_backward(run, weights, counter)
 
     # All that the log records, in one sum over ranks and one copy, before anything changes.
-    run.scaler.unscale_(run.optimizer)
-    extra = torch.cat([sums, gradient_squares(model, world)])
+    extra = torch.cat([sums, gradient_squares(model, world, run.scale)])
     extra = counter.all_reduce(world, extra)
     seen = counter.read()
     loss, *other_losses = seen.extra[: len(sums)]
@@ -123,11 +122,12 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
 
     # A step that is not finite changes neither the weights nor the expert bias.
     if math.isfinite(grad_norm):
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), CLIP_NORM, extra[-1].sqrt())
-        run.scaler.step(run.optimizer)
+        clip_gradients(model, extra[-1].sqrt(), run.scale)
+        run.optimizer.step()
         rate = bias_rate_at(step, options.steps, options.bias_update_rate)
         update_expert_bias(model.routers, counter.counts, rate)
-    run.scaler.update()
+    if run.loss_scale is not None:
+        run.loss_scale.update(finite=math.isfinite(grad_norm))
     run.optimizer.zero_grad()
     seconds = time.perf_counter() - started
     return {
@@ -165,8 +165,7 @@ def forward_and_backward(
             total = shares[0]
             for weight, share in zip(weights.values(), shares[1:], strict=True):
                 total = total + weight * share.sum()
-            # Ranks average their gradients; the shares have to be summed.
-            run.scaler.scale(total * world.size).backward()
+            (total * run.scale).backward()
         sums += torch.stack([share.detach().double().mean() for share in shares])
     return sums
 

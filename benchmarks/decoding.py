@@ -21,7 +21,9 @@ from transformers import DynamicCache
 
 from benchmarks.machine import machine, options_of
 from benchmarks.transformers_peer import EXPERTS, peer
-from moe_model import Decoder, LanguageModel, LatentCache, ModelConfig
+from moe_model import LanguageModel, ModelConfig
+from moe_model.attention import LatentCache
+from moe_model.decoder import Decoder
 
 CACHED = 1024
 AT_A_TIME = 4

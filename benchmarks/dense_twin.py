@@ -34,7 +34,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.machine import machine, options_of
-from moe_model import LanguageModel, ModelConfig, ModelOutput, bias_rate_at, update_expert_bias
+from moe_model import LanguageModel, ModelConfig, ModelOutput
+from moe_model.balance import bias_rate_at, update_expert_bias
 from moe_model.training.batches import TrainingBatches, held_out_batches
 from moe_model.training.corpus import Corpus, load_documents, make_tokenizer
 from moe_model.training.machine import choose_dtype

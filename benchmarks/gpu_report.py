@@ -24,9 +24,12 @@ import torch
 from safetensors.torch import load_file
 
 import train as trainer
-from moe_model import Experts, LanguageModel, ModelConfig, experts
+from moe_model import LanguageModel, ModelConfig, experts
+from moe_model.experts import Experts
 from moe_model.sampling import generate
-from moe_model.training.step import mixed_precision
+from moe_model.training import parallel
+from moe_model.training.step import local_part, mixed_precision
+from moe_model.training.world import join_world
 
 SHAPE = {
     "vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 3, "first_k_dense_replace": 1,
@@ -146,11 +149,7 @@ def train(place: Place, run: str, *more: str, rank: bool = False, own_shape: boo
     data = text if own_shape else "python-docs"
     own = [f"--data={data}", f"--run={run}", f"--device={place.device.type}", "--batch-size=4"]
     flags = [*own, *folders, *fields, "--dtype=fp32", *more]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    names["MASTER_PORT"] = port
+    names = names_of_a_rank()
     try:
         if rank:
             os.environ.update(names)
@@ -162,6 +161,15 @@ def train(place: Place, run: str, *more: str, rank: bool = False, own_shape: boo
     if code:
         raise RuntimeError(f"train.py ended with {code}; its message is above")
     return place.folder / "ck" / run / "latest"
+
+
+def names_of_a_rank() -> dict[str, str]:
+    """What torchrun sets for one process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    return {**names, "MASTER_PORT": port}
 
 
 TRAINED = (
@@ -196,6 +204,30 @@ def sharded_on_one(place: Place) -> Result:
     return apart < 1e-3, {"losses_apart": apart, "last_loss": other[-1]}
 
 
+def exchanged_with_itself(place: Place) -> Result:
+    """The exchange of expert parallelism of one rank, over NCCL, against experts without it."""
+    names = names_of_a_rank()
+    generator = torch.Generator().manual_seed(0)
+    x_TD = torch.randn(512, 64, generator=generator).to(place.device)
+    ids_TK = torch.rand(512, 8, generator=generator).topk(2).indices.to(place.device)
+    found = []
+    os.environ.update(names)
+    try:
+        with join_world(place.device) as world:
+            for shared in (False, True):
+                layer = small_model(place.device).layers[-1]
+                if shared:
+                    parallel._share_experts(layer, parallel._expert_mesh(world, 1)["experts"])
+                y_TD = layer.mlp.experts(x_TD, ids_TK, torch.ones(512, 2, device=place.device))
+                y_TD.square().sum().backward()
+                found.append([local_part(p.grad) for p in layer.mlp.experts.parameters()])
+    finally:
+        for name in names:
+            del os.environ[name]
+    apart = max(float((a - b).norm() / b.norm()) for a, b in zip(*found, strict=True))
+    return apart < 1e-4, {"gradients_apart": apart}
+
+
 def generated(place: Place) -> Result:
     """The likeliest tokens, against those of the CPU."""
     prompt_S, answers, seconds = torch.arange(1, 9), [], 0.0
@@ -224,6 +256,7 @@ CHECKS = {
     "compile": compiled,
     "resume bit for bit": resumed_bit_for_bit,
     "fsdp on one": sharded_on_one,
+    "exchange on one": exchanged_with_itself,
     "generation": generated,
     "throughput": throughput,
 }

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import train
-from moe_model import Router, Routing
+from moe_model.router import Router, Routing
 
 RATE = 1e-3
 

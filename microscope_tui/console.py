@@ -66,7 +66,14 @@ def newest_file(search: Search) -> RunFile:
     """The newest run, for a command that reads it again: no pipe."""
     if search.root == PIPE:
         fail("a pipe is read once: save it to a file first", USAGE)
+    say_size(search.root)
     return runs_at(search)[0]
+
+
+def say_size(path: Path) -> None:
+    """Of a large file, before it is read."""
+    if path.is_file() and (size := path.stat().st_size) >= _PROGRESS_FROM_BYTES:
+        say(f"{path}: {size / 1e9:.1f} GB to read")
 
 
 def fail_to_read(run: RunFile, error: Exception) -> NoReturn:

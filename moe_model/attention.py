@@ -85,7 +85,7 @@ def slowed_as_in_llama3(frequency: Tensor, scaling: Llama3Scaling) -> Tensor:
 
 
 def _stretched(frequency: Tensor, config: ModelConfig, yarn: YarnScaling) -> Tensor:
-    """The frequencies under YaRN."""
+    """YaRN's."""
     dims, theta = config.qk_rope_head_dim, config.rope_theta
 
     def dimension_that_turns(times: float) -> float:
@@ -223,10 +223,8 @@ def visible_tokens(valid_BN: Tensor, queries: int) -> Tensor:
 
 
 class LatentCache:
-    """Room for ``length`` tokens of ``batch`` sequences, allocated once.
-
-    :attr:`used` is the number of tokens in it. Lower it to forget the last ones, such as a draft.
-    """
+    """Room for ``length`` tokens of ``batch`` sequences; lower :attr:`used` to forget the last,
+    such as a draft."""
 
     def __init__(
         self,
@@ -238,7 +236,7 @@ class LatentCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Allocate; without ``layers`` for all decoder layers, without multi-token prediction."""
+        """Without ``layers`` for all decoder layers, multi-token prediction excluded."""
         width = config.kv_lora_rank + config.qk_rope_head_dim
         depth = config.num_hidden_layers if layers is None else layers
         self.entries_LBNW = torch.zeros(depth, batch, length, width, dtype=dtype, device=device)
@@ -251,16 +249,15 @@ class LatentCache:
         return self.entries_LBNW.shape[2]
 
     def append(self, layer: int, entries_BSW: Tensor) -> Tensor:
-        """Append the entries of S new tokens; return a view of all entries of ``layer`` so far,
-        ``(B, used + S, W)``. The model advances :attr:`used` once all layers have written."""
+        """Of S new tokens; returns a view of all entries of ``layer``, ``(B, used + S, W)``. The
+        model advances :attr:`used` once all layers have written."""
         end = self.end_of(entries_BSW.shape[1])
         layer_BNW = self.entries_LBNW[layer]
         layer_BNW[:, self.used : end] = entries_BSW
         return layer_BNW[:, :end]
 
     def append_valid(self, tokens: int, valid_BS: Tensor | None) -> Tensor | None:
-        """Append the padding mask of S new tokens, ``None`` for no padding; return a view of the
-        whole mask, ``(B, used + S)``, or ``None`` if there is no padding at all."""
+        """A view of the whole mask, ``(B, used + S)``; ``None`` if there is no padding at all."""
         end = self.end_of(tokens)
         if self.valid_BN is None:
             if valid_BS is None:

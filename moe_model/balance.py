@@ -4,8 +4,8 @@ Loss-less balancing (Wang et al., 2024; DeepSeek-V3, section 2.1.2): once per op
 the counts of the whole batch, experts with too many tokens become a little less likely to be
 chosen, the others a little more likely. No gradient conflicts with that of the language-model loss.
 
-Everything here works on the :class:`~moe_model.router.Routing` that a forward pass returns, outside
-the layers: what activation checkpointing computes again is not counted again.
+Everything here works on the :class:`~moe_model.router.Routing` that a forward pass returns: what
+activation checkpointing computes again is not counted again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FREEZE_SHARE = 0.5 / 14.8
 
 
 def bias_rate_at(step: int, steps: int, rate: float) -> float:
-    """Bias update rate of 1-based ``step``: ``rate``, then zero for the last part of ``steps``."""
+    """``step`` counts from 1: ``rate``, then zero for the last part of ``steps``."""
     return 0.0 if step > steps * (1 - FREEZE_SHARE) else rate
 
 

@@ -66,11 +66,8 @@ def need_packages(
 
 
 def run_command(app: App, arguments: Sequence[str] | None) -> int:
-    """Run ``app`` and return the exit code of the process.
-
-    The command returns its own, or ``None``. :class:`UsageError` and anything cyclopts rejects
-    become one line on standard error and exit code 64.
-    """
+    """The exit code of the process: that of the command, 0 for ``None``; 64 after one line on
+    standard error for :class:`UsageError` and anything that cyclopts rejects."""
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (CycloptsError, UsageError) as error:
@@ -117,7 +114,7 @@ def choose_device(name: str, *, deterministic: bool = False) -> torch.device:
 
 
 def read_text(path: Path, flag: str, instead: str = "name another file") -> str:
-    """Read the text in ``path``; ``UsageError`` names ``flag``, the problem and what to do."""
+    """``UsageError`` names ``flag``, the problem and what to do."""
     try:
         return path.read_text("utf-8")
     except UnicodeDecodeError as error:

@@ -46,11 +46,10 @@ def about(text: str, *, default: Any = dataclasses.MISSING) -> Any:
 
 
 def fields_of(cls: type, found: object, what: str) -> dict[str, Any]:
-    """Arguments for the dataclass ``cls`` from parsed JSON; ``ValueError`` if ``found`` does not
-    fit, with ``what`` as its name.
+    """Arguments for the dataclass ``cls`` from parsed JSON; ``ValueError`` if ``found``, named
+    ``what``, does not fit.
 
-    Its annotations are int, float, bool, str, ``Literal`` of texts or a dataclass, or one of these
-    ``| None``, or several dataclasses ``| None``.
+    Its annotations are int, float, bool, str, ``Literal`` of texts, or dataclasses, or ``| None``.
     """
     if not isinstance(found, dict):
         raise ValueError(f"{what}={shown(found)}: it must be an object.")
@@ -286,7 +285,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ModelConfig:
-        """The inverse of :meth:`to_dict`; ``ValueError`` if a field is missing or invalid."""
+        """``ValueError`` if a field is missing or invalid."""
         return cls(**fields_of(cls, fields, "a model config"))
 
     def to_dict(self) -> dict[str, Any]:
@@ -308,9 +307,11 @@ class ModelConfig:
         layers = self.num_hidden_layers
         return (*self.moe_layers, *range(layers, layers + self.num_nextn_predict_layers))
 
-    def parameters(self, *, multi_token_prediction: bool = True) -> int:
+    def parameters(
+        self, *, multi_token_prediction: bool = True, routed_experts: bool = True
+    ) -> int:
         """All parameters; the routers' bias is a buffer."""
-        return self._count(self.n_routed_experts, multi_token_prediction)
+        return self._count(self.n_routed_experts if routed_experts else 0, multi_token_prediction)
 
     def active_parameters(self) -> int:
         """Parameters used per token: K of the E routed experts, no multi-token prediction."""
@@ -332,7 +333,7 @@ class ModelConfig:
         moe = (routed_experts + self.n_shared_experts) * expert + self.n_routed_experts * D
         num_moe = self.num_hidden_layers - self.first_k_dense_replace
         layers = self.num_hidden_layers * (attention + 2 * D)
-        layers += (self.num_hidden_layers - num_moe) * dense + num_moe * moe
+        layers += self.first_k_dense_replace * dense + num_moe * moe
         # A depth of multi-token prediction: one layer with experts, three norms, one projection.
         ahead = self.num_nextn_predict_layers * (attention + moe + 5 * D + 2 * D * D)
         tables = 1 if self.tie_word_embeddings else 2

@@ -1,10 +1,10 @@
 """Token-by-token decoding on a CPU, at memory bandwidth.
 
 A forward pass over one token does two floating-point operations per weight, so its speed depends on
-the memory layout of the weights and on the number of small operations between products. A
-:class:`Decoder` keeps its own copy of the weights: transposed, those with the same input side by
-side, every expert separate, norm weights and the softmax scale folded into the following matrix.
-Half precision halves the bytes: weights in fp16, everything else (sums, attention, cache) in fp32.
+the memory layout of the weights and on the number of small operations. A :class:`Decoder` keeps its
+own copy of the weights: transposed, those with the same input side by side, every expert separate,
+norm weights and the softmax scale folded into the following matrix. Half precision: weights in
+fp16, everything else (sums, attention, cache) in fp32.
 
 Long prompts use the model itself, and so does everything on a GPU, where the number of kernels
 matters more than the layout.
@@ -53,7 +53,7 @@ class Decoder:
 
     @torch.inference_mode()
     def read(self, ids: list[int]) -> tuple[Tensor, Tensor]:
-        """Append ``ids``; return logits ``(S, V)`` and normed hidden states ``(S, D)``."""
+        """Append ``ids``: logits ``(S, V)`` and normed hidden states ``(S, D)``."""
         ids_S = torch.tensor(ids, device=self.device)
         if not self._layers or len(ids) > FEW:
             output = self.model(ids_S[None], cache=self.cache)
@@ -80,7 +80,7 @@ class Drafter:
 
     @torch.no_grad()
     def __init__(self, decoder: Decoder) -> None:
-        """``ValueError`` if the model of ``decoder`` has no multi-token prediction."""
+        """``ValueError`` if its model has no multi-token prediction."""
         model = decoder.model
         if not model.mtp:
             raise ValueError(
@@ -188,11 +188,7 @@ class PreparedLayer:
             self.router_bias = router.expert_bias.tolist()
             self.experts = [
                 PreparedFeedForward(gate_up_FD.float() * norm_D, down_DF, dtype)
-                for gate_up_FD, down_DF in zip(
-                    experts.gate_up_proj.unbind(),
-                    experts.down_proj.unbind(),
-                    strict=True,
-                )
+                for gate_up_FD, down_DF in zip(experts.gate_up_proj, experts.down_proj, strict=True)
             ]
         else:
             dense = layer.mlp
@@ -279,7 +275,7 @@ class PreparedLayer:
         return out_SD if self.first_bias is None else out_SD + self.out_bias
 
     def _choose(self, router: Router, unit_SD: Tensor) -> list[tuple[list[int], list[float]]]:
-        """Experts and weights of every token, as the router chooses them."""
+        """As the router does."""
         config = router.config
         simple = config.n_group == 1 and config.n_routed_experts <= _FEW_EXPERTS
         if not simple or config.scoring_func != "sigmoid":

@@ -3,16 +3,21 @@
 Token-expert pairs are sorted by expert once, every expert then sees one contiguous block of rows
 (one grouped product for all, or one expert after the other where that is faster), and the results
 are summed over k. The weight of a pair multiplies the hidden activations, which equals multiplying
-the output and touches less memory. The time does not depend on the skew of the router.
+the output and touches less memory. The time does not depend on the skew of the router, except where
+ranks share the experts: they wait for the busiest rank.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_model.config import ModelConfig
+from moe_model.exchange import arriving, exchange
 from moe_model.fused import combine, compute_dtype, dispatch, experts_in_turn, feed_forward, swiglu
 
 _HALF_DTYPES = (torch.bfloat16, torch.float16)
@@ -55,29 +60,56 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(E, D, width))
         nn.init.normal_(self.gate_up_proj, std=config.initializer_range)
         nn.init.normal_(self.down_proj, std=config.initializer_range)
+        self.group: dist.ProcessGroup | None = None
+        """The ranks that share the experts; the parameters are then DTensors over them."""
 
     def forward(self, x_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """Weighted sum of the chosen experts' outputs, ``(T, D)`` in the dtype of ``x_TD``."""
         dtype = compute_dtype(x_TD)  # grouped_mm ignores autocast
-        gate_up_EFD, down_EDF = self.gate_up_proj.to(dtype), self.down_proj.to(dtype)
-        # Only the host knows the number of padded rows: a compiled graph would break here.
-        padded = x_TD.device.type == "cpu" and dtype in _HALF_DTYPES
-        block = _BLOCK_ON_CPU if padded and not torch.compiler.is_compiling() else 1
-        rows_E, token_P, place_TK = _sort_by_expert(expert_ids_TK, len(gate_up_EFD), block)
+        outputs = self._outputs if self.group is None else self._outputs_of_all_ranks
+        return outputs(x_TD.to(dtype), expert_ids_TK, weights_TK).to(x_TD.dtype)
 
-        x_PD = dispatch(x_TD.to(dtype), token_P, place_TK)
-        weight_P = weights_TK.new_zeros(len(token_P))
-        weight_P1 = weight_P.scatter(0, place_TK.flatten(), weights_TK.flatten()).unsqueeze(-1)
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _outputs_of_all_ranks(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        """As :meth:`_outputs`, but the ids are those of all ranks."""
+        assert self.group is not None
+        rows_E, token_P, place_TK = _sort_by_expert(ids_TK, len(self.gate_up_proj), block=1)
+        x_PD = dispatch(x_TD, token_P, place_TK)
+        weight_P1 = _weights_of_rows(weights_TK, token_P, place_TK)
+        sizes, expert_Q = arriving(rows_E, self.group)
+        # The weight travels with its row, in the format in which it multiplies.
+        rows_Q = exchange(torch.cat((x_PD, weight_P1.to(x_TD.dtype)), dim=-1), sizes, self.group)
+        x_QD, weight_Q1 = torch.split(rows_Q, [x_TD.shape[-1], 1], dim=-1)
+        y_QD = self._outputs(x_QD, expert_Q.unsqueeze(-1), weight_Q1)
+        return combine(exchange(y_QD, sizes[::-1], self.group), token_P, place_TK)
+
+    def _outputs(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        """As :meth:`forward`, by the experts of this rank, in the dtype of ``x_TD``."""
+        weights: list[Any] = [self.gate_up_proj, self.down_proj]
+        if self.group is not None:
+            weights = [weight.to_local() for weight in weights]
+        gate_up_EFD, down_EDF = (weight.to(x_TD.dtype) for weight in weights)
+        # Only the host knows the number of padded rows: a compiled graph would break here.
+        padded = x_TD.device.type == "cpu" and x_TD.dtype in _HALF_DTYPES
+        block = _BLOCK_ON_CPU if padded and not torch.compiler.is_compiling() else 1
+        rows_E, token_P, place_TK = _sort_by_expert(ids_TK, len(gate_up_EFD), block)
+        x_PD = dispatch(x_TD, token_P, place_TK)
+        weight_P1 = _weights_of_rows(weights_TK, token_P, place_TK)
         if _grouped_is_better(x_PD, gate_up_EFD, down_EDF):
             y_PD = _grouped_experts(x_PD, weight_P1, rows_E, gate_up_EFD, down_EDF)
         else:
             y_PD = experts_in_turn(x_PD, weight_P1, rows_E, gate_up_EFD, down_EDF)
-        return combine(y_PD, token_P, place_TK).to(x_TD.dtype)
+        return combine(y_PD, token_P, place_TK)
+
+
+def _weights_of_rows(weights_TK: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
+    """``(P, 1)``; zero for rows that only pad an expert."""
+    weight_P = weights_TK.new_zeros(len(token_P))
+    return weight_P.scatter(0, place_TK.flatten(), weights_TK.flatten()).unsqueeze(-1)
 
 
 def _sort_by_expert(ids_TK: Tensor, num_experts: int, block: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows per expert ``(E,)``, one block each; the token in each of the P rows; the row of each
-    pair ``(T, K)``.
+    """Rows per expert ``(E,)``; the token in each of the P rows; the row of each pair ``(T, K)``.
 
     Each expert's rows are rounded up to a multiple of ``block``. The extra rows hold some token;
     their output is not used.
@@ -97,13 +129,13 @@ def _sort_by_expert(ids_TK: Tensor, num_experts: int, block: int) -> tuple[Tenso
 def _grouped_is_better(x_PD: Tensor, *weights_EXX: Tensor) -> bool:
     """Whether one grouped product for all experts is possible and faster.
 
-    ``F.grouped_mm`` rejects fp64, rows that are not a multiple of 16 bytes, and all but bf16 when
-    compiled. On a GPU it is one kernel only in bf16 and from compute capability 9.0 (H100) on;
-    elsewhere it waits for the row counts in each product, :func:`experts_in_turn` once. On a CPU
-    one expert after the other stays in the cache, which is faster in fp32 where experts have many
-    rows: measured 4 to 8 % of a training step.
+    ``F.grouped_mm`` rejects fp64, no rows at all, rows that are not a multiple of 16 bytes, and all
+    but bf16 when compiled. On a GPU it is one kernel only in bf16 and from compute capability 9.0
+    (H100) on; elsewhere it waits for the row counts in each product, :func:`experts_in_turn` once.
+    On a CPU one expert after the other stays in the cache, which is faster in fp32 where experts
+    have many rows: measured 4 to 8 % of a training step.
     """
-    if x_PD.dtype not in _GROUPED_DTYPES:
+    if x_PD.dtype not in _GROUPED_DTYPES or not len(x_PD):
         return False
     if x_PD.dtype != torch.bfloat16 and torch.compiler.is_compiling():
         return False

@@ -1,8 +1,8 @@
 """Functions with a hand-written backward pass, where autograd would make many passes over memory.
 
 Matrix products take about 60 % of a training step on a CPU; most of the rest is small operations
-that read and write the same activations again and again. Each function here does one group of them
-in as few passes as torch's operators allow, and keeps only what the backward pass needs.
+on the same activations. Each function here does one group of them in as few passes as torch's
+operators allow, and keeps only what the backward pass needs.
 ``torch.compile`` runs the plain function that :func:`_by` replaces, with which the tests compare.
 """
 
@@ -252,8 +252,7 @@ def experts_in_turn(
 ) -> Tensor:
     """One expert after the other, each from its first product to its last while it is in the cache.
 
-    ``rows_E`` of the rows belong to each. Outside of compiled graphs: the row counts are other
-    shapes in every step, each of which would be compiled anew.
+    ``rows_E``: rows of each. Not compiled: the row counts are other shapes in every step.
     """
     return _ExpertsInTurn.apply(x_PD, weight_P1, rows_E.tolist(), gate_up_EFD, down_EDF)  # type: ignore[no-untyped-call, no-any-return]
 
@@ -375,8 +374,7 @@ def plain_causal_attention(q_BHSd: Tensor, k_BHSd: Tensor, v_BHSv: Tensor, scale
 class _BlockwiseAttention(torch.autograd.Function):
     """Queries in blocks: each block sees the keys up to its own end, the rest is skipped.
 
-    Every product has its own result, and the results are concatenated afterwards: a batched product
-    into a part of a tensor would run matrix by matrix.
+    A batched product into a part of a tensor would run matrix by matrix, so results are joined.
     """
 
     @staticmethod

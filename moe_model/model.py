@@ -149,8 +149,6 @@ class ModelOutput(NamedTuple):
 
 
 class LanguageModel(nn.Module):
-    """The language model; its output includes the decisions of every router."""
-
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -172,7 +170,7 @@ class LanguageModel(nn.Module):
         """Activation checkpointing: in training, keep only the input of each layer and recompute
         the rest in the backward pass."""
         self.sharded = False
-        """Whether every process holds a part of the weights, gathered in forward passes only."""
+        """Whether every process holds a part of the weights: all take part in a forward pass."""
         self.init_weights()
 
     def forward(
@@ -184,16 +182,15 @@ class LanguageModel(nn.Module):
         targets: Sequence[Tensor] = (),
         cache: LatentCache | None = None,
     ) -> ModelOutput:
-        """Compute logits for every position, or losses.
+        """Logits for every position, or losses.
 
         Args:
             valid_BS: False for padding, anywhere in a row. No token attends to it, positions count
-                real tokens only, and it takes no capacity. Outputs for padding are meaningless.
-            next_ids: ``(B, S + D - 1)``, the tokens from the second on, for D depths of multi-token
-                prediction, which run only if given.
-            targets: The tokens to predict at each position, ``(B, S)``, -100 to ignore: next token
-                first, then one tensor per depth that runs. The output then has losses instead of
-                logits, which are never materialised all at once.
+                real tokens only, and it takes no capacity. Its own outputs are meaningless.
+            next_ids: ``(B, S + D - 1)``, the tokens from the second on: the D depths of multi-token
+                prediction run only with them.
+            targets: What to predict, ``(B, S)``, -100 to ignore: next token first, then one tensor
+                per depth that runs. Losses replace the logits, which never exist all at once.
             cache: The past, padding included; these tokens are appended.
         """
         length = ids_BS.shape[1]
@@ -260,7 +257,7 @@ class LanguageModel(nn.Module):
 
     @property
     def decoder_layers(self) -> list[DecoderLayer]:
-        """The layers, without multi-token prediction."""
+        """Without multi-token prediction."""
         return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
 
     @property
@@ -270,18 +267,17 @@ class LanguageModel(nn.Module):
 
     @property
     def routers(self) -> list[Router]:
-        """Every router that is trained, in forward order."""
+        """Those that are trained, in forward order."""
         trained = self.layers if self._ahead_is_frozen else self
         return [module for module in trained.modules() if isinstance(module, Router)]
 
     @property
     def router_depths(self) -> tuple[int, ...]:
-        """The depth of each of the :attr:`routers`."""
         return self.config.router_depths[: len(self.routers)]
 
     def freeze_ahead(self) -> None:
-        """Freeze multi-token prediction, and exclude it from :attr:`routers`: do not request it in
-        a forward pass afterwards."""
+        """Freeze multi-token prediction, no longer in :attr:`routers`: no forward pass may request
+        it."""
         self.mtp.requires_grad_(False)
         self._ahead_is_frozen = True
 
@@ -311,7 +307,7 @@ _KEEP_CHOICES = partial(
 
 
 def summed_cross_entropy(hidden_BSD: Tensor, head_VD: Tensor, targets_BS: Tensor) -> Tensor:
-    """Sum over all tokens of the cross-entropy in nats, fp32; target -100 ignores a position.
+    """In nats, fp32; target -100 ignores a position.
 
     Logits are the largest tensor of a training step (32,768 tokens times a vocabulary of 129,280
     are 17 GB in fp32), so they are computed in chunks of tokens, and again in the backward pass.

@@ -48,8 +48,7 @@ class SamplingRules:
                 raise ValueError(f"{name} {value} is out of range: choose {choice}.")
 
     def pick(self, logits_V: Tensor, ids: list[int], generator: torch.Generator) -> int:
-        """The next token id after ``ids``, drawn from :meth:`probabilities`; ``ValueError`` if the
-        model has diverged."""
+        """The next token after ``ids``; ``ValueError`` if the model has diverged."""
         if not logits_V.isfinite().all():
             raise ValueError(
                 "the logits are not finite: the model has diverged; use another checkpoint."
@@ -181,7 +180,7 @@ class Sampler:
                 yield token
 
     def _start_over(self, tokens: int) -> None:
-        """Clear the cache and keep only the last ``tokens``."""
+        """With the last ``tokens`` only."""
         self._ids = self._ids[-tokens:]
         self._decoder.cache.used = 0
         if self._drafter is not None:

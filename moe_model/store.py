@@ -56,7 +56,6 @@ class CheckpointError(ValueError):
 
 @contextmanager
 def _blamed_on(path: Path, what: str) -> Iterator[None]:
-    """Turn what reading an untrusted file can raise into ``CheckpointError``."""
     try:
         yield
     except CheckpointError:
@@ -70,8 +69,7 @@ def _blamed_on(path: Path, what: str) -> Iterator[None]:
 
 
 def read_plain_description(folder: Path) -> dict[str, Any]:
-    """``checkpoint.json`` in ``folder``, the files it lists unchecked; ``CheckpointError`` if it is
-    missing, was changed, or describes something else."""
+    """Its files unchecked; ``CheckpointError`` if it is missing, changed, or something else."""
     path = folder / DESCRIPTION
     with _blamed_on(path, "is not a description of a checkpoint"):
         found = path.stat()
@@ -135,7 +133,7 @@ class Checkpoint:
         return self.tokenizer_if_any
 
     def load_model(self, device: torch.device | str = "cpu") -> LanguageModel:
-        """The model in evaluation mode; ``CheckpointError`` if weights and config disagree."""
+        """In evaluation mode; ``CheckpointError`` if weights and config disagree."""
         with torch.device("meta"):
             model = LanguageModel(self.config)
         model = model.to_empty(device=device)
@@ -143,14 +141,14 @@ class Checkpoint:
         return model.eval()
 
     def load_weights(self, model: LanguageModel, device: torch.device | str = "cpu") -> None:
-        """Load the weights into ``model``; ``CheckpointError`` if they do not fit."""
+        """``CheckpointError`` if they do not fit."""
         with _blamed_on(self.folder / WEIGHTS, f"does not fit its own {DESCRIPTION}"):
             model.load_state_dict(load_file(self.folder / WEIGHTS, device=str(device)))
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read and verify the checkpoint at ``path``, or at ``path/latest`` where ``path`` is a run;
-    ``CheckpointError`` if there is none, or a file is missing, truncated or changed."""
+    """At ``path``, or at ``path/latest`` of a run; ``CheckpointError`` if there is none, or a file
+    is missing, truncated or changed."""
     folder = path if (path / DESCRIPTION).is_file() else path / "latest"
     if not (folder / DESCRIPTION).is_file():
         early = ", or the run stopped before its first checkpoint" if path.is_dir() else ""
@@ -203,8 +201,7 @@ def file_facts(path: Path) -> dict[str, Any]:
 
 
 def write_description(folder: Path, config: ModelConfig, step: int, **facts: Any) -> None:
-    """Write the ``checkpoint.json`` of ``folder``, which must hold all other files already.
-    ``facts`` are the other entries, ``tokenizer`` among them."""
+    """Of a ``folder`` that holds all other files already. ``facts``: the other entries."""
     description = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

@@ -26,9 +26,9 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def choose_waiting(program: str) -> None:
-    """Let waiting threads sleep if the machine is busy and the user has not chosen.
+    """Let waiting threads sleep on a busy machine, before torch is imported.
 
-    Only for a process that trains or probes by itself, before it imports torch."""
+    Only for a process that trains or probes by itself."""
     if sys.platform != "linux" or "torch" in sys.modules or _CHOSEN & os.environ.keys():
         return
     threads = _threads("\0".join(map("=".join, os.environ.items())))

@@ -47,7 +47,7 @@ class CharTokenizer:
 
     @classmethod
     def from_dict(cls, description: dict[str, Any]) -> CharTokenizer:
-        """The inverse of :meth:`to_dict`; ``ValueError`` if the description is invalid."""
+        """``ValueError`` if the description is invalid."""
         if description.get("kind") != "char":
             raise ValueError(
                 f"tokenizer kind={description.get('kind')!r} is unknown: it must be 'char'."
@@ -107,14 +107,13 @@ class PretrainedTokenizer:
 
     @classmethod
     def from_folder(cls, description: Mapping[str, Any], folder: Path) -> PretrainedTokenizer:
-        """The inverse of :meth:`to_dict`, with the files in ``folder``."""
         names = description["files"]
         if not set(names) <= set(FILES):
             raise ValueError(f"tokenizer files {names} are unknown: allowed are {FILES}.")
         return cls({name: read_small_file(folder / name) for name in names})
 
     def to_dict(self) -> dict[str, Any]:
-        """The entry in a checkpoint's description; the files are stored beside it."""
+        """The files are stored beside it."""
         return {"kind": KIND, "files": list(self.files)}
 
     def __len__(self) -> int:
@@ -142,8 +141,7 @@ Tokenizer = CharTokenizer | PretrainedTokenizer
 
 
 def stop_ids_of(tokenizer: Tokenizer | None, others: Iterable[int] = ()) -> tuple[int, ...]:
-    """The tokens that end a text, each once: ``others``, from the model, and the tokenizer's
-    own."""
+    """The tokens that end a text: ``others``, from the model, and the tokenizer's own."""
     end = None if tokenizer is None else tokenizer.end
     ends = [*others] if end is None else [*others, end]
     return tuple(dict.fromkeys(ends))
@@ -181,7 +179,7 @@ def without_code(settings: bytes) -> bytes:
 
 
 def read_small_file(path: Path) -> bytes:
-    """The bytes of ``path``; ``ValueError`` if it is too large."""
+    """``ValueError`` if it is too large."""
     size = path.stat().st_size
     if size > MOST_BYTES:
         raise ValueError(f"{path} has {size} bytes; the limit is {MOST_BYTES}.")
@@ -200,7 +198,7 @@ def _load(content: bytes) -> Library:
 
 
 def json_object(name: str, content: bytes) -> dict[str, Any]:
-    """The JSON object in ``content``; ``ValueError`` with its ``name`` if it is none."""
+    """``ValueError`` with its ``name`` if it is none."""
     try:
         fields = json.loads(content)
     except (ValueError, RecursionError) as error:

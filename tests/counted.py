@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from microscope_tui.probe import RoutingCounter
-from moe_model import LanguageModel, Routing
-from moe_model.training.distributed import World
+from moe_model import LanguageModel
+from moe_model.router import Routing
+from moe_model.training.world import World
 
 
 def counter_of(model: LanguageModel, *micro_batches: Sequence[Routing]) -> RoutingCounter:

@@ -6,8 +6,6 @@ folder and exit code; a warning is an error. Where the start of the interpreter 
 use ``subprocess``.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import os

@@ -76,7 +76,6 @@ class Terminal:
         os.kill(self.pid, signal_)
 
     def exit_code(self, seconds: float = 30.0) -> int:
-        """Wait for the end of the program."""
         end = time.monotonic() + seconds
         while self._code is None and time.monotonic() < end:
             self.read(0.05)
@@ -92,7 +91,6 @@ class Terminal:
         self._file = os.open(os.devnull, os.O_RDWR)
 
     def close(self) -> None:
-        """End the program and what it started."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         if self._code is None:

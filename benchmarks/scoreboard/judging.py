@@ -18,7 +18,7 @@ from microscope_tui import measures
 from microscope_tui.diagnosis import Criteria, Diagnosis, Episode, report
 from microscope_tui.runlog import Entry, RunReader, RunRecord, StepEntry, StepRecord
 from microscope_tui.scenarios import Scenario, Shape, Truth, lines
-from microscope_tui.watch import Judge
+from microscope_tui.watch.judge import Judge
 
 
 @dataclass(slots=True)

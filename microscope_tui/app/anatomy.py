@@ -56,7 +56,7 @@ class Anatomy:
             self.layer = index
 
     def name_of(self, token_id: int) -> str:
-        """Of the vocabulary; its id if it does not occur."""
+        """Its id if it does not occur."""
         if token_id not in self.names and self.routing is not None:
             text = self.routing.text_of_id(token_id)
             self.names[token_id] = f"#{token_id}" if text is None else shown_token(text, 16)

@@ -59,11 +59,7 @@ def figure(
     focused: bool = False,
     ticks: bool = True,
 ) -> list[Line]:
-    """A chart in exactly ``size`` cells.
-
-    ``step``: of the value in the title; ``smoothing``: weight of earlier values; ``ticks``: labels
-    of the time axis in the last line.
-    """
+    """In exactly ``size`` cells; ``step``: of the value in the title; ``ticks``: labels below."""
     width, height = size
     title = chart.title(step, smoothing, width, focused=focused)
     margin = names_width(width, named=any(curve.name for curve in chart.curves))

@@ -6,8 +6,8 @@ layer.next = "n,down"
 time.back = "["
 ```
 
-The left side is the id of a binding, which ``moe-microscope keys`` lists; the right side replaces
-all its keys. An id that several screens share changes on all of them.
+The right side replaces all keys of a binding, on all screens that have its id;
+``moe-microscope keys`` lists the ids.
 """
 
 import re

@@ -144,12 +144,12 @@ def key_table(keymap: Mapping[str, str]) -> dict[str, list[tuple[str, str, str]]
 
 
 def shown_key(key: str) -> str:
-    """One of Textual's names of keys as a screen shows it: ``↑``, ``[``, ``page up``."""
+    """As a screen shows it: ``↑``, ``[``, ``page up``."""
     return _SHOWN.get(key) or character_of(key) or key
 
 
 def written_key(key: str) -> str:
-    """One of Textual's names of keys as the config file takes it: ``up``, ``[``, ``comma``."""
+    """As the config file takes it: ``up``, ``[``, ``comma``."""
     return key if key == "comma" else character_of(key) or key
 
 

@@ -37,7 +37,7 @@ def verdict_text(view: RunView, chosen: tuple[Finding, Advice] | None = None) ->
 
 
 def row_text(layer: LayerView, view: RunView) -> str:
-    """One layer in one line, with its worst alert; missing values are left out."""
+    """In one line, with its worst alert; missing values are left out."""
     parts = _balance_texts(layer, view)
     if layer.entropy is not None:
         most = math.log(max(1, layer.router.num_experts))
@@ -104,7 +104,7 @@ def free_name(folder: Path, stem: str, suffix: str) -> Path:
 
 
 def write_new(path: Path, text: str) -> None:
-    """Write a new file, or raise an ``OSError``; a partly written one is removed."""
+    """Or raise an ``OSError``; a partly written file is removed."""
     data = text.encode("utf-8", "replace")
     with open(path, "xb") as file:
         try:

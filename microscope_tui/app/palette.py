@@ -22,8 +22,7 @@ _Entry = TypeVar("_Entry")
 class Colours(NamedTuple):
     """Of one expert in a text: hue, and ground with ink; the same among 256 colours.
 
-    The grounds differ in hue and in lightness, so that people with any colour blindness can
-    distinguish them (the tests measure it).
+    Grounds differ in hue and in lightness, for any colour blindness (the tests measure it).
     """
 
     hue: str

@@ -76,7 +76,7 @@ async def _until(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def _is_read(app: Microscope) -> bool:
-    """Whether the whole log has been read and judged and is shown, or there is none."""
+    """Read and judged to its end, or there is none."""
     session, watch = app.session, app.session.watch
     if watch is None:
         return session.reader.first_look.is_set()

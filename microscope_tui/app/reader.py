@@ -30,7 +30,7 @@ class Reader:
         self.first_look = threading.Event()
         """Set once the search has finished and part of the run was read."""
         self.painted = threading.Event()
-        """Set once it is on the screen: reading would take the processor from drawing."""
+        """Set once it is on the screen: drawing needs the processor."""
         self.switches = 0
         """Incremented when another run is opened."""
         self._may_leave = may_leave
@@ -140,7 +140,7 @@ class Reader:
 
     @property
     def _is_foreign(self) -> bool:
-        """Whether another tool writes the open run: only changes of run logs are events."""
+        """Of the open run: only changes of run logs are events."""
         return self.fleet.open is not None and self.fleet.open.file.foreign
 
     def _rest(self, until: float) -> bool:

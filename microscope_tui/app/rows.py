@@ -37,8 +37,6 @@ def changed_width(before: Strip, after: Strip) -> int:
 
 
 class Rows(Widget):
-    """Shows lines; unchanged lines are not sent again."""
-
     def __init__(self, glyphs: Glyphs, shades: Shades, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._glyphs = glyphs

@@ -82,14 +82,13 @@ class Session:
         self.steady = SteadyLevels()
         self.axis = Axis.STEP
         self.smoothing = 0.0
-        """Smoothing weight of the charts; 0 for none."""
+        """Weight; 0 for none."""
         self.in_tmux = "TMUX" in os.environ
         self._open: RunWatch | None = None
         self.time = TimeCursor(lambda: self.watch)
         self.reader = Reader(fleet, lambda: self.time.following)
         self.look = Look(palette=preferences.palette)
         self.filter = ""
-        """Which layers the main screen shows."""
         self.reference: Reference | None = None
         self.pin_problem = ""
         """Why the pinned run could not be moved to the shown step."""
@@ -108,7 +107,7 @@ class Session:
         self.top_k: int | None = None
         """The k of runs that do not contain it."""
         self.wanted_layer = ""
-        """Name of the layer to choose once there is a run."""
+        """The layer to choose once there is a run."""
         self._selected = 0
         self._chosen = False
         self._looked: tuple[tuple[object, ...], bool] = ((), False)
@@ -153,12 +152,11 @@ class Session:
 
     @property
     def _proposed(self) -> SourceRequest | None:
-        """How unknown keys of the open run can be read."""
         return getattr(self.watch.source, "proposed", None) if self.watch is not None else None
 
     @property
     def lacks_top_k(self) -> bool:
-        """Whether nothing has k for the open run, or for the proposal."""
+        """For the open run, or for the proposal."""
         if self._proposed is not None:
             return not self._proposed.top_k
         known = self.run is None or all(router.top_k for router in self.run.routers)

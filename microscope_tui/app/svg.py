@@ -113,7 +113,7 @@ def _bar(title: str, width: int, shades: Shades) -> str:
 
 
 def _line(segments: Iterable[Segment], row: int, shades: Shades) -> str:
-    """One line: grounds, then shapes and dots, one path for each colour, then words."""
+    """Grounds, then shapes and dots, one path for each colour, then words."""
     top = row * HEIGHT
     grounds: dict[str, list[_Box]] = defaultdict(list)
     shapes: dict[str, list[_Box]] = defaultdict(list)
@@ -153,7 +153,7 @@ def _line(segments: Iterable[Segment], row: int, shades: Shades) -> str:
 
 @cache
 def _look(style: Style, shades: Shades) -> tuple[str, str, str]:
-    """Ink, ground, and the attributes of a text."""
+    """Ink, ground, attributes."""
     ink = _hex(style.color, shades.word("value"))
     ground = _hex(style.bgcolor, shades.ground.true)
     if style.reverse:

@@ -118,7 +118,7 @@ class TimeCursor:
         return "compressed logs cannot be rewound: decompress it first"
 
     def step_by(self, by: int) -> str | None:
-        """Move by logged steps; returns the problem, if any. Reads from the disk."""
+        """Move by logged steps; the problem, if any. Reads from the disk."""
         shown = self.shown_step
         if by < 0:
             return self.go_to(max(1, shown + by))
@@ -129,12 +129,12 @@ class TimeCursor:
         return self._look_at(found)
 
     def _is_past(self, step: int) -> bool:
-        """Whether a later step than the shown one was logged up to ``step``, or may have been."""
+        """Whether later steps were logged up to ``step``, or may have been."""
         found = self._moment(step)
         return not isinstance(found, Pin) or found.step > self.shown_step
 
     def go_to(self, step: int) -> str | None:
-        """Show a step, or follow the newest; returns the problem, if any. Reads from the disk."""
+        """Show a step, or follow the newest; the problem, if any. Reads from the disk."""
         problem, watch = self._look_at(self._moment(step)), self._watch()
         if problem or self.following or watch is None or step < 1:
             return problem
@@ -142,7 +142,7 @@ class TimeCursor:
         return self.past_of_pipe() if kept and not kept[0] <= step <= kept[1] else None
 
     def go(self, typed: str) -> str | None:
-        """Show the place that was typed; returns the problem, if any. Reads from the disk."""
+        """Show the place that was typed; the problem, if any. Reads from the disk."""
         watch, newest = self._watch(), self.newest_step
         if watch is None or watch.history is None or watch.latest is None:
             return "no step yet"
@@ -176,7 +176,7 @@ class TimeCursor:
         return f"time travel from step {first:,}: the spool is full (--spool {size})"
 
     def play_on(self, columns: float, ribbon: int) -> str | None:
-        """Play ``columns`` of a ribbon of ``ribbon`` columns; ends at the newest step."""
+        """``columns`` of a ribbon of ``ribbon`` columns; ends at the newest step."""
         first, last = self.window or Window(1, self.newest_step)
         by = max(1, round(columns * (last - first + 1) / max(1, ribbon)))
         problem = self.step_by(by)
@@ -217,10 +217,8 @@ class OfExpert(msgspec.Struct, frozen=True):
 
 
 def parse_place(text: str, *, shown: int, newest: int) -> int | time | timedelta:
-    """A step (a number is not clamped to the run), a time of day, a time before the newest.
-
-    ``BadPlace``: the text means none of them.
-    """
+    """A step (a number is not clamped), a time of day, or one before the newest; ``BadPlace``: none
+    of them."""
     typed = text.strip()
     if len(typed) > _MOST_CHARACTERS:
         raise BadPlace(f"{safe_text(typed, _MOST_CHARACTERS)} is not a place: it is too long")

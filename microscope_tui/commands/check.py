@@ -11,9 +11,9 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -52,6 +52,7 @@ from microscope_tui.report import (
     News,
     counts_text,
     format_check,
+    gauges_text,
     judge,
     news_json,
     news_text,
@@ -70,13 +71,16 @@ from microscope_tui.watch import (
     RunState,
     RunWatch,
     read_baseline,
+    write_whole,
 )
 
 POLL_S = 0.5
+GAUGES_S = 15.0
 _BUSY_POLL_S = 0.05  # a growing log is polled again soon: a pipe is not held up
 _GONE_S = 5.0
 """A log that is replaced is missing for a short time."""
 _HEAD_BYTES = 1 << 16
+_say_once = cache(say)
 _FINAL_REASONS = ("finished", "failed", "collapse")
 
 
@@ -121,6 +125,7 @@ def _judge_now(
     for watch in watches:
         _compare(watch, baseline)
     judgements = [judge(watch.file, request, watch=watch) for watch in watches]
+    _write_gauges(options.prometheus, watches)
     if options.as_json:
         print_json(verdict_json(judgements))
     else:
@@ -203,13 +208,18 @@ def _follow(
     with on_stop_signals(request_stop):
         watch = _to_follow(search, request, stop)
         alerts, ending = Alerts(request), Ending(watch, options.wait)
+        due = 0.0
         while True:
             moved = _read_on(watch, stop)
             _compare(watch, baseline)
             if watch.complete:  # a problem in the middle may be resolved further down
                 for alert in alerts.news(watch.diagnosis):
                     _report(watch.file, alert, options, notifier)
-            if stop.is_set() or ending.is_over():
+            over = stop.is_set() or ending.is_over()
+            if over or time.monotonic() >= due:
+                due = time.monotonic() + GAUGES_S
+                _write_gauges(options.prometheus, [watch])
+            if over:
                 break
             time.sleep(_BUSY_POLL_S if moved else POLL_S)
         remark = "interrupted; the run may still be in progress" if stop.is_set() else ending.remark
@@ -243,6 +253,15 @@ def _report(file: RunFile, alert: News, options: CheckOptions, notifier: "Notifi
         print_data(news_text(alert))
     if notifier is not None and serious and alert.event != "recovered":
         notifier.send(news_json(file, alert))
+
+
+def _write_gauges(path: Path | None, watches: Sequence[RunWatch]) -> None:
+    """A file that cannot be written changes no exit code."""
+    if path is not None:
+        try:  # the exporter is another user
+            write_whole(path, gauges_text(watches).encode(), mode=0o644)
+        except OSError as error:
+            _say_once(f"--prometheus {path}: not written: {error.strerror}; the check continues")
 
 
 class Ending:

@@ -34,6 +34,7 @@ from microscope_tui.report import (
     write_csv,
 )
 from microscope_tui.runlog import LOG_NAME, RunFile, UnknownFormat
+from microscope_tui.sources import merge as merge_parts
 
 _ROW_GROUP = 1 << 16
 _TEXTS = frozenset({"run", "layer"})
@@ -109,7 +110,13 @@ def _write_parquet(columns: Sequence[str], rows: Iterator[Row], output: Path | N
             writer.write_table(pa.table(values, schema=schema))
 
 
-def import_runs(src: Path, dst: Path, /, reading: SourceOptions = DEFAULT_SOURCE) -> int:
+def import_runs(
+    src: Path,
+    /,
+    *dst: Path,
+    merge: Switch = False,
+    reading: SourceOptions = DEFAULT_SOURCE,
+) -> int:
     """Write every run at SRC as DST/<run>/metrics.jsonl: 0 written, 3 nothing to write.
 
     Parameters
@@ -118,11 +125,19 @@ def import_runs(src: Path, dst: Path, /, reading: SourceOptions = DEFAULT_SOURCE
         A file or folder of another tool; ``PATH#RUN`` is one of several runs in a file.
     dst
         Folder for the run logs. A run folder that exists is never overwritten.
+    merge
+        Sum the runs at SRC, which may be several, as the parts of one run.
     """
-    runs = [run for run in runs_at(reading.search(src)) if run.foreign]
+    if not dst:
+        fail("DST is missing: name a folder for the run logs", USAGE)
+    sources, into = (src, *dst[:-1]), dst[-1]
+    found = [run for source in sources for run in runs_at(reading.search(source))]
+    runs = [run for run in found if run.foreign]
+    if merge and len(found) > 1:
+        runs = [merge_parts(Path(f"{src} …"), found)]
     if not runs:
         fail(f"{src}: holds run logs already; name a file of another tool", USAGE)
-    folders = _folders(runs, dst)
+    folders = _folders(runs, into)
     if taken := [folder for folder in folders if folder.exists()]:
         fail(f"{taken[0]}: exists already; name another DST, or move the run away", USAGE)
     written = [_write_log(run, folder) for folder, run in folders.items()]
@@ -145,7 +160,10 @@ def _write_log(run: RunFile, folder: Path) -> bool:
     try:
         source = run.open()
         while True:
-            data = source.read().data
+            chunk = source.read()
+            data = chunk.data
+            if chunk.restarted and lines:
+                log.write_bytes(b"")
             if data:
                 folder.mkdir(parents=True, exist_ok=lines > 0)
                 with log.open("ab") as file:
@@ -164,5 +182,7 @@ def _write_log(run: RunFile, folder: Path) -> bool:
         none = "holds no reading of a router; --map names the keys to use"
         say(f"{run.path}: {source.missing or none}")
         return False
+    if source.parts:
+        say(f"{run.path}: {source.missing}")
     print_data(f"{log}: {lines:,} records")
     return True

@@ -82,14 +82,16 @@ class CheckOptions:
         Judge against the last steps of this run (log or folder); experts starved or dead there do
         not count.
     follow
-        Print every new alert at once until the newest run ends, then the report; with --json one
-        object a line. Waits for a missing log. Ctrl-C ends with a verdict.
+        Print alerts until the newest run ends, then the report (--json: an object a line). Waits
+        for a log.
     wait
         With --follow: seconds to wait for a stopped or silent run to resume, for example when its
         job is restarted; 0 does not wait.
     notify_command
         With --follow: run this shell command for every alert, with the finding as a line of JSON
         on its input.
+    prometheus
+        Write gauges for the node exporter to this file.
     format_only
         Validate the file against the log format instead: 0, or 3 with line and reason of every
         error.
@@ -108,6 +110,7 @@ class CheckOptions:
     follow: Switch = False
     wait: int = WAIT_S
     notify_command: str | None = None
+    prometheus: Path | None = None
     format_only: Switch = False
     config: Path | None = None
 
@@ -125,6 +128,9 @@ class CheckOptions:
         if self.follow and self.every:
             fail("--follow follows the newest run: leave --all out, or name the run", USAGE)
         self._refuse_while_following()
+        file = self.prometheus
+        if file is not None and (file.suffix != ".prom" or not file.parent.is_dir()):
+            fail(f"--prometheus {file}: name a file NAME.prom in a folder that exists", USAGE)
 
     def _refuse_while_following(self) -> None:
         """Exit with a usage error if what concerns ``--follow`` does not fit."""
@@ -299,6 +305,8 @@ class ProbeOptions:
     generate
         Use the beginning of each text as a prompt, let the model continue it by up to 256 tokens
         (sampled, with a fixed seed), and trace both; what it writes is the slice "NAME written".
+    next_layer
+        Measure how many choices a router finds with the input of the layer before.
     download
         Fetch a model that is named ORG/NAME; its size is printed first.
     window
@@ -315,6 +323,7 @@ class ProbeOptions:
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     generate: Switch = False
+    next_layer: Switch = False
     download: Switch = False
     window: int | None = None
     batch_size: int | None = None

@@ -59,7 +59,7 @@ class PlacementOptions:
     Parameters
     ----------
     ranks
-        Devices that share the experts of a layer.
+        Devices that share the experts of a layer; by default the run's expert_parallel_size.
     nodes
         Nodes that the ranks are on.
     groups
@@ -85,7 +85,7 @@ class PlacementOptions:
         Layers of the model with the dense ones, for sglang, if the run does not have them.
     """
 
-    ranks: int
+    ranks: int | None = None
     nodes: int = 1
     groups: int = 1
     replicas: int = 0
@@ -108,14 +108,15 @@ class PlacementOptions:
         if not (0 < self.expert_share <= 1 and 0 <= min(prices) <= sum(prices) < float("inf")):
             fail("write --expert-share up to 1, --expert-bytes and --step-time from 0 up", USAGE)
         fit, score = step_range("--fit", self.fit), step_range("--score", self.score)
-        keys = ("ranks", "nodes", "groups", "replicas", "expert_bytes", "step_time", "expert_share")
-        return Request(**{key: getattr(self, key) for key in keys}, fit=fit, score=score)
+        keys = ("nodes", "groups", "replicas", "expert_bytes", "step_time", "expert_share")
+        given = {key: getattr(self, key) for key in keys}
+        return Request(**given, ranks=self.ranks or 1, fit=fit, score=score)
 
 
 def placement(
     path: Annotated[Path, Parameter(help=_PATH)],
     /,
-    options: PlacementOptions,
+    options: PlacementOptions = PlacementOptions(),
     reading: SourceOptions = DEFAULT_SOURCE,
 ) -> int:
     """Place experts on ranks, and score that on later steps: 0 pays, 1 does not, 3 no counts."""
@@ -145,6 +146,10 @@ def _study(run: RunFile, request: Request, options: PlacementOptions) -> Study:
     """Read, fit, score and write."""
     counts = read_counts(run, lambda share: show_progress(f"reading: {share:4.0%}"))
     routers = [layer.router for layer in counts.layers]
+    if options.ranks is None:
+        request = replace(request, ranks=counts.run.expert_parallel_size)
+        if request.ranks == 1:
+            raise BadCluster("the run has no expert parallelism: write --ranks R")
     given = None
     depths, experts = [r.depth for r in routers], [r.num_experts for r in routers]
     hidden_layers = options.hidden_layers or counts.run.hidden_layers

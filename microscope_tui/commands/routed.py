@@ -21,6 +21,7 @@ from microscope_tui.console import (
     print_data,
     print_record,
     say,
+    say_size,
 )
 from microscope_tui.lines import glyphs_for, mismatch_text, plain, spelled
 from microscope_tui.placement import NoCounts
@@ -33,15 +34,13 @@ from microscope_tui.report import (
 )
 from microscope_tui.routing import (
     FILE_NAME,
-    SUFFIXES,
-    BadEngineOutput,
     BadRouting,
     NotComparable,
     Routing,
     compare,
-    convert,
 )
 from microscope_tui.runlog import RunFile, UnknownFormat, safe_text
+from microscope_tui.sources import CHOICE_SUFFIXES, Unreadable, convert_choices
 
 _WIDTH = 80
 
@@ -105,8 +104,8 @@ def mismatch(
     Parameters
     ----------
     a
-        A probe: its folder or its routing.bin. Or what an engine returned as routed_experts: a
-        .jsonl of responses, or a .npy of integers (tokens, layers, k).
+        A probe: its folder or its routing.bin. Or routed_experts of an engine or RL trainer: a
+        .jsonl of responses, a .npy of integers (tokens, layers, k), or a .pt of slime or miles.
     b
         The same, for the same tokens in the same order.
     max_share
@@ -144,7 +143,7 @@ def _opened(places: tuple[Path, Path], opened: ExitStack) -> tuple[list[Routing]
     An engine's output is read with the shape of the other side.
     """
     paths = [path / FILE_NAME if path.is_dir() else path for path in places]
-    engine = [path.suffix in SUFFIXES for path in paths]
+    engine = [path.suffix in CHOICE_SUFFIXES for path in paths]
     token_ids = True
     sides: dict[int, Routing] = {}
     beside = None
@@ -153,7 +152,8 @@ def _opened(places: tuple[Path, Path], opened: ExitStack) -> tuple[list[Routing]
             path = paths[at]
             if engine[at]:
                 folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="moe-microscope-"))
-                known = convert(path, Path(folder) / FILE_NAME, beside)
+                say_size(path)
+                known = convert_choices(path, Path(folder) / FILE_NAME, beside)
                 path, token_ids = Path(folder) / FILE_NAME, token_ids and known
             sides[at] = opened.enter_context(Routing(path))
             if not engine[at]:
@@ -161,7 +161,7 @@ def _opened(places: tuple[Path, Path], opened: ExitStack) -> tuple[list[Routing]
     except FileNotFoundError as error:
         how = "make a probe with `moe-microscope probe MODEL TEXT`"
         fail(f"{error.filename}: no such file; {how}", NO_VERDICT)
-    except (BadRouting, BadEngineOutput) as error:
+    except (BadRouting, Unreadable) as error:
         fail(str(error), NO_VERDICT)
     except OSError as error:
         fail(f"{error.filename or ''}: {error.strerror or error}", NO_VERDICT)

@@ -1,12 +1,5 @@
-# What other packages and the tests import from here. Loaded when used (see lazy_loader).
-from .alerts import (
-    AlertState as AlertState,
-    Entry as Entry,
-    entries_of as entries_of,
-    evidence as evidence,
-    fit_alerts as fit_alerts,
-    unfolded as unfolded,
-)
+# What other packages import from here. Loaded when used (see lazy_loader).
+from .alerts import Entry as Entry, evidence as evidence
 from .bars import (
     QUADRANTS as QUADRANTS,
     bars_width as bars_width,
@@ -28,32 +21,20 @@ from .charts import (
     names_width as names_width,
     plot_area as plot_area,
     smoothed as smoothed,
-    tick_text as tick_text,
 )
 from .columns import Table as Table
 from .cost import layer_cost as layer_cost, model_cost as model_cost
-from .expert_card import (
-    LoadSeries as LoadSeries,
-    condition as condition,
-    expert_charts as expert_charts,
-)
+from .expert_card import LoadSeries as LoadSeries
 from .frame import MIN_COLUMNS as MIN_COLUMNS, MIN_ROWS as MIN_ROWS
 from .glossary import glossary as glossary
 from .glyphs import (
     CALM_FROM as CALM_FROM,
     CALM_TO as CALM_TO,
-    FAIR_WITHIN as FAIR_WITHIN,
     HOT_LEVEL as HOT_LEVEL,
     Glyphs as Glyphs,
-    bar as bar,
-    calm_band as calm_band,
     glyphs_for as glyphs_for,
     is_calm as is_calm,
-    load_glyph as load_glyph,
-    load_level as load_level,
-    merged as merged,
     shade_level as shade_level,
-    spark as spark,
     spelled as spelled,
 )
 from .heat import (
@@ -63,19 +44,12 @@ from .heat import (
     Order as Order,
     Palette as Palette,
     after as after,
-    cells_of as cells_of,
     has_legend as has_legend,
-    heat_lines as heat_lines,
-    heat_titles as heat_titles,
     highest_possible as highest_possible,
     legend as legend,
     order_of as order_of,
 )
-from .mismatch import (
-    beside_each_other as beside_each_other,
-    mismatch_text as mismatch_text,
-    percent as percent,
-)
+from .mismatch import mismatch_text as mismatch_text
 from .numbers import (
     COURSE as COURSE,
     OF_LAYER as OF_LAYER,
@@ -88,7 +62,6 @@ from .numbers import (
 )
 from .pattern import matches as matches
 from .placement import ageing_chart as ageing_chart, placement_lines as placement_lines
-from .run_list import card_text as card_text, fit_list as fit_list, run_line as run_line
 from .run_map import (
     MapLayout as MapLayout,
     cell_columns as cell_columns,
@@ -106,6 +79,7 @@ from .slices import (
     Ordering as Ordering,
     SliceTable as SliceTable,
     explained as explained,
+    found_ahead as found_ahead,
     slice_table as slice_table,
 )
 from .snapshot import snapshot_text as snapshot_text
@@ -114,7 +88,6 @@ from .spans import (
     WORD_OF_SEVERITY as WORD_OF_SEVERITY,
     Line as Line,
     Span as Span,
-    crop as crop,
     dim as dim,
     line_width as line_width,
     pad as pad,
@@ -125,12 +98,7 @@ from .spans import (
     with_notes as with_notes,
     wrap as wrap,
 )
-from .steady import (
-    CALM_HYSTERESIS as CALM_HYSTERESIS,
-    HYSTERESIS as HYSTERESIS,
-    MOST_KEYS as MOST_KEYS,
-    SteadyLevels as SteadyLevels,
-)
+from .steady import SteadyLevels as SteadyLevels
 from .table import (
     TableLayout as TableLayout,
     expert_line as expert_line,
@@ -140,37 +108,20 @@ from .table import (
 )
 from .time_line import (
     EVALUATION as EVALUATION,
-    ONSET as ONSET,
     RESTART as RESTART,
     Axis as Axis,
-    TimeMark as TimeMark,
     TimeScale as TimeScale,
-    ribbon as ribbon,
     time_scale as time_scale,
 )
 from .together import (
     MOST_RUNS as MOST_RUNS,
-    VALIDATION as VALIDATION,
     Across as Across,
     numbers_together as numbers_together,
     together_chart as together_chart,
     together_lines as together_lines,
 )
-from .token_flow import (
-    CHUNK as CHUNK,
-    NOTHING as NOTHING,
-    Flow as Flow,
-    Place as Place,
-    pieces_of as pieces_of,
-    shown_token as shown_token,
-    wrapped as wrapped,
-)
-from .tokens import (
-    LETTERS as LETTERS,
-    Highlight as Highlight,
-    busiest as busiest,
-    colours as colours,
-)
+from .token_flow import Flow as Flow, Place as Place, shown_token as shown_token
+from .tokens import Highlight as Highlight
 from .words import (
     aligned as aligned,
     bytes_of as bytes_of,

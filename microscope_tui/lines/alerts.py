@@ -105,7 +105,7 @@ class Entry:
 def entries_of(
     view: RunView, known: Iterable[tuple[Finding, Advice]], seen: Container[str], pattern: str
 ) -> list[Entry]:
-    """The alerts that match ``pattern``; ``known``: by the end of the log, for later ones."""
+    """``known``: by the end of the log, for later ones."""
     entries: list[Entry] = []
     later = [pair for pair in known if pair[0].onset > view.step]
     for finding, advice in [*view.findings, *later]:
@@ -200,7 +200,7 @@ def track(entry: Entry, view: RunView, columns: int, cells: int) -> Line:
 
 
 def unfolded(entry: Entry, width: int, height: int) -> list[Line]:
-    """The alert in at most ``height`` lines; cuts are marked."""
+    """In at most ``height`` lines; cuts are marked."""
     room = min(width, _WIDEST) - 2
     lines: list[Line] = [
         [Span("▌", entry.role), Span(f" {part}", "title")]

@@ -34,14 +34,14 @@ Bar = tuple[Sequence[str], str]
 
 
 def load_bars(
-    load: Sequence[float] | None,
+    load: Sequence[float],
     size: tuple[int, int],
     glyphs: Glyphs,
+    nothing: str = "no counts in the log",
     *,
     step: int,
     chosen: int | None = None,
     focused: bool = False,
-    nothing: str = "no counts in the log",
 ) -> list[Line]:
     width, height = size
     if not load:
@@ -98,17 +98,18 @@ def bias_bars(
     bias: Sequence[float],
     size: tuple[int, int],
     glyphs: Glyphs,
+    nothing: str = "no finite value",
     *,
     step: int,
     chosen: int | None = None,
     focused: bool = False,
 ) -> list[Line]:
-    """The bias of every expert as its distance from the mean of the layer, up and down."""
+    """As distances from the mean of the layer, up and down."""
     width, height = size
     room, rows = width - GUTTER, height - 1
     known = [b for b in bias if math.isfinite(b)]
     if not known:
-        return _nothing("bias", "no finite value", size, focused)
+        return _nothing("bias", nothing, size, focused)
     mean = math.fsum(known) / len(known)
     away = [b - mean if math.isfinite(b) else math.nan for b in bias]
     per_bar = -(-len(away) // max(1, room))
@@ -127,10 +128,7 @@ def bias_bars(
 
 
 def bars_width(experts: int, columns: int, glyphs: Glyphs) -> int:
-    """Columns of the bars, or of their title: at most half of those of the screen.
-
-    More if each expert then has a column of its own.
-    """
+    """At most half of the screen; more if each expert then has a column of its own."""
     most = columns // 2
     if GUTTER + experts <= _WIDEST_SHARE * columns:
         most = max(most, GUTTER + experts)

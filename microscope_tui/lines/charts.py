@@ -238,10 +238,9 @@ def arranged(
     enlarged: bool = False,
     first: int = 0,
 ) -> ChartLayout:
-    """Place charts in ``size`` cells; if ``enlarged``, the one in focus alone.
+    """In ``size`` cells; if ``enlarged``, the one in focus alone.
 
-    ``stacks``: names, the most useful of a stack first; ``first``: cells of the first of two
-    stacks; 0 for half of them.
+    ``stacks``: names, the most useful first; ``first``: cells of the first of two; 0 for half.
     """
     columns, rows = size
     names = [name for stack in stacks for name in stack]
@@ -355,7 +354,7 @@ def known(view: RunView, measure: str) -> Iterator[tuple[float, str]]:
 
 
 def loss_answer(view: RunView, width: int, layer: int = -1) -> Line:
-    """Did the loss react since the onset of an alert, of ``layer`` if it has one?"""
+    """Did the loss react to an alert, of ``layer`` if it has one?"""
     onsets = [
         (f, e) for f, _ in view.alerts for e in f.episodes if e.active and e.router_index >= 0
     ]

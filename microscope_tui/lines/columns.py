@@ -18,7 +18,7 @@ class Column(msgspec.Struct, frozen=True):
     gap: int = 2
     """Blanks in front of it."""
     head: str | None = None
-    """Its head, if that is not its name."""
+    """If that is not its name."""
 
 
 class Table(msgspec.Struct, frozen=True):

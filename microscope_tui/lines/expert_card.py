@@ -46,10 +46,7 @@ def most_remarkable(load: Sequence[float]) -> int:
 
 
 def first_expert(view: RunView, layer: LayerView) -> int:
-    """The busiest that an alert of the layer names, or of a layer with an alert.
-
-    Else the one farthest from its fair share.
-    """
+    """The busiest that an alert names, or of a layer with an alert; else the most remarkable."""
     load = layer.load or ()
     own = [e for f, _ in view.alerts for e in f.episodes if e.router_index == layer.index]
     if not load or not own:

@@ -54,7 +54,7 @@ _BADGES = dict(zip(Severity, ("NOTE", "WARNING", "CRITICAL", "METER"), strict=Tr
 def header(
     view: RunView, width: int, glyphs: Glyphs, *, brand: bool = True, others: Sequence[str] = ()
 ) -> Line:
-    """One line; a long name is cut first. ``others``: critical runs; they replace the speed."""
+    """A long name is cut first. ``others``: critical runs; they replace the speed."""
     gap = Span("   " if width >= 72 else "  ")
     left: Line = [Span("MoE Microscope", "brand"), gap] if brand and width >= _WIDE else []
     right = _critical(others, width // 2 - 2)
@@ -84,7 +84,7 @@ def _critical(others: Sequence[str], room: int) -> Line:
 
 
 def _after_name(view: RunView, width: int, gap: Span, glyphs: Glyphs, parts: int) -> Line:
-    """The state, and with more ``parts`` the step, the loss, the plan, a remark on the state."""
+    """With more ``parts``: the step, the loss, the plan, a remark on the state."""
     line = [gap, *_state(view, remark=parts == _PARTS), gap]
     loss = [gap, dim("loss "), Span(_loss(view))] if parts > 1 else []
     run = view.run
@@ -132,7 +132,7 @@ def verdict(
     *,
     compact: bool = False,
 ) -> list[Line]:
-    """The worst alert that is not ``seen``, in ``lines`` lines; ``compact``: without the why."""
+    """The worst alert that is not ``seen``; ``compact``: without the why."""
     unseen = _unseen(view, seen)
     worst = unseen[0] if unseen else view.worst
     rows: list[Line]

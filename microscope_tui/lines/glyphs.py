@@ -134,10 +134,7 @@ def loudest(highest: int | None, lowest: int | None) -> int | None:
 def spark(
     columns: Sequence[Column], width: int, ends: _Ends, glyphs: Glyphs, height: int = 1
 ) -> list[str]:
-    """A curve between two values; more columns than fit are merged, and fewer are repeated.
-
-    Gaps (NaN) stay blank; values beyond the ends are drawn at the edge.
-    """
+    """More columns than fit are merged, fewer are repeated; gaps (NaN) stay blank."""
     cells, points = merged(columns, width * glyphs.points), width * glyphs.points
     cells = [cells[at * len(cells) // points] for at in range(points)] if cells else cells
     if glyphs is Glyphs.BRAILLE:
@@ -156,7 +153,7 @@ def bar(share: float, width: int, glyphs: Glyphs) -> str:
 
 
 def merged(columns: Sequence[Column], count: int) -> Sequence[Column]:
-    """At most ``count`` columns; the lowest and the highest values are kept."""
+    """At most ``count`` of them, with the lowest and the highest values."""
     if len(columns) <= count:
         return columns
     cuts = [len(columns) * i // count for i in range(count + 1)]

@@ -28,10 +28,7 @@ from microscope_tui.runlog import RunRecord
 from microscope_tui.watch import LayerView, Reference
 
 Levels = Callable[[Hashable, Sequence[float], int], Sequence[int | None]]
-"""Maps ratios to quarter octaves, for cells of so many experts.
-
-The key identifies the cells for a stateful mapping.
-"""
+"""Ratios to quarter octaves, for cells of so many experts; the key is for one with a state."""
 _Pair = tuple[int | None, int | None]
 """The highest and the lowest level of a cell."""
 Sample = tuple[Sequence[int | _Pair | None], str]
@@ -154,7 +151,7 @@ def order_of(layer: LayerView, order: Order) -> Sequence[int]:
 
 
 def cells_of(layer: LayerView, heat: Heat) -> Sequence[float] | str:
-    """A value per expert or rank, in the chosen order; or why there is none."""
+    """Of every expert or rank, in the chosen order; or why there are none."""
     load, measure = layer.load, heat.look.measure
     if not load:
         return "no counts"
@@ -200,7 +197,7 @@ def _shares(layer: LayerView, load: Sequence[float], heat: Heat) -> Sequence[flo
 
 
 def _ratio(now: float, then: float) -> float:
-    """Now ÷ then; 1 if both are zero, 0 if now is zero, 16 if then was zero."""
+    """1 if both are zero, 0 if now is zero, 16 if then was zero."""
     return 1.0 if now == then else 16.0 if not then > 0 else now / then
 
 
@@ -217,8 +214,7 @@ def heat_lines(
     """``height`` lines of at most ``columns`` cells, with the marks × and ▴ on the middle one.
 
     A cell of several experts has the highest value in the upper lines, the lowest in the lower
-    ones, and both in a middle one. ``key``: which cells these are, for levels that remember;
-    ``chosen``: position of the value that the cursor is on.
+    ones, and both in a middle one. ``key``: as in ``Levels``; ``chosen``: position of the cursor.
     """
     per_cell = -(-len(values) // max(1, columns))
     pairs = _pairs(key, values, heat, per_cell)
@@ -373,7 +369,7 @@ def highest_possible(layers: Sequence[LayerView]) -> float:
 
 
 def legend(heat: Heat, width: int, *, per_cell: int = 1, most: float = 16.0) -> Line:
-    """Sample cells with their values: all, three, or nothing; ``most``: the highest load."""
+    """All samples, three, or nothing; ``most``: the highest load."""
     if heat.look.measure is Measure.DIFFERENCE:
         most = 16.0
     samples = _SAMPLES.get(heat.look.measure) or _ratio_samples(heat, most, per_cell)

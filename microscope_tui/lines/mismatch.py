@@ -6,6 +6,7 @@ from itertools import zip_longest
 from microscope_tui.lines.columns import Column, Table
 from microscope_tui.lines.glyphs import Glyphs, bar
 from microscope_tui.lines.spans import Line, Span, dim, pad, shortened, wrap
+from microscope_tui.lines.words import listed
 from microscope_tui.routing import LayerMismatch, Mismatch
 
 _GAP = 2
@@ -19,6 +20,28 @@ def head_lines(found: Mismatch, columns: int) -> list[Line]:
     tokens = " of the tokens are routed differently in at least one layer"
     shares = (found.share, of), (found.tokens_differing / found.tokens, tokens)
     return [pad([Span(percent(share)), dim(text)], columns) for share, text in shares]
+
+
+def finding_lines(found: Mismatch, columns: int) -> list[Line]:
+    """What was compared, where differences begin, and what explains them."""
+    texts = []
+    if found.tokens < found.total:
+        texts.append(
+            f"{found.tokens:,} of {found.total:,} tokens are compared: A has choices of "
+            f"{found.routed('A'):,}, B of {found.routed('B'):,}"
+        )
+    if found.differing:
+        origin = found.origin
+        texts.append(
+            f"{origin.name} is the first layer that differs in {origin.first:,} of the "
+            f"{found.tokens_differing:,} tokens"
+        )
+    for shift in sorted({layer.shift for layer in found.layers} - {0}):
+        names = [layer.name for layer in found.layers if layer.shift == shift]
+        tokens = f"{abs(shift)} token{'s' if abs(shift) > 1 else ''}"
+        texts.append(f"B is {tokens} {'late' if shift > 0 else 'early'} in {listed(names)}")
+    texts += [f"{file}: {layer} is a copy of {other}" for file, layer, other in found.copies]
+    return [[Span(line)] for text in texts for line in wrap(text, columns)]
 
 
 def layer_lines(
@@ -35,7 +58,7 @@ def layer_lines(
 
 
 def margin_lines(found: Mismatch, columns: int, glyphs: Glyphs) -> list[Line]:
-    """One line per tenth of the choices: the smaller the margin, the easier a choice changes."""
+    """The smaller the margin, the easier a choice changes."""
     if not found.margins:
         return [[dim("no margins")]]
     ranges = [f"{one.low:.2g} to {one.high:.2g}" for one in found.margins]
@@ -87,7 +110,7 @@ def swap_lines(
 
 
 def mismatch_text(found: Mismatch, columns: int, glyphs: Glyphs) -> list[Line]:
-    lines = head_lines(found, columns)
+    lines = [*head_lines(found, columns), *finding_lines(found, columns)]
     if not found.differing:
         return lines
     lines += [[], [dim("layer: share of its choices that differ")]]

@@ -73,10 +73,7 @@ def quoted(findings: Iterable[Finding]) -> Mapping[str, Severity]:
 def numbers_of(
     view: RunView, values: Mapping[str, float | Values], kept: Iterable[str], first: Iterable[str]
 ) -> dict[str, float | None]:
-    """Names and values: the loss, those of ``first``, then all others.
-
-    ``values``: of the shown step; ``kept``: names that have a course.
-    """
+    """The loss, those of ``first``, then all others; ``kept``: names that have a course."""
     now: dict[str, float | None] = dict.fromkeys(kept)
     now |= {name: x if isinstance(x, float) else mean_of(x) for name, x in values.items()}
     now["balance"] = min(known(view, "judged_balance"), default=(None, ""))[0]
@@ -127,7 +124,7 @@ def number_chart(
     router: int | None = None,
     said: str = "",
 ) -> Chart:
-    """A number over time, of one router or of all; ``said``: why it is not all there."""
+    """Of one router or of all; ``said``: why it is not all there."""
     steps, columns = curve
     if isinstance(value, list):
         value = mean_of(value) if router is None else value_at(value, router)

@@ -6,7 +6,7 @@ than ``FEWEST_EXPECTED`` pairs expected in the slice: the noise leaves those out
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -123,7 +123,7 @@ class SliceTable:
 
 
 def slice_table(tables: Tables, layer: int, slices: int, experts: int) -> SliceTable:
-    """The numbers of one layer. ``NoTables``: they are missing, or do not fit the file."""
+    """Of one layer. ``NoTables``: they are missing, or do not fit the file."""
     counts = _counts_of(tables, layer, slices, experts)
     sizes = [sum(row) for row in counts]
     total = sum(sizes)
@@ -225,6 +225,25 @@ def identity(tables: Tables, layer: int, names: Sequence[str], glyphs: Glyphs, w
     return pad([*left, head, *strip, tail], width)
 
 
+def found_ahead(
+    tables: Tables, layer: int, table: SliceTable, top_k: int
+) -> Mapping[str, float] | None:
+    """``Tables.next_layer`` of a layer, beside what its k most popular experts and chance reach."""
+    found = tables.next_layer[layer] if layer < len(tables.next_layer) else None
+    if found is None:
+        return None
+    popular = sum(sorted(row.share for row in table.rows)[-top_k:])
+    chance = top_k / len(table.rows)
+    return {"top_k": found[0], "top_2k": found[1], "popular": popular, "chance": chance}
+
+
+def ahead_line(found: Mapping[str, float], width: int) -> Line:
+    line: Line = [dim("  found a layer ahead:")]
+    for name, share in found.items():
+        line += [dim(f"  {name.replace('_', ' ')} "), Span(words.index(share), "title")]
+    return pad(line, width)
+
+
 def heads(
     layout: SliceLayout, names: Sequence[str], ordering: Ordering, table: SliceTable
 ) -> list[Line]:
@@ -287,7 +306,6 @@ def detail(
 
 
 def in_words(row: ExpertRow, table: SliceTable, names: Sequence[str], most: int) -> str:
-    """Which slices the expert reads more and less often than the whole text."""
     if not any(map(math.isfinite, table.noise)):
         return f"Nothing to compare the slices of expert {row.expert} with."
     found = sorted((-cell.ratio, at) for at, cell in enumerate(row.cells) if cell.beyond)
@@ -341,9 +359,8 @@ def _level(
 
 
 def _centred(text: str, width: int, role: str) -> Span:
-    left = max(0, (width - width_of(text)) // 2)
-    right = max(0, width - width_of(text) - left)
-    return Span(" " * left + text + " " * right, role)
+    blanks = max(0, width - width_of(text))
+    return Span(" " * (blanks // 2) + text + " " * (blanks - blanks // 2), role)
 
 
 def _percent(share: float) -> str:

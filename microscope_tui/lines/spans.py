@@ -34,7 +34,7 @@ def role_of(trouble: Finding | Episode) -> str:
 
 
 def row_label(name: str, severity: Severity | None, width: int, *, chosen: bool) -> Line:
-    """Cursor, name and alert letter of a layer, in ``width`` cells and one blank."""
+    """Cursor, name and alert letter of a layer."""
     name = shortened(name, width - 4)
     return [
         Span("▶ " if chosen else "  ", "accent"),
@@ -49,7 +49,7 @@ def in_turn(*texts: str, role: str = "value") -> Line:
 
 
 def placed(cells: list[tuple[str, str]], at: int, text: str, role: str, margin: int = 0) -> bool:
-    """Write a text over blank cells with ``margin`` blanks around it; false if there is no room."""
+    """Over blank cells with ``margin`` blanks around it; false if there is no room."""
     around = cells[max(0, at - margin) : at + len(text) + margin]
     if not 0 <= at <= len(cells) - len(text) or any(char != " " for char, _ in around):
         return False

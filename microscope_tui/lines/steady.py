@@ -35,10 +35,9 @@ class SteadyLevels:
     def levels(
         self, key: Hashable, loads: Sequence[float], per_cell: int = 1, noise: float = 0.0
     ) -> list[int | None]:
-        """Loads as ``glyphs.shade_level`` has them, held back by what ``key`` showed before.
+        """Those of ``shade_level``, held back by what ``key`` showed before; dead and hot at once.
 
-        A dead expert is dead at once, and alive at once; a hot one is hot at once. ``noise``: the
-        standard deviation of the loads, in octaves.
+        ``noise``: the standard deviation of the loads, in octaves.
         """
         place = (key, per_cell)
         held = min(MOST_HYSTERESIS, NOISE_HYSTERESIS * noise) if noise > 0 else 0.0

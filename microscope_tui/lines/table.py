@@ -124,7 +124,7 @@ def fit(
     noted: bool = False,
     seen: Container[str] = (),
 ) -> TableLayout:
-    """Lay out ``view``, or ``shown`` of its layers; ``noted``: notes are needed in any case."""
+    """``shown``: number of layers; ``noted``: notes are needed in any case."""
     layers = max(1, len(view.layers) if shown is None else shown)
     widths = _widths(view, columns)
     roomy = rows >= _ROOMY_FROM_ROWS
@@ -212,7 +212,7 @@ def _drop_widths(view: RunView, columns: int) -> tuple[int, int]:
 def _is_limited(view: RunView, widths: TableLayout) -> bool:
     complete = widths.spark and widths.has_entropy
     left_out = any(layer.without != () for layer in view.layers)
-    return not complete or left_out or bool(view.defects or view.memory_limit)
+    return not complete or left_out or bool(view.parts or view.defects or view.memory_limit)
 
 
 def _hidden(widths: TableLayout, more_layers: int) -> tuple[str, ...]:
@@ -229,7 +229,7 @@ def _hidden(widths: TableLayout, more_layers: int) -> tuple[str, ...]:
 
 
 def _has(now: float | None, history: Sequence[Column]) -> bool:
-    """Whether there is a value, now or earlier: some logs have one every ten steps."""
+    """Now or earlier: some logs have one every ten steps."""
     return now is not None or any(column.low == column.low for column in history)
 
 
@@ -321,8 +321,7 @@ def drop(layer: LayerView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
         share = rate / FULL_DROP_BAR if rate is not None and math.isfinite(rate) else 0.0
         parts = [Span(bar(share, layout.drop_bar, glyphs), role), Span(" ")]
     number_role = "faint" if rate is not None and rate < 0.02 else "value"
-    line = [*parts, Span(words.percent(rate).rjust(4), number_role)]
-    return _tall(line, layout.drop, layout)
+    return _tall([*parts, Span(words.percent(rate).rjust(4), number_role)], layout.drop, layout)
 
 
 def _curve(
@@ -433,7 +432,7 @@ def matching(view: RunView, pattern: str) -> Sequence[int]:
 
 
 def expert_line(view: RunView, layer_index: int, expert: int | None, heat: Heat) -> str:
-    """The exact values of one expert; empty where none is chosen."""
+    """Empty where none is chosen."""
     if expert is None or layer_index >= len(view.layers):
         return ""
     layer = view.layers[layer_index]

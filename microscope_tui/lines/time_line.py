@@ -78,7 +78,7 @@ def ribbon(view: RunView, columns: int, shown: str, axis: Axis = Axis.STEP) -> L
 
 
 def aligned_ribbon(view: RunView, columns: int, plot: tuple[int, int], axis: Axis) -> Line:
-    """The ribbon below a chart, whose time axis begins at ``plot[0]``, ``plot[1]`` wide."""
+    """Below a chart, whose time axis begins at ``plot[0]``, ``plot[1]`` wide."""
     start = pad([dim(_start(view, axis).strip()), Span(" ")], plot[0], "right")
     return pad([*start, *_cells(view, plot[1])], columns)
 
@@ -126,12 +126,10 @@ def notes(
     watching: Sequence[str] = (),
     cursor: str = "",
 ) -> Line:
-    """The line under the ribbon: events, or what the ``cursor`` is on, and what is ``hidden``.
-
-    ``watching``: how changes of the log are noticed.
-    """
+    """Under the ribbon: events, or what the ``cursor`` is on, and what is ``hidden``."""
     again = view.judged_again and view.judged < 1.0  # most important first: the last are dropped
-    right = [*hidden, *([f"{view.judged_again}, judging again"] if again else ())]
+    right = [view.parts] if view.parts else []
+    right += [*hidden, *([f"{view.judged_again}, judging again"] if again else ())]
     if left_out := words.left_out(view):
         right.append(f"* {left_out}")
     if view.defects:

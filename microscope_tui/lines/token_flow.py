@@ -41,7 +41,7 @@ class Piece(NamedTuple):
 def pieces_of(
     texts: Sequence[bytes], first: int, before: bytes = b"", after: bytes = b""
 ) -> list[Piece]:
-    """``before`` and ``after``: bytes around the tokens, which may be parts of their characters."""
+    """``before`` and ``after``: bytes around them, maybe parts of their characters."""
     before, after = before[-_LONGEST_REST:], after[:_LONGEST_REST]
     starts = list(accumulate(map(len, texts), initial=len(before)))
     chars, at = [""] * len(texts), 0
@@ -168,7 +168,7 @@ class Flow:
         return found
 
     def scrolled(self, top: Place, place: Place, rows: int) -> Place:
-        """The top line with which ``place`` is in view; a near one is reached with few lines."""
+        """The top line with which ``place`` is in view, if near by few lines."""
         if (below := self.between(top, place, 2 * rows)) is not None:
             if below >= rows:
                 top = self.moved(top, below - rows + 1)

@@ -115,7 +115,7 @@ def text_lines(
 
 
 def legend(light: Highlight, shares: Mapping[int, float], width: int, *, letters: bool) -> Line:
-    """The experts that have a colour, and as many of the busiest as there is room for."""
+    """Experts with a colour, and as many of the busiest as fit."""
     line: Line
     if light.expert is not None:
         line = [

@@ -64,7 +64,7 @@ def percent(value: float | None) -> str:
 
 
 def age(seconds: float | None) -> str:
-    """In steps coarse enough not to repaint a quiet screen every second."""
+    """So coarse that a quiet screen is not repainted every second."""
     if seconds is None:
         return ""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):

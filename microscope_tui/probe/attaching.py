@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ def attach(
     trainer_args: Any = None,
     depths: Mapping[str, int] | None = None,
     counts: bool | None = None,
+    part: str | None = None,
 ) -> Probe:
     """Watch the routers of ``model`` and write ``run_folder/metrics.jsonl``.
 
@@ -62,23 +64,25 @@ def attach(
         depths: Number of the layer in the whole model, by path of a router or of its layer, if
             stages have the same paths. In a list a path begins with the number of the module.
         counts: Whether the tokens of this rank count; default: if no rank before it sees them.
+        part: For actors without a common process group: the name of this one. It writes
+            ``run_folder/PART/metrics.jsonl``, and the microscope shows the sum of ``run_folder``.
 
     Raises:
         ValueError: no MoE layer is found, or an argument is invalid; raised on every rank.
         OSError: the folder cannot be written.
     """
     modules, stages = split(model)
-    ranks, folder = Ranks(modules, counts), Path(run_folder).resolve()
+    ranks, folder = Ranks(modules, counts), Path(run_folder).resolve() / (part or "")
 
     def find() -> list[Part]:
-        _check(modules[0], mode, every, start_step)
+        _check(modules[0], mode, every, start_step, part)
         return parts_of(modules, stages, routers, depths or {})
 
     sites = _agree(ranks, find, modules[0])
     first, resumed = _open_together(ranks, folder, sites, start_step)
     probe = Probe(
         modules, sites, ranks, folder, mode=mode, every=every, saliency=saliency, on_alert=on_alert,
-        planned_steps=planned_steps, trainer_args=trainer_args,
+        planned_steps=planned_steps, trainer_args=trainer_args, part=part,
     )  # fmt: skip
     probe.begin(first, resumed, judgement)
     probe.check_settings(warn=judgement is None)  # else the earlier run has reported it
@@ -161,7 +165,9 @@ def _last_step(log: Path, sites: Sequence[Site]) -> int:
     return seen.last.step if seen.last is not None else 0
 
 
-def _check(model: nn.Module, mode: str, every: int, start_step: int | None) -> None:
+def _check(
+    model: nn.Module, mode: str, every: int, start_step: int | None, part: str | None
+) -> None:
     if type(model).__module__.startswith("transformers."):
         version = sys.modules["transformers"].__version__
         if int(version.partition(".")[0]) < 5:
@@ -172,3 +178,5 @@ def _check(model: nn.Module, mode: str, every: int, start_step: int | None) -> N
         raise ValueError(f"every is {every}: choose 1 (every step) or more")
     if start_step is not None and start_step < 1:
         raise ValueError(f"start_step is {start_step}: the first step is 1")
+    if part is not None and not re.fullmatch(r"\w[\w.-]{,39}", part):
+        raise ValueError(f"part is {part!r:.60}: use up to 40 letters, digits and . _ -")

@@ -215,7 +215,7 @@ class Tally:
         # Scores of skip and identity slots come after those of the experts and are left out.
         scores_LTE = calls.scores_TE
         if scores_LTE is None:
-            scores_LTE = _scores(logits_LTE, log_sum_LT1, kind)[..., :E]
+            scores_LTE = scores_of(logits_LTE, log_sum_LT1, kind)[..., :E]
         probability_LTE = scores_LTE / scores_LTE.sum(dim=-1, keepdim=True)
         chosen_LTK = slots_LTK.clamp(max=E - 1)
         selected_LT = (probability_LTE.gather(-1, chosen_LTK) * (slots_LTK < E)).sum(dim=-1)
@@ -311,7 +311,7 @@ class RoutingCounter:
         }
 
 
-def _scores(logits_LTE: Tensor, log_sum_LT1: Tensor, kind: str | None) -> Tensor:
+def scores_of(logits_LTE: Tensor, log_sum_LT1: Tensor, kind: str | None) -> Tensor:
     if kind == "probabilities":
         return logits_LTE
     if kind == "sqrtsoftplus":

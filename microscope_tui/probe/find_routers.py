@@ -124,7 +124,7 @@ def _experts_site(path: str, module: nn.Module, parent: nn.Module) -> Site | Non
     router = _router_in(parent)
     split = bool(getattr(module, "_is_expert_parallel", False))
     experts = _experts_of(module, router, split)
-    holders = _with_configs(module, router, parent)
+    holders = with_configs(module, router, parent)
     names = ("top_k", "num_experts_per_tok", "top_k_experts", "moe_top_k")
     if experts is None or (split and router is None):
         return None
@@ -311,11 +311,11 @@ def _plain_choice(router: nn.Module | None, block: nn.Module) -> bool:
     if router is not None and _family(router) in _NOT_PLAIN:
         return False
     names = ("n_group", "num_expert_group")
-    holders = _with_configs(router, block)
+    holders = with_configs(router, block)
     return setting(holders, names, lambda value: is_size(value) and value > 1) is None
 
 
-def _with_configs(*modules: nn.Module | None) -> list[Any]:
+def with_configs(*modules: nn.Module | None) -> list[Any]:
     return [one for module in modules for one in (module, getattr(module, "config", None))]
 
 

@@ -117,16 +117,16 @@ class ForwardHooks:
     def _install(self) -> None:
         for model in self.modules:
             enter = partial(self._enter, argument_names(model))
-            self._hook(model.register_forward_pre_hook, enter, with_kwargs=True)
-            self._hook(model.register_forward_hook, self._leave, always_call=True)
+            self.hook(model.register_forward_pre_hook, enter, with_kwargs=True)
+            self.hook(model.register_forward_hook, self._leave, always_call=True)
         for place, site in enumerate(self.sites):
             if not site.here:
                 continue
             for module, pre_hook in site.pre_hooks:
-                self._hook(module.register_forward_pre_hook, pre_hook, with_kwargs=True)
+                self.hook(module.register_forward_pre_hook, pre_hook, with_kwargs=True)
             if site.before:
                 see = self._for(place, self._see_arguments)
-                self._hook(site.module.register_forward_pre_hook, see, with_kwargs=True)
+                self.hook(site.module.register_forward_pre_hook, see, with_kwargs=True)
             else:
                 self._after(site.module, place, self._see)
             scores = site.scores
@@ -136,9 +136,9 @@ class ForwardHooks:
                 self._after(site.experts, place, self._measure_norms)
 
     def _after(self, module: nn.Module, place: int, call: Callable[..., None]) -> None:
-        self._hook(module.register_forward_hook, self._for(place, call), prepend=True)
+        self.hook(module.register_forward_hook, self._for(place, call), prepend=True)
 
-    def _hook(self, register: Any, call: Callable[..., None], **options: Any) -> None:
+    def hook(self, register: Any, call: Callable[..., None], **options: Any) -> None:
         self._handles.append(register(_Hook(call), **options))
 
     def _for(self, place: int, call: Callable[..., None]) -> Callable[..., None]:

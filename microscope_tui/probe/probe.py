@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from msgspec import UNSET
 from torch import Tensor, nn
 
 from microscope_tui.probe.forward_hooks import ForwardHooks
@@ -72,6 +73,7 @@ class Probe:
         on_alert: Callable[[Alert], Any] | None,
         planned_steps: int | None,
         trainer_args: Any,
+        part: str | None = None,
     ) -> None:
         """The first step follows with ``begin``."""
         self.sites, self.ranks = sites, ranks
@@ -80,7 +82,7 @@ class Probe:
         the sum of the next logged step passes it on."""
         self._folder, self._mode, self._every = folder, mode, every
         self._saliency, self._on_alert, self._trainer_args = saliency, on_alert, trainer_args
-        self._planned_steps = planned_steps
+        self._planned_steps, self._part = planned_steps, part
         self.layout: Layout | None = None
         """The rows of the log, after the first logged step."""
         self._log: TrainingLog | None = None
@@ -428,7 +430,8 @@ class Probe:
             del described["model"]["parameters"]
         return RunRecorder(
             self._folder,
-            run=self._folder.name,
+            run=(self._folder.parent if self._part else self._folder).name,
+            part=self._part or UNSET,
             planned_steps=self._planned_steps,
             resumed_at_step=pending.step if self._resumed else None,
             profile="eval" if self._mode == "eval" else profile(self.hooks.model),

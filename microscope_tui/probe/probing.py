@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 from microscope_tui.probe.attaching import attach
 from microscope_tui.probe.counter import Tracer
 from microscope_tui.probe.find_routers import find_sites
 from microscope_tui.probe.header import dtype_name
+from microscope_tui.probe.next_layer import NextLayer
 from microscope_tui.probe.probe import Probe
 from microscope_tui.probe.probed_model import CannotProbe, ProbedModel, out_of_memory
 from microscope_tui.probe.texts import Window, batches, tensors
@@ -59,6 +61,7 @@ def run_probe(
     folder: Path,
     *,
     batch_size: int = 1,
+    next_layer: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Outcome:
     """Trace all windows into a new ``folder``, which is removed again if no token was traced.
@@ -78,6 +81,8 @@ def run_probe(
         probe = attach(probed.model, folder, mode="eval", planned_steps=planned)
         for site in probe.sites:  # layers of multi-token prediction do not run here
             site.optional = site.optional or site.stack == "mtp"
+        if next_layer:
+            run.next_layer = NextLayer(probe.hooks)
         outcome = run.trace(probe, batches(windows, batch_size))
         with suppress(KeyboardInterrupt), interrupt.shielded():
             outcome = run.conclude(probe, outcome)
@@ -95,6 +100,7 @@ class _Run:
         self.interrupt = Interrupt()
         self._tracer = Tracer()
         self._trace_file: TraceFile | None = None
+        self.next_layer: NextLayer | None = None
 
     @property
     def tokens(self) -> int:
@@ -146,6 +152,8 @@ class _Run:
                 dtype=dtype_name(self._probed.model),
             )
         self._trace_file.add(batch, traced)
+        if self.next_layer is not None:
+            self.next_layer.count(traced)
 
     def conclude(self, probe: Probe, outcome: Outcome) -> Outcome:
         """Close the log, compute the tables and finish the file; without a token, remove both."""
@@ -166,6 +174,8 @@ class _Run:
 
         try:
             made = trace.tables(layers)
+            if self.next_layer is not None:
+                made = replace(made, next_layer=self.next_layer.table(trace.keys))
         except KeyboardInterrupt:
             made, outcome = Tables(), Outcome(outcome.tokens, "signal")
         try:

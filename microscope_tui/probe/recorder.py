@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from microscope_tui import measures
 from microscope_tui.diagnosis import BadState
@@ -56,6 +56,7 @@ class RunRecorder:
         *,
         model: Mapping[str, Any],
         run: str | None = None,
+        part: str | UnsetType = UNSET,
         planned_steps: int | None = None,
         balance: Mapping[str, Any] | None = None,
         training: Mapping[str, Any] | None = None,
@@ -73,8 +74,7 @@ class RunRecorder:
         """Open the log and write its ``run`` record.
 
         Args:
-            model: with ``layers``, ``num_experts`` and ``top_k`` (an integer, or a list with one
-                entry per router); like ``balance`` and ``training`` an object of the run record.
+            model: with ``layers``, ``num_experts`` and ``top_k`` (one number, or one per router).
             counts_every: the matrices (counts and bias of every expert) are in the lines of step 1
                 and of every step that this number divides; the summaries are in every line.
             judge: run the diagnosis while the run trains, see ``alerts``.
@@ -104,8 +104,8 @@ class RunRecorder:
             run=run or Path(run_dir).resolve().name, time=time.time(), planned_steps=planned_steps,
             profile=profile, model=described, resumed_at_step=resumed_at_step, config=config or {},
             balance=balance or {}, versions=versions or {}, world_size=world_size,
-            source={"writer": writer, "counts": "exact"},
-            expert_parallel_size=expert_parallel_size, training=training or UNSET,
+            source={"writer": writer, "counts": "exact"}, expert_parallel_size=expert_parallel_size,
+            training=training or UNSET, part=part,
         ).to_json())  # fmt: skip
         self._log.write(head)
         self._alerts: deque[Alert] = deque(maxlen=1000)  # older ones are dropped

@@ -36,12 +36,12 @@ class TraceFile:
         Rows of the run log that ``first`` lacks, the first batch, see no text and are left out.
         """
         rows = [row for row in rows if (row.place, row.number) in first]
-        self._keys: list[Key] = [(row.place, row.number) for row in rows]
+        self.keys: list[Key] = [(row.place, row.number) for row in rows]
         shape = Shape(
             layers=tuple(sites[row.place].depth for row in rows),
             layer_names=tuple(row.name for row in rows),
             num_experts=max(sites[row.place].num_experts for row in rows),
-            top_k=max(first[key].ids_TK.shape[1] for key in self._keys),
+            top_k=max(first[key].ids_TK.shape[1] for key in self.keys),
             capacity=capacity,
         )
         self.writer = RoutingWriter(path, shape, **about)
@@ -55,7 +55,7 @@ class TraceFile:
     def add(self, batch: Sequence[Window], traced: Mapping[Key, Traced]) -> None:
         """``ValueError``: a router did not see every token of the batch."""
         count = sum(len(window.ids) for window in batch)
-        for key, name in zip(self._keys, self.writer.shape.layer_names, strict=True):
+        for key, name in zip(self.keys, self.writer.shape.layer_names, strict=True):
             seen = len(traced[key].ids_TK) if key in traced else 0
             if seen != count:
                 raise ValueError(f"{name} saw {seen:,} of {count:,} tokens of a batch")
@@ -66,7 +66,7 @@ class TraceFile:
             [number for one in batch for number in one.slices],
             numbers,
         )
-        for layer, key in enumerate(self._keys):
+        for layer, key in enumerate(self.keys):
             for section, values in self._packed(traced[key]).items():
                 self.writer.put(section, layer, first, values)
         self.tokens += count

@@ -51,8 +51,6 @@ _COUNTS = {
 
 
 class CheckRequest(msgspec.Struct, frozen=True):
-    """What to judge a run by, and which findings count."""
-
     criteria: Criteria = ANYTHING
     since_step: int = 0
     """Only episodes that began at this step or later count, or are active …"""
@@ -61,13 +59,13 @@ class CheckRequest(msgspec.Struct, frozen=True):
     fail_on: str = "warn"
     """With ``crit`` a warning exits with 0."""
     remarks: tuple[str, ...] = ()
-    """Remarks to print with the verdict: a baseline, limits of a config file."""
+    """Printed with the verdict: a baseline, limits of a config file."""
     cost: CostRequest = OF_HEADER
     source_notes: Callable[[], Iterable[str]] = tuple
     """The same on a run of another tool."""
 
     def counts(self, episode: Episode) -> bool:
-        """Whether the exit code depends on the episode."""
+        """For the exit code."""
         return episode.onset >= self.since_step or (episode.active and not self.new_only)
 
 
@@ -77,14 +75,14 @@ class Judgement(msgspec.Struct, frozen=True):
     state: str
     last_step: int
     profile: str | None
-    """The profile the run was judged by; ``None`` without a run."""
+    """``None`` without a run."""
     exit_code: int
     findings: Sequence[tuple[Finding, Advice]]
     problem: str | None
     waits_until: int | None
-    """The step until which the run is not judged, if that is the reason."""
+    """If a run is not judged before this step."""
     notes: Sequence[str]
-    """Limitations of the verdict, and the options that changed it."""
+    """Limitations, and the options that changed it."""
     cost: Cost | None = None
 
     @property
@@ -147,7 +145,7 @@ def _read_to(watch: RunWatch) -> str | None:
 def findings_with_advice(
     diagnosis: Diagnosis, episodes: Sequence[Episode]
 ) -> list[tuple[Finding, Advice]]:
-    """These episodes as findings with their texts, by cause; the others help to find it."""
+    """By cause, which the other episodes help to find."""
     wanted = set(map(id, episodes))
     return report(diagnosis, shown=lambda episode: id(episode) in wanted)
 
@@ -278,18 +276,13 @@ def verdict_text(judgement: Judgement) -> str:
     if judgement.cost is not None:
         lines.append(f"  cost: {model_cost(judgement.cost)}")
     for finding, advice in judgement.findings:
-        cause, text = _cause_text(finding, advice), _finding_text(finding, advice)
-        lines += [f"  {line}" for line in [*cause, *(text[:2] if advice.cause else text)]]
+        text = _finding_text(finding, advice)[: 2 if advice.cause else None]
+        if advice.explains:  # the findings that follow
+            label = finding.severity.label.upper()
+            text[:0] = [f"{label} cause: {advice.explanation}", f"  next  {advice.next}"]
+        lines += [f"  {line}" for line in text]
     lines += [f"  note: {note}" for note in judgement.notes]
     return "\n".join(lines)
-
-
-def _cause_text(finding: Finding, advice: Advice) -> list[str]:
-    """What explains the findings that follow, and what to do; nothing where that is unknown."""
-    if not advice.explains:
-        return []
-    label = finding.severity.label.upper()
-    return [f"{label} cause: {advice.explanation}", f"  next  {advice.next}"]
 
 
 def _finding_text(finding: Finding, advice: Advice) -> list[str]:
@@ -372,10 +365,10 @@ class News(msgspec.Struct, frozen=True):
 
 
 class Alerts:
-    """Tracks what was reported: each look compares the episodes with those of the previous one.
+    """Each look compares the episodes with those of the previous one.
 
-    Episodes of one rule that start between two looks are one piece of news, however many layers
-    they are in. The first look reports what is active, and nothing that was already over.
+    Those of one rule that start between two looks are one piece of news. The first look reports
+    what is active, and nothing that was already over.
     """
 
     def __init__(self, request: CheckRequest) -> None:
@@ -405,7 +398,7 @@ class Alerts:
 
 
 def _event(before: _Known | None, key: _Key, episode: Episode) -> Event | None:
-    """What happened to the episode since the last look; ``None``: there was none."""
+    """Since the last look."""
     if before is None:
         return "opened" if episode.active else None
     if key not in before:

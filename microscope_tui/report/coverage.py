@@ -163,10 +163,9 @@ def coverage_of(
     last: int | None = None,
     length_of: Callable[[RunFile], int | None] = lambda file: None,
 ) -> Coverage:
-    """Count the tokens of every expert from step ``first`` to step ``last``.
+    """By default in the last ``LAST_STEPS`` counted steps of a training run, in all of another.
 
-    By default in the last ``LAST_STEPS`` counted steps of a training run, and in all of another.
-    ``length_of`` gives the length of a sequence where the header has none.
+    ``length_of``: of a sequence, where the header has none.
     """
     whole_run = first is last is None
     low, high = first or 0, math.inf if last is None else last
@@ -346,5 +345,4 @@ def _wrapped(*paragraphs: str) -> list[str]:
 
 
 def coverage_json(coverage: Coverage) -> dict[str, Any]:
-    """All experts as data; ``schema_version`` is 1, keys may be added."""
     return {"schema_version": 1, **msgspec.to_builtins(coverage)}

@@ -41,7 +41,7 @@ class Terminal(msgspec.Struct, frozen=True):
 
 
 def in_multiplexer(environment: Mapping[str, str]) -> bool:
-    """Whether in tmux or GNU screen, here or where the SSH session came from."""
+    """tmux or GNU screen, here or where the SSH session came from."""
     term = environment.get("TERM", "").strip().lower()
     inside = environment.get("TMUX") or environment.get("STY")
     return bool(inside) or term.split("-")[0].split(".")[0] in _IN_MULTIPLEXER

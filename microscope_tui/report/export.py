@@ -46,7 +46,7 @@ Row = Sequence[Cell]
 
 
 def view_csv(view: RunView) -> str:
-    """One row per layer and expert; ``router`` counts from 0; two routers may have the same name.
+    """One row per layer and expert; two routers may have the same name.
 
     Tokens, load and bias are those of ``counts_step``. A layer without counts has no rows.
     """
@@ -81,11 +81,8 @@ def view_json(view: RunView, cost: Cost | None = None) -> str:
 
 
 def runs_json(cards: Sequence[RunCard]) -> str:
-    """The list of runs as one line of JSON.
-
-    ``findings`` are the active ones, null for a run that is not judged; ``judged`` is false without
-    a verdict, and ``no_verdict`` the reason, if known.
-    """
+    """``findings`` are the active ones, null for a run that is not judged; ``judged`` is false
+    without a verdict, and ``no_verdict`` the reason, if known."""
     runs = [
         {
             "run": card.file.name,

@@ -19,7 +19,8 @@ def placement_text(study: Study) -> str:
     ends = sorted({min(sizes), max(sizes)})
     experts = " to ".join(f"{size:,}" for size in ends)
     each = " to ".join(f"{(size + request.replicas) // request.ranks:,}" for size in ends)
-    copies = f" and {_extra(request.replicas)}" if request.replicas else ""
+    extra = plural(request.replicas, "extra copy", "extra copies")
+    copies = f" and {extra}" if request.replicas else ""
     fit, score = (f"steps {a:,} to {b:,} ({n:,} counted)" for a, b, n in (study.fit, study.score))
     layers, ranks = plural(len(sizes), "layer"), plural(request.ranks, "rank")
     paragraphs = [
@@ -46,10 +47,6 @@ def placement_text(study: Study) -> str:
     ]
     lines = (textwrap.wrap(text, _WIDTH) if len(text) > _WIDTH else [text] for text in paragraphs)
     return "\n".join(line for some in lines for line in some)
-
-
-def _extra(copies: int) -> str:
-    return plural(copies, "extra copy", "extra copies")
 
 
 def _table(study: Study) -> list[str]:

@@ -7,7 +7,7 @@ is not text on its own are ``�``.
 from pathlib import Path
 from typing import Any
 
-from microscope_tui.lines import NoTables, explained, slice_table
+from microscope_tui.lines import NoTables, explained, found_ahead, slice_table
 from microscope_tui.report.check import finite
 from microscope_tui.routing import Mismatch, Routing, compare
 from microscope_tui.runlog import encode_record, safe_text
@@ -54,6 +54,7 @@ def slices_json(routing: Routing, layer: int) -> str:
         {"slice": name, "choices": size, "noise": finite(noise)}
         for name, size, noise in zip(routing.slices, table.sizes, table.noise, strict=True)
     ]
+    document["next_layer"] = found_ahead(routing.tables, layer, table, routing.shape.top_k)
     experts = [
         {
             "expert": row.expert,
@@ -104,7 +105,12 @@ def mismatch_json(found: Mismatch, a: str, b: str) -> dict[str, Any]:
         "a": a,
         "b": b,
         "tokens": found.tokens,
+        "tokens_in_file": found.total,
+        "tokens_routed": {"a": found.routed("A"), "b": found.routed("B")},
         "tokens_differing": found.tokens_differing,
+        "copies": [
+            {"file": file, "layer": layer, "of": other} for file, layer, other in found.copies
+        ],
         "choices": found.compared,
         "choices_differing": found.differing,
         "share": found.share,
@@ -115,6 +121,8 @@ def mismatch_json(found: Mismatch, a: str, b: str) -> dict[str, Any]:
                 "choices": layer.compared,
                 "differing": layer.differing,
                 "share": layer.share,
+                "differing_first": layer.first,
+                "b_is_late_by": layer.shift,
                 "swaps": [
                     {"from": old, "to": new, "times": times}
                     for (old, new), times in layer.swaps.most_common(_MOST_SWAPS)

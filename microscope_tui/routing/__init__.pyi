@@ -6,11 +6,12 @@ from .compare import (
     NotComparable as NotComparable,
     compare as compare,
 )
-from .engine import SUFFIXES as SUFFIXES, BadEngineOutput as BadEngineOutput, convert as convert
 from .file import Routing as Routing, RoutingWriter as RoutingWriter
 from .layout import (
     FEWEST_EXPECTED as FEWEST_EXPECTED,
     FILE_NAME as FILE_NAME,
+    MOST_CHOICES as MOST_CHOICES,
+    MOST_EXPERTS as MOST_EXPERTS,
     PREAMBLE as PREAMBLE,
     BadRouting as BadRouting,
     Choice as Choice,

@@ -2,7 +2,8 @@
 
 A choice is the set of experts of one token in one layer; their order does not count. Blocks of raw
 ids are compared as bytes, and only blocks that differ are compared token by token. Tokens that one
-side did not route (empty slots) are left out.
+side did not route (empty slots) are left out. Explanations: the first layer that differs, choices
+of a token before or after, a layer that repeats another.
 """
 
 import struct
@@ -21,6 +22,11 @@ _TOKENS_AT_ONCE = 1 << 16
 _BINS = 10
 _MOST_SWAPS = 1 << 17
 """Different swaps of a layer that are counted."""
+_SHIFTS = (-2, -1, 1, 2)
+_LEAST = 8
+"""Fewest different choices of a shift or a copy."""
+_SAMPLED = 512
+"""Tokens, for copies."""
 _Row = tuple[int, ...]
 _HALF = struct.Struct("<e")
 
@@ -38,6 +44,18 @@ class LayerMismatch:
     differing: int = 0
     swaps: Counter[tuple[int, int]] = field(default_factory=Counter)
     """How often B chose the second expert instead of the first."""
+    first: int = 0
+    """Tokens that differ in no layer before."""
+    holes: Counter[str] = field(default_factory=Counter)
+    """Tokens without a choice, by file: A or B."""
+    shifts: Counter[int] = field(default_factory=Counter)
+    """Differing choices that B made so many tokens later."""
+
+    @property
+    def shift(self) -> int:
+        """By how many tokens B is late, if that explains most of its differences; else 0."""
+        ((shift, times),) = self.shifts.most_common(1) or [(0, 0)]
+        return shift if times >= _LEAST and 2 * times > self.differing else 0
 
     @property
     def share(self) -> float:
@@ -65,6 +83,19 @@ class Mismatch:
     """Tenths of the choices, the smallest margin first; empty without margins."""
     margins_of: str = "A"
     """The file of the margins: A or B."""
+    total: int = 0
+    """Tokens in the files."""
+    copies: Sequence[tuple[str, str, str]] = ()
+    """File (A or B), layer, and the layer before it that has the same choices."""
+
+    @property
+    def origin(self) -> LayerMismatch:
+        """The layer in which most tokens differ first."""
+        return max(self.layers, key=lambda layer: layer.first)
+
+    def routed(self, file: str) -> int:
+        """Tokens of A or B with a choice."""
+        return self.total - min(layer.holes[file] for layer in self.layers)
 
     @property
     def compared(self) -> int:
@@ -111,11 +142,30 @@ def compare(a: Routing, b: Routing, *, token_ids: bool = True, margins_of: str =
                 seen.update(patterns)
                 seen.subtract([patterns[token] for token in unrouted])
                 differing.update([patterns[token] for token in other])
+            a.release()
+            b.release()
         layers.append(layer)
     routed = max(layer.compared for layer in layers)
     if not routed:
         raise NotComparable("no token was routed on both sides")
-    return Mismatch(routed, flags.count(1), layers, _bins(seen, differing), margins_of or "A")
+    copies = [(letter, *names) for letter, side in (("A", a), ("B", b)) for names in _copies(side)]
+    margins = _bins(seen, differing)
+    return Mismatch(routed, flags.count(1), layers, margins, margins_of or "A", a.tokens, copies)
+
+
+def _copies(side: Routing) -> Iterator[tuple[str, str]]:
+    """Layers with the choices of a layer before them, by tokens from all of the file."""
+    tokens = range(0, side.tokens, -(-side.tokens // _SAMPLED))
+    empty = b"\xff" * side.shape.top_k
+    seen: dict[str, set[tuple[int, bytes]]] = {}
+    for layer, name in enumerate(side.shape.layer_names):
+        rows = [(token, side.raw("ids", layer, token, token + 1)) for token in tokens]
+        mine = {(token, row) for token, row in rows if not row.startswith(empty)}
+        same = [other for other in seen if len(mine & seen[other]) >= 0.99 * len(mine)]
+        if same and len({row for _, row in mine}) >= _LEAST:  # not a collapsed router
+            yield name, same[0]
+        seen[name] = mine
+        side.release()
 
 
 def _refuse_others(a: Routing, b: Routing, token_ids: bool) -> None:
@@ -163,15 +213,26 @@ class _Piece:
         differing: list[int] = []
         unrouted: list[int] = []
         for token, mine, theirs in self._suspects():
-            if mine[0] == self._empty or theirs[0] == self._empty:
+            holes = mine[0] == self._empty, theirs[0] == self._empty
+            if any(holes):
                 unrouted.append(token)
+                layer.holes.update(compress("AB", holes))
             elif set(mine) != set(theirs):
                 differing.append(token)
+                layer.first += not self._flags[self._start + token]
                 self._flags[self._start + token] = 1
+                layer.shifts.update(self._shifts(token, set(mine)))
                 _swap(layer, self._chosen(mine), self._chosen(theirs))
         layer.compared += self._count - len(unrouted)
         layer.differing += len(differing)
         return differing, unrouted
+
+    def _shifts(self, token: int, mine: set[int]) -> Iterator[int]:
+        """By how many tokens later B made the same choice."""
+        for shift in _SHIFTS:
+            at = (token + shift) * self._row.size
+            if 0 <= at < len(self._b) and set(self._row.unpack_from(self._b, at)) == mine:
+                yield shift
 
     def _chosen(self, row: _Row) -> list[int]:
         return [expert for expert in row if expert < self._experts]

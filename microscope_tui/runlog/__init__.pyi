@@ -1,12 +1,6 @@
-# What other packages and the tests import from here. Loaded when used (see lazy_loader).
+# What other packages import from here. Loaded when used (see lazy_loader).
 from .compressed import ARCHIVE_SUFFIXES as ARCHIVE_SUFFIXES, CompressedLog as CompressedLog
-from .decode import (
-    counts_of as counts_of,
-    decode_line as decode_line,
-    decode_matrices as decode_matrices,
-    decode_means as decode_means,
-    number_name as number_name,
-)
+from .decode import counts_of as counts_of, decode_line as decode_line, number_name as number_name
 from .discover import (
     KnownLogs as KnownLogs,
     NoRuns as NoRuns,
@@ -34,7 +28,7 @@ from .piped import (
     SpooledLog as SpooledLog,
     take_over_stdin as take_over_stdin,
 )
-from .problems import SAID_IN_FULL as SAID_IN_FULL, Problem as Problem
+from .problems import Problem as Problem
 from .reader import (
     Course as Course,
     Entry as Entry,
@@ -68,7 +62,6 @@ from .tail import (
     Source as Source,
     Stamp as Stamp,
     Tail as Tail,
-    identity_of as identity_of,
     is_an_object as is_an_object,
     open_regular_file as open_regular_file,
     opened as opened,
@@ -78,11 +71,9 @@ from .tail import (
 from .validate import LogValidator as LogValidator
 from .writer import (
     MEANS as MEANS,
-    SYNC_TIMEOUT_S as SYNC_TIMEOUT_S,
     BackgroundLog as BackgroundLog,
     RunLogWriter as RunLogWriter,
     encode_record as encode_record,
-    estimated_bytes as estimated_bytes,
     rounded as rounded,
     without_matrices as without_matrices,
 )

@@ -294,6 +294,7 @@ def _run(fields: dict[str, Any]) -> RunRecord:
     return RunRecord(
         run=safe_text(fields.get("run") or "", 120),
         routers=_routers(model),
+        part=safe_text(fields.get("part") or "", 40),
         time=_number(fields.get("time")),
         planned_steps=_integer(fields.get("planned_steps")),
         resumed_at_step=_integer(fields.get("resumed_at_step")),

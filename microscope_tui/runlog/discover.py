@@ -18,7 +18,7 @@ from microscope_tui.runlog.compressed import ARCHIVE_SUFFIXES, CompressedLog
 from microscope_tui.runlog.decode import decode_line
 from microscope_tui.runlog.index import Glance, glance
 from microscope_tui.runlog.reader import Entry, RunReader
-from microscope_tui.runlog.records import LOG_NAME, BadLine, UnknownFormat
+from microscope_tui.runlog.records import LOG_NAME, BadLine, RunRecord, UnknownFormat
 from microscope_tui.runlog.safe_text import safe_text
 from microscope_tui.runlog.tail import (
     LineSplitter,
@@ -51,6 +51,8 @@ class RunFile(msgspec.Struct, frozen=True):
     modified: float
     size: int = 0
     inode: tuple[int, int] = (0, 0)
+    part_of: str = ""
+    """Name of its run, if the header has the name of the folder as ``part``."""
     foreign: ClassVar[bool] = False
     """Whether another tool wrote it: it is not a run log; see ``microscope_tui.sources``."""
 
@@ -137,27 +139,34 @@ def why_not_a_run(path: Path) -> str | None:
     A log of an unknown format version counts as a run: opening it reports the version.
     """
     try:
-        return _why_not_a_run(path)
+        _part_of(path)
+    except BadLine as error:
+        return str(error)
     except OSError as error:
         return str(error.strerror or error)
+    return None
 
 
-def _why_not_a_run(path: Path) -> str | None:
+def _part_of(path: Path) -> str:
+    """See ``RunFile``; ``BadLine`` if the head of the log holds no record."""
     head = _head(path)
     if not head:
-        return "it is empty"
+        raise BadLine("it is empty")
     splitter = LineSplitter()
     lines = [line for _, line in splitter.feed(head)]
     reason = "no record in its first lines"
     for line in lines[:_PROBE_LINES] or [line for _, line in splitter.feed(b"\n")]:
         try:
-            if decode_line(line) is not None:
-                return None
+            record = decode_line(line)
+            if isinstance(record, RunRecord) and record.part and record.part == path.parent.name:
+                return record.run
+            if record is not None:
+                return ""
         except BadLine as error:
             reason = str(error)
         except UnknownFormat:
-            return None
-    return reason
+            return ""
+    raise BadLine(reason)
 
 
 def _single_run(path: Path) -> RunFile:
@@ -179,13 +188,16 @@ def _look(
     if known is not None and state == before:
         return known
     grew = run is not None and state[:2] == run.inode and state.size >= run.size
-    is_one = grew or _why_not_a_run(path) is None
-    return state, _run_file(path, root, status) if is_one else None
+    try:
+        part_of = run.part_of if run is not None and grew else _part_of(path)
+    except BadLine:
+        return state, None
+    return state, _run_file(path, root, status, part_of)
 
 
-def _run_file(path: Path, root: Path, status: os.stat_result) -> RunFile:
+def _run_file(path: Path, root: Path, status: os.stat_result, part_of: str = "") -> RunFile:
     inode = (status.st_dev, status.st_ino)
-    return RunFile(_run_name(path, root), path, status.st_mtime, status.st_size, inode)
+    return RunFile(_run_name(path, root), path, status.st_mtime, status.st_size, inode, part_of)
 
 
 def _head(path: Path) -> bytes:

@@ -54,10 +54,8 @@ class Glance(msgspec.Struct, frozen=True):
 
 
 def glance(path: Path) -> Glance:
-    """Read both ends of a log; never raises because of its content.
-
-    The header of a resumed run may be in the middle: then the plan is the first one.
-    """
+    """Never raises because of the content. The header of a resumed run may be in the middle: then
+    the plan is the first one."""
     try:
         with opened(path) as file:
             identity = identity_of(file)
@@ -132,7 +130,7 @@ class Overview(msgspec.Struct):
     """The event that ended the run, if it is the last record."""
 
     def take(self, lines: bytes, offset: int, name: str) -> None:
-        """Add the steps of whole lines; removes steps that they supersede."""
+        """Without the steps that those of these whole lines supersede."""
         reader = RunReader(name, self.run, offset)
         for entry in reader.feed(lines):
             if isinstance(entry, StepEntry):
@@ -153,10 +151,9 @@ class Overview(msgspec.Struct):
 
 
 def sample(path: Path, name: str, count: int) -> Overview:
-    """About ``count`` steps of the whole file, without torn lines and other records.
+    """About ``count`` steps of the whole file; only the full scan finds a restart between two.
 
-    A restart between two samples is found by the full scan only. Raises ``UnknownFormat`` for a
-    log of another version.
+    Raises ``UnknownFormat`` for a log of another version.
     """
     overview = Overview()
     with opened(path) as file:
@@ -193,10 +190,7 @@ def sample_of(lines: bytes, name: str) -> Overview:
 def read_steps(
     path: Path, run: RunRecord, start: int, end: int | None = None, piece: int = _READ_BYTES
 ) -> Iterator[StepEntry]:
-    """The steps from the line at ``start`` on, until the next ``run`` record or behind ``end``.
-
-    ``piece``: bytes that are read at a time.
-    """
+    """From the line at ``start``, until the next ``run`` record or behind ``end``."""
     for _, entry in _between(path, run, start, end, piece):
         if isinstance(entry, RunRecord):
             return

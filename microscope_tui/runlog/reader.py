@@ -137,6 +137,8 @@ class RunReader:
         """
         self.name = name
         self.run = run
+        self.header = b""
+        """The line of the first run record."""
         self.defects = Defects()
         self.lines = LineSplitter(start=start)
         """Knows number and place of the current line of ``feed``."""
@@ -152,7 +154,8 @@ class RunReader:
                 if isinstance(record, StepRecord):
                     yield from self._step(number, line, record)
                 elif record is not None:
-                    self.run = record if isinstance(record, RunRecord) else self.run
+                    if isinstance(record, RunRecord):
+                        self.run, self.header = record, self.header or line
                     yield record
             except BadLine as error:
                 self.defects.add(number, str(error))

@@ -114,7 +114,7 @@ SOURCES = ("exact", "top1", "shares", "local_rank", "none")
 SOURCE: dict[str, Rule] = {"writer": str, "note": str, "counts": SOURCES, "unconfirmed": str}
 RUN: dict[str, Rule] = {
     **dict.fromkeys(("kind", "format_version", "model")),
-    "run": str,
+    **dict.fromkeys(("run", "part"), str),
     "time": TIME,
     "planned_steps": POSITIVE,
     "resumed_at_step": POSITIVE,
@@ -233,6 +233,8 @@ class RunRecord(msgspec.Struct, frozen=True):
 
     run: str
     routers: tuple[RouterInfo, ...]
+    part: str = ""
+    """Its name, if the log is one of several of this run."""
     time: float | None = None
     planned_steps: int | None = None
     resumed_at_step: int | None = None
@@ -260,6 +262,7 @@ class RunHeader(msgspec.Struct, frozen=True, kw_only=True):
     """A run record as its writer gives it. Unset keys are left out; ``None`` is written as null."""
 
     run: str
+    part: str | UnsetType = UNSET
     time: float | UnsetType | None = UNSET
     planned_steps: int | UnsetType | None = UNSET
     resumed_at_step: int | UnsetType | None = UNSET

@@ -124,6 +124,10 @@ class Progress:
         """What could not be read and was skipped, before records were made of it."""
         self.missing = ""
         """What another tool's run holds instead of readings of routers, and what to do."""
+        self.parts = ""
+        """How many parts of a run have come how far, if not all have."""
+        self.unread = ""
+        """Which of its routers have no counts in the newest steps."""
 
     def wait_s(self) -> float:
         """Seconds until another read may give anything."""

@@ -18,6 +18,7 @@ from .keys import (
     rules_of as rules_of,
 )
 from .megatron import MegatronReader as MegatronReader
+from .parts import MergedRun as MergedRun, merge as merge
 from .reader import (
     Record as Record,
     RecordReader as RecordReader,
@@ -32,6 +33,10 @@ from .records import (
     counts_of_shares as counts_of_shares,
     run_record as run_record,
     step_record as step_record,
+)
+from .routed_experts import (
+    CHOICE_SUFFIXES as CHOICE_SUFFIXES,
+    convert_choices as convert_choices,
 )
 from .row_records import RowRecords as RowRecords
 from .sglang import SGLangReader as SGLangReader

@@ -151,6 +151,14 @@ _FORMATS = (
         live="no",
     ),
     Format(
+        name="routed-experts",
+        where="routed_experts.RoutedReader",
+        files=r"(?:data_|rollout_)?(?:eval_)?\d+\.pt|.*routed_experts.*\.(?:jsonl|npy)",
+        reads="choices of vLLM, SGLang, prime-rl and NeMo-RL, rollout dumps of slime and miles",
+        shows="exact counts, a step per response",
+        live="no",
+    ),
+    Format(
         name="imatrix",
         where="imatrix.ImatrixReader",
         files=r"(?i:.*imatrix.*\.gguf)",
@@ -273,6 +281,10 @@ class Search:
         for file in self._known.listed:
             if file.parent not in folders:
                 self._look_at(file, seen)
+        if any(log.part_of for log in logs):
+            from microscope_tui.sources.parts import merged
+
+            logs = merged(path, logs)
         found = self._seen.values()
         # Without readings of routers it is better than nothing: the screen shows what the keys are.
         chosen = [one for one in found if one.known and one.runs] or ([] if logs else found)

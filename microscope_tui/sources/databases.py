@@ -198,6 +198,7 @@ class DatabaseReader(RowReader):
             self._found = run
             self.name = run.label
             self.config = self.config or self._config(tables, run)
+            self.keys.learn_experts(self.config)
         return run
 
     def _after(self, tables: Tables, max_bytes: int) -> _Found:
@@ -280,7 +281,7 @@ class TrackioReader(DatabaseReader):
             run.values,
         )
         found = (target for (data,) in rows for target, _ in matched(_object(data) or {}, keys))
-        return any(target.of_router for target in found)
+        return any(target.of_router for target in found) or keys.has_routers
 
     @classmethod
     def all_runs(cls, tables: Tables) -> list[Run]:

@@ -45,6 +45,7 @@ MOST_FILES = 4096
 LOOK_AHEAD = 8
 """Steps that are collected before the header is written."""
 _TURN_S = 0.05
+_PIECE = 1 << 20
 
 
 class Bytes:
@@ -79,6 +80,11 @@ class Bytes:
             raise self.broken(f"{what}: more than {MOST_NUMBERS:,} numbers")
         layout = f"<{number}{code}"
         return list(unpack(layout, self.read(offset, calcsize(layout), what)))
+
+    def pieces(self, start: int, end: int, what: str) -> Iterator[bytes]:
+        """All bytes to before ``end``, a megabyte at a time; see ``read``."""
+        for at in range(start, end, _PIECE):
+            yield self.read(at, min(_PIECE, end - at), what)
 
     def broken(self, why: str) -> Unreadable:
         return Unreadable(f"{self.name}: {why}")

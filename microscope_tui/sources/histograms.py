@@ -22,8 +22,8 @@ class NotChoices(ValueError):
 def choices(edges: Any, counts: Any, largest: float = math.inf) -> list[int]:
     """How many tokens chose expert 0, 1, …, from the lists of a histogram of one step.
 
-    ``largest`` is the largest value, if the writer has it. It is in the last bin, which includes
-    its right edge.
+    ``largest`` is the largest value, if that is known. It is in the last bin, which includes its
+    right edge: without it two whole numbers may be in there.
 
     Raises:
         NotChoices: the edges do not prove that each bin is one expert.
@@ -36,13 +36,15 @@ def choices(edges: Any, counts: Any, largest: float = math.inf) -> list[int]:
     holds = list(map(math.ceil, edges[:-1])) == experts and largest in (math.inf, experts[-1])
     # Edges that span the values begin and end at whole numbers.
     given = holds and abs(high - low - bins) < 1e-6 and (high % 1 != 0 or largest < high)
-    spans = holds and low == 0 and high in (bins - 1, bins)
+    spans = holds and low == 0 and high == bins - 1
     few = total <= bins * (1 if given else _FEW)
     if first >= 0 and (given or spans) and not few:
         return [0] * first + [int(count) for count in counts]
     why = f"from {low:g} to {high:g}, not one for each expert"
-    if few or [low, high] != [round(low), round(high)] or high - low <= 1:
+    if few or [low, high] != [round(low), round(high)]:
         why = "of values, not counts"
+    elif high == bins:
+        why += " unless --num-experts is given"
     raise NotChoices(f"histogram of {bins:,} bins {why}: log a list")
 
 

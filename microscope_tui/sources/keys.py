@@ -252,6 +252,10 @@ class Keys(dict[str, Target | None]):
         """Those histograms and tables that gave numbers, and the experts of a histogram."""
         self.refused: dict[str, tuple[str, int]] = {}
         """Why one of them was left out, and how often."""
+        self.unread = Counter[str]()
+        """Of how many of its newest steps a histogram is left out."""
+        self.num_experts = 0
+        """Of the user or the configuration, if known."""
 
     def __missing__(self, key: str) -> Target | None:
         target = self._match(key) if len(key) <= MAX_KEY_CHARACTERS else None
@@ -303,7 +307,10 @@ class Keys(dict[str, Target | None]):
             return dict(zip(map(str, range(MAX_EXPERTS)), value, strict=False))
         kind = str(value.get("_type", "")).removeprefix("trackio.")
         if kind == "histogram":
-            return self.histogram(name, value.get("bins"), value.get("values"))
+            counts = value.get("values")
+            is_whole = isinstance(counts, list) and len(counts) == self.num_experts
+            largest = self.num_experts - 1 if is_whole else math.inf
+            return self.histogram(name, value.get("bins"), counts, largest)
         if kind != "table" or not self.sees(name, kind):
             return value
         from microscope_tui.sources.histograms import cells
@@ -315,25 +322,30 @@ class Keys(dict[str, Target | None]):
             self.counted[name] = 0
         return found
 
+    def learn_experts(self, config: Mapping[str, object]) -> None:
+        self.num_experts = self.num_experts or config_number(config, NUM_EXPERTS) or 0
+
     def sees(self, name: str, kind: str) -> bool:
         """Remember what an object is; false if there are too many."""
         if len(self.objects) < _MOST_OBJECTS:
             self.objects.setdefault(name, kind)
         return name in self.objects
 
-    def histogram(self, name: str, *parts: Any) -> dict[str, object]:
-        """The counts of a histogram by the number of the expert; ``parts`` as for ``choices``."""
+    def histogram(self, name: str, edges: Any, counts: Any, largest: float) -> dict[str, object]:
+        """The counts of a histogram by the number of the expert; arguments as for ``choices``."""
         if not self.sees(name, "histogram") or self[f"{name}/0"] is None:
             return {}
         from microscope_tui.sources.histograms import NotChoices, choices
 
         try:
-            found = choices(*parts)
+            found = choices(edges, counts, largest)
         except NotChoices as why:
             self.refuse(name, str(why))
+            self.unread[name] += 1
             return {}
         self.counted[name] = max(len(found), self.counted.get(name, 0))
-        first = len(found) - len(parts[1])  # the zeros before it may be many: the layout adds them
+        self.unread.pop(name, None)
+        first = len(found) - len(counts)  # the zeros before it may be many: the layout adds them
         return {str(expert): found[expert] for expert in range(first, len(found))}
 
     def refuse(self, name: str, why: str) -> None:

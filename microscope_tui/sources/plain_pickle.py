@@ -4,8 +4,12 @@ Python's own unpickler calls what the pickle names. This one has no such operati
 few opcodes that ``torch.save`` writes (protocol 2) for containers, numbers, texts and tensors, and
 refuses the file at any other. Every opcode makes at most one object, so the number of opcodes
 bounds the memory; there is no recursion.
+
+It is read as a stream: long texts and runs of numbers in a list stay in the file, with a ``Span``
+in their place. The numbers of an array of numpy are a text too, as latin-1.
 """
 
+import re
 import struct
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -13,13 +17,19 @@ from struct import Struct
 from typing import Any
 
 from microscope_tui.runlog import safe_text
+from microscope_tui.sources.dumps import Bytes
 
 MOST_OPCODES = 4_000_000
 """At most 400 MB of objects, for a moment; a dump of 1,000 passes on one rank has 40,000."""
 MOST_DEPTH = 32
 """Containers inside each other; a dump has four."""
 _MOST_NAME = 512
-_KEYS = (str, int, float, bool, type(None))
+_WINDOW = 1 << 20
+_AHEAD = 16 << 10
+"""Bytes that one operation may need; a run has 1,000 numbers at most."""
+_LONG_TEXT = 64
+_NUMBER = re.compile(rb"K.|M..|J.{4}|G.{8}|[N\x88\x89]", re.DOTALL)
+_RUN = re.compile(rb"(?:%s)++(?=e)" % _NUMBER.pattern, re.DOTALL)
 _NUMBERS = {b"J": Struct("<i"), b"K": Struct("<B"), b"M": Struct("<H"), b"G": Struct(">d")}
 _CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False, b")": ()}
 _PUTS = {b"q": Struct("<B"), b"r": Struct("<I")}
@@ -38,12 +48,39 @@ class Global:
     name: str
 
 
+@dataclass(slots=True)
+class Made:
+    """What a call would make, and its state; nothing is called."""
+
+    arguments: tuple[Any, ...]
+    state: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes of the file: a text as UTF-8, or numbers of a list (``numbers`` reads them)."""
+
+    start: int
+    end: int
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+
+def numbers(run: bytes) -> list[Any]:
+    """Those in the bytes of a ``Span``."""
+    return [_NUMBERS[one[:1]].unpack(one[1:])[0] for one in _NUMBER.findall(run) if len(one) > 1]
+
+
+_KEYS = (str, int, float, bool, type(None), Span)
 ORDERED = "collections.OrderedDict"
 Build = Callable[[Any], Any]
 
 
-def load(data: bytes, allowed: Callable[[str], bool], call: Build, storage: Build) -> Any:
-    """The value of a pickle, or ``Refused``.
+def load(
+    data: Bytes, span: Span, allowed: Callable[[str], bool], call: Build, storage: Build
+) -> Any:
+    """The value of the pickle in ``span``, or ``Refused``.
 
     Args:
         allowed: whether a global of this name may appear.
@@ -51,7 +88,7 @@ def load(data: bytes, allowed: Callable[[str], bool], call: Build, storage: Buil
         storage: the value of a persistent id.
     """
     try:
-        value = _Interpreter(data, allowed, call, storage).run()
+        value = _Interpreter(data, span, allowed, call, storage).run()
     except (IndexError, KeyError, struct.error):
         raise Refused("the pickle is damaged; copy the file again") from None
     _check_depth(value)
@@ -60,17 +97,28 @@ def load(data: bytes, allowed: Callable[[str], bool], call: Build, storage: Buil
 
 class _Interpreter:
     def __init__(
-        self, data: bytes, allowed: Callable[[str], bool], call: Build, storage: Build
+        self,
+        file: Bytes,
+        span: Span,
+        allowed: Callable[[str], bool],
+        call: Build,
+        storage: Build,
     ) -> None:
-        self._data, self._at = data, 0
+        self._file, self._end = file, span.end
+        self._data, self._base = b"", span.start  # a window of the pickle, and where it begins
+        self._at = 0
         self._allowed, self._call, self._storage = allowed, call, storage
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        data = self._data
         for _ in range(MOST_OPCODES):
+            if len(self._data) - self._at < _AHEAD and self._base + len(self._data) < self._end:
+                self._base += self._at
+                size = max(0, min(_WINDOW, self._end - self._base))
+                self._data, self._at = self._file.read(self._base, size, "the pickle"), 0
+            data = self._data
             code = data[self._at : self._at + 1]
             self._at += 1
             if (number := _NUMBERS.get(code)) is not None:  # nearly all operations of a long list
@@ -100,7 +148,10 @@ class _Interpreter:
             push(_CONSTANTS[code])
         elif code == b"X":
             length = int.from_bytes(self._take(4), "little")
-            push(self._take(length).decode("utf-8", "replace"))
+            if length > _LONG_TEXT:
+                push(self._skipped(length))
+            else:
+                push(self._take(length).decode("utf-8", "replace"))
         elif code == b"\x8a":
             push(int.from_bytes(self._take(self._take(1)[0]), "little", signed=True))
         elif code == b"}":
@@ -109,11 +160,18 @@ class _Interpreter:
             push([])
         elif code == b"(":
             self._marks.append(len(self._stack))
+            if run := _RUN.match(self._data, self._at):
+                push(self._skipped(len(run[0])))
         elif code == b"\x80":
             self._take(1)  # the protocol
         else:
             return False
         return True
+
+    def _skipped(self, length: int) -> Span:
+        start = self._base + self._at
+        self._at += length
+        return Span(start, start + length)
 
     def _collect(self, code: bytes) -> bool:
         """Tuples, and what is put into a list or a dict."""
@@ -145,6 +203,9 @@ class _Interpreter:
                 raise Refused("the pickle calls something that is not a function")
             ordered = function.name == ORDERED and not arguments
             self._stack.append({} if ordered else self._call((function.name, arguments)))
+        elif code == b"b":
+            (state,) = self._pop(1)
+            self._top(Made).state = state
         elif code == b"Q":
             self._stack.append(self._storage(self._pop(1)[0]))
         else:

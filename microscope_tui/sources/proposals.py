@@ -49,6 +49,8 @@ _KINDS = {"share": "shares", "tokens_per_expert": "counts", "expert_bias": "bias
 _LETTERS = {"layer": "N", "expert": "M"}
 _PARTS_OF_OBJECTS = re.compile(r"(?:/[^/]*/layer_\d+/expert_\d+|/\d+|\.[^./]*)$")
 _MOST_REASONS = 3  # that are named
+_LASTING = 10
+"""Steps in which a histogram is left out before the verdict is withheld."""
 _MOST_DIGITS = 9
 _DIGITS = re.compile(r"(\d+)")
 _LAST_WORD = re.compile(r"([A-Za-z]*)[^A-Za-z]*$")
@@ -200,6 +202,8 @@ class _Matrix(msgspec.Struct, frozen=True):
 def survey(source: RowReader) -> Survey:
     """Read the beginning of ``source`` again, with all of its keys."""
     reader = source.again(_EveryKey())
+    source.keys.learn_experts(source.config)
+    reader.keys.num_experts = source.keys.num_experts
     found = Survey(keys=reader.keys)
     numbers = 0
     with suppress(Unreadable, OSError):  # what comes before is used; reading the run reports it
@@ -216,7 +220,8 @@ def survey(source: RowReader) -> Survey:
 
 def _fill_up(found: Survey) -> None:
     """Add the experts that a histogram lacks in a step: they have no tokens."""
-    counted = found.keys.counted
+    known = found.keys.num_experts
+    counted = {name: max(size, known) for name, size in found.keys.counted.items() if size}
     shapes = {name: _DIGITS.sub("N", name) for name in counted}
     most = {shapes[name]: counted[name] for name in sorted(counted, key=counted.__getitem__)}
     if sum(map(most.__getitem__, shapes.values())) * len(found.steps) > _MOST_NUMBERS:
@@ -416,6 +421,14 @@ def _refusals(keys: Keys) -> list[str]:
         steps = f" ({plural(keys.refused[name][1], 'step')} left out)"
         found.append(f"{name}{more}: {why}{steps if name in keys.counted else ''}")
     return found
+
+
+def unread(keys: Keys) -> str:
+    """The histogram that is left out longest: its experts may be dead now."""
+    for name, steps in keys.unread.most_common(1):
+        if steps >= _LASTING:
+            return safe_text(f"{name} is left out in the newest steps: log a list", 300)
+    return ""
 
 
 def _by_kind(kinds: Mapping[str, int]) -> str:

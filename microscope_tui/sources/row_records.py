@@ -114,12 +114,13 @@ class RowRecords(RecordReader):
 
     def _start(self, source: RowReader, unconfirmed: str = "") -> None:
         self._source = source
+        source.keys.num_experts = self._request.num_experts or 0
         self._steps = StepRows()
         self._run = RunRecords(source, self._request, **self._facts, unconfirmed=unconfirmed)
         self._ended = False
         self._damage: Unreadable | None = None  # raised after what comes before it was returned
         self._checked: object = None  # the state at the last look for unused keys
-        self.missing = ""
+        self.missing = self.unread = ""
 
     def wait_s(self) -> float:
         return self._steps.wait_s()
@@ -175,12 +176,13 @@ class RowRecords(RecordReader):
 
     def _check_rules(self) -> None:
         keys = self._source.keys
-        refused = sum(times for _, times in keys.refused.values())
+        refused = sum(times for _, times in keys.refused.values()), keys.unread.total()
         state = len(keys), len(keys.objects), refused, self._run.remarks
         looks = self.exhausted and (self._run.is_started or keys.has_routers)
         if looks and state != self._checked:
             self._checked = state
             self.missing = "; ".join(filter(None, [proposals.unmatched(keys), *self._run.remarks]))
+            self.unread = proposals.unread(keys)
 
     def _learn_keys(self) -> bool:
         """Look at keys of which none is known as a router; true to read again with a proposal."""

@@ -127,6 +127,9 @@ class Layout:
             found.append(f"{kind}, left out: {names} (MaxVio {vio:g} in every step){unsure or ''}")
         elif self._has_vio and not self._experts_in_all:
             found.append("no balance c: give --num-experts")
+        most = max(self._experts.values(), default=0)
+        if self._cut and not self._experts_in_all and most % 8:
+            found.append(f"histograms end at expert {most - 1}: give --num-experts if more follow")
         roles = self._source.keys.roles()
         others = ", ".join(role or "no role" for role in roles if role != self._role)
         if others:
@@ -217,16 +220,30 @@ class Layout:
         tokens = numbers.get("tokens")
         if tokens is not None and tokens.is_integer():
             numbers["tokens"] = int(tokens)
+        counts = self._counts(matrices)
+        if tokens is None and "tokens_per_expert" in matrices:
+            numbers |= self._tokens_of(counts or ())
         losses = {name: numbers.pop(name) for name in LOSSES if name in numbers}
         return step_record(
             row.step,
-            self._counts(matrices),
+            counts,
             expert_bias=bias if any(one is not None for one in bias) else None,
             router=router,
             time=row.time,
             losses=losses or None,
             **numbers,
         )
+
+    def _tokens_of(self, counts: Sequence[Sequence[int] | None]) -> dict[str, int]:
+        """How many tokens chose k different experts each, if that gives all of these counts."""
+        top_k = self.top_k or self._request.confirmed_top_k
+        rows = [row for row in counts if row]
+        sums = set(map(sum, rows))
+        if not top_k or len(sums) != 1:
+            return {}
+        tokens, rest = divmod(sums.pop(), top_k)
+        fits = not rest and max(map(max, rows)) <= tokens
+        return {"tokens": tokens} if fits else {}
 
     def _counts(self, matrices: dict[str, _Matrix]) -> list[list[int] | None] | None:
         """The tokens of every expert: as they were logged, or of the shares."""

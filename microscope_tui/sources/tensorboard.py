@@ -479,7 +479,7 @@ class EventRows:
             return self._counts(tag, lambda: _of_plugin(numbers))
         return self._numbers(tag, shape, numbers)
 
-    def _counts(self, tag: str, read: Callable[[], tuple[object, ...]]) -> Pairs:
+    def _counts(self, tag: str, read: Callable[[], tuple[Any, ...]]) -> Pairs:
         """Those of a histogram, if its edges prove that they are of experts."""
         keys = self._keys
         if keys[f"{tag}/0"] is None:

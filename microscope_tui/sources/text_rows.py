@@ -155,7 +155,8 @@ def _flat(fields: dict[str, object]) -> dict[str, object]:
 
 def _has_routers(fields: dict[str, object], keys: Keys) -> bool:
     has_step = as_step(first_of(fields, STEP_NAMES)) is not None
-    return has_step and any(target.of_router for target, _ in matched(fields, keys))
+    read = any(target.of_router for target, _ in matched(fields, keys))
+    return has_step and (read or keys.has_routers)
 
 
 class CsvReader(LineRows):

@@ -2,11 +2,14 @@
 
 The file is a zip with stored members: ``NAME/data.pkl``, a pickle of plain containers and tensors,
 and ``NAME/data/KEY``, the numbers of each storage. The pickle is interpreted (``plain_pickle``);
-the numbers stay in the file until they are asked for. Layout: ``torch/serialization.py``.
+the numbers stay in the file until they are asked for. Arrays of numpy are in the pickle itself.
+Layout: ``torch/serialization.py``; ``__reduce__`` of ``numpy/_core/src/multiarray/methods.c``.
 """
 
 import math
 import struct
+from codecs import getincrementaldecoder
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
@@ -14,7 +17,7 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 from microscope_tui.runlog import safe_text
 from microscope_tui.sources import plain_pickle
 from microscope_tui.sources.dumps import Bytes
-from microscope_tui.sources.plain_pickle import ORDERED, Refused
+from microscope_tui.sources.plain_pickle import ORDERED, Made, Refused, Span
 
 MOST_MEMBERS = 1 << 17
 """A member takes some hundred bytes of memory; a dump has one for each tensor."""
@@ -29,7 +32,12 @@ CODES = {
     "torch.BFloat16Storage": "e",  # of its size: only integers are read
 }
 """Storage class → code of ``struct``."""
-_ALLOWED = {*CODES, _REBUILD, ORDERED}
+INTEGERS = {"i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
+"""The same for types of numpy."""
+_NUMPY = {"numpy.ndarray", "numpy.dtype", "_codecs.encode", "__builtin__.bytes"}
+for _core in ("numpy.core", "numpy._core"):
+    _NUMPY |= {f"{_core}.multiarray._reconstruct", f"{_core}.multiarray.scalar"}
+_ALLOWED = {*CODES, *_NUMPY, _REBUILD, ORDERED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,38 @@ class Tensor:
         return data.numbers(start, code, number, "the numbers of a tensor")
 
 
+def numpy_array(
+    data: Bytes, value: Any
+) -> tuple[tuple[int, int, int], str, Iterator[bytes]] | None:
+    """Shape, code of ``struct``, and bytes of an array of integers, else ``None``."""
+    match value:
+        case Made(
+            state=(
+                int(),
+                (int(), int(), int()) as shape,
+                Made(arguments=(str(kind), *_), state=(_, "<" | "|", *_)),
+                False,
+                Made(arguments=(str() | Span() as text, "latin1")),
+            )
+        ) if kind in INTEGERS and all(size > 0 for size in shape):
+            # A byte above 127 takes two in UTF-8.
+            if math.prod(shape) * struct.calcsize(INTEGERS[kind]) <= len(text):
+                return shape, INTEGERS[kind], _latin1(data, text)
+    return None
+
+
+def _latin1(data: Bytes, text: str | Span) -> Iterator[bytes]:
+    decoder = getincrementaldecoder("utf-8")()
+    try:
+        if isinstance(text, str):
+            yield text.encode("latin-1")
+            return
+        for piece in data.pieces(text.start, text.end, "the numbers of an array"):
+            yield decoder.decode(piece).encode("latin-1")
+    except UnicodeError:
+        raise data.broken("an array of numpy is not bytes; copy the file again") from None
+
+
 def _is_contiguous(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     expected = 1
     for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
@@ -86,9 +126,9 @@ def load(data: Bytes) -> Any:
     folder = pickles[0].removesuffix("data.pkl")
     tensors = _Tensors(found, folder)
     member = found[pickles[0]]
-    content = data.read(_start_of(data, member), member.file_size, "the pickle")
+    span = Span(start := _start_of(data, member), start + member.file_size)
     try:
-        return plain_pickle.load(content, _ALLOWED.__contains__, tensors.call, tensors.storage)
+        return plain_pickle.load(data, span, _ALLOWED.__contains__, tensors.call, tensors.storage)
     except Refused as refused:
         raise data.broken(str(refused)) from None
 
@@ -176,9 +216,11 @@ class _Tensors:
             raise Refused(f"storage {safe_text(key, 20)!r} has fewer bytes than the pickle needs")
         return _Storage(CODES[name], member, elements)
 
-    def call(self, called: tuple[str, tuple[Any, ...]]) -> Tensor:
-        """The tensor of ``_rebuild_tensor_v2(storage, offset, shape, strides, …)``."""
+    def call(self, called: tuple[str, tuple[Any, ...]]) -> Tensor | Made:
+        """The tensor of ``_rebuild_tensor_v2(storage, offset, shape, strides, …)``, or numpy's."""
         name, arguments = called
+        if name in _NUMPY:
+            return Made(arguments)
         if name != _REBUILD or len(arguments) < 4:
             raise Refused(f"the pickle calls {safe_text(name, 60)}; nothing was executed")
         storage, offset, shape, strides = arguments[:4]

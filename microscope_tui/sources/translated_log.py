@@ -44,4 +44,5 @@ class TranslatedLog(SpooledLog):
             self.spool.keep(lines)
         self.report(reader)
         self.defects, self.missing = reader.defects, reader.missing
+        self.unread, self.parts = reader.unread, reader.parts
         return Chunk(lines, batch.restarted)

@@ -275,6 +275,7 @@ class WandbReader(RowReader):
             # Not JSON, or nested too deep: without it the user gives E and k.
             with suppress(ValueError):
                 self._config[name] = decode_json(text)
+        self.keys.learn_experts(self._config)
 
 
 def _is_wanted(chunk: bytes) -> bool:

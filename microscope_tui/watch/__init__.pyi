@@ -1,6 +1,5 @@
-# What other packages and the tests import from here. Loaded when used (see lazy_loader).
+# What other packages import from here. Loaded when used (see lazy_loader).
 from .baseline import (
-    MOST_STEPS as MOST_STEPS,
     AgainstBaseline as AgainstBaseline,
     BadBaseline as BadBaseline,
     Baseline as Baseline,
@@ -9,23 +8,11 @@ from .baseline import (
 from .file_events import FileEvents as FileEvents
 from .fleet import (
     JUDGING_S as JUDGING_S,
-    MOST_FOLLOWED as MOST_FOLLOWED,
     VERDICT_MEMORY as VERDICT_MEMORY,
     Fleet as Fleet,
     RunCard as RunCard,
-    Seen as Seen,
 )
-from .history import (
-    MAX_ROWS as MAX_ROWS,
-    MIN_ROWS as MIN_ROWS,
-    NAN as NAN,
-    Column as Column,
-    History as History,
-    Row as Row,
-    Window as Window,
-    rows_within as rows_within,
-)
-from .judge import Judge as Judge
+from .history import NAN as NAN, Column as Column, History as History, Window as Window
 from .past_steps import (
     Pin as Pin,
     Reading as Reading,
@@ -42,7 +29,6 @@ from .reference import (
     PinnedRun as PinnedRun,
     Reference as Reference,
     aligned as aligned,
-    reference_in as reference_in,
     reference_of as reference_of,
 )
 from .run_course import RunCourse as RunCourse
@@ -60,11 +46,13 @@ from .scan import (
     balance_now as balance_now,
 )
 from .state import RunState as RunState
+from .state_folder import write_whole as write_whole
 from .verdict import (
     Trouble as Trouble,
     Verdict as Verdict,
     VerdictCache as VerdictCache,
     evidence as evidence,
+    judged_balance as judged_balance,
     why_no_verdict as why_no_verdict,
 )
 from .view import (

@@ -32,8 +32,8 @@ class BadBaseline(ValueError):
 
 
 class AgainstBaseline(Criteria, frozen=True):
-    """Criteria with a baseline: training on from another model is a fine-tuning, also where the
-    header has no profile, which means ``pretrain``."""
+    """Training on from another model is a fine-tuning, also where the header has no profile, which
+    means ``pretrain``."""
 
     def context(self, run: RunRecord) -> Context:
         found = Criteria.context(self, run)
@@ -104,7 +104,7 @@ def _reference(routers: Sequence[RouterInfo], steps: Sequence[StepEntry]) -> Rou
 def _state(
     views: Sequence[StepView], index: int, router: RouterInfo
 ) -> tuple[float | None, frozenset[int] | None, float | None, float | None]:
-    """Starved share, dead experts, MaxVio and collapse index of one router, where known."""
+    """The fields of a ``RouterBaseline``, where known."""
     rows = [row for view in views if (row := view.full_counts(index)) is not None and any(row)]
     if not rows:
         return None, None, None, None

@@ -44,10 +44,7 @@ class FileEvents:
         self._found_at = -_LATE_S
 
     def start(self) -> None:
-        """Start watching, or poll; never raises.
-
-        A thousand folders take some hundredths of a second: not for the thread of a screen.
-        """
+        """Never raises. A thousand folders take some hundredths of a second."""
         try:
             self._start()
             self.mode = "events"
@@ -60,7 +57,7 @@ class FileEvents:
             self._poll(f"no events: {error!r}")
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether a change is announced in time, since the last wait."""
+        """Whether a change was announced since the last wait, or is in time."""
         changed = self._changed.wait(timeout_s)
         self._changed.clear()
         return changed
@@ -73,7 +70,7 @@ class FileEvents:
             self._poll("events did not arrive")
 
     def stop(self) -> None:
-        """Stop watching and wake the waiting thread."""
+        """And wake the waiting thread."""
         observer, self._observer = self._observer, None
         if observer is not None:
             observer.stop()

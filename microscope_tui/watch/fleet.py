@@ -1,8 +1,7 @@
 """All runs below a path: their cards, and which of them are followed.
 
-One run is open; the other live ones are followed and judged beside it in turn. The rest cost an
-occasional ``stat``, and two short reads when they change; finished ones are judged when there is
-time, newest first.
+One run is open; the other live ones are followed beside it in turn. The rest cost an occasional
+``stat``, and two short reads when they change; finished ones are judged when there is time.
 """
 
 import os
@@ -45,14 +44,13 @@ class RunCard(msgspec.Struct, frozen=True):
     planned_steps: int | None
     loss: float | None
     verdict: Verdict | None
-    """Its verdict; ``None`` if not known yet."""
+    """``None`` if not known yet."""
     error: str | None
     end_reason: str | None = None
     """Why the run ended, if logged."""
     judged: float = 0.0
     """Share of the log that the diagnosis has seen."""
     queued: bool = False
-    """Whether it will be judged in the background."""
     open: bool = False
     pinned: bool = False
     """Whether the open run is compared with it."""
@@ -65,7 +63,6 @@ class RunCard(msgspec.Struct, frozen=True):
 
     @property
     def recovered(self) -> Sequence[Trouble]:
-        """Recovered alerts."""
         return [] if self.verdict is None else [t for t in self.verdict.troubles if not t.active]
 
 
@@ -89,7 +86,7 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class _Course(NamedTuple):
-    """How far a run came, as a glance at it or following it shows."""
+    """How far a run came."""
 
     last: StepRecord | None
     planned: int | None
@@ -100,17 +97,12 @@ class _Course(NamedTuple):
     life: Life
 
 
-def _glanced(run: RunFile, seen: Seen | None, verdict: Verdict | None) -> _Course:
-    found = seen.ends if seen is not None else Glance()
-    age = age_of(run.modified, changed_at=seen.changed_at if seen is not None else None)
+def _glanced(run: RunFile, seen: Seen, verdict: Verdict | None) -> _Course:
+    found = seen.ends
+    age = age_of(run.modified, changed_at=seen.changed_at)
     times = [found.step_time_s] if found.step_time_s else []
-    state = state_of(
-        age,
-        deleted=False,
-        has_steps=found.last is not None,
-        end=found.end,
-        step_times_s=times,
-    )
+    has_steps = found.last is not None
+    state = state_of(age, deleted=False, has_steps=has_steps, end=found.end, step_times_s=times)
     planned = found.run.planned_steps if found.run is not None else None
     if found.run is not None and verdict is not None and verdict.last_step:
         planned = verdict.planned_steps  # of the newest run record
@@ -162,15 +154,8 @@ class Fleet:
         criteria: Criteria = ANYTHING,
         kept: VerdictCache | None = None,
     ) -> None:
-        """Find the runs below ``root``.
-
-        Args:
-            root: a folder of runs, one run folder, or one log.
-            memory_bytes: bound of the history of the open run.
-            search: a search of the same path that has already been used.
-            criteria: by what every run is judged.
-            kept: verdicts of earlier sittings by the same criteria, and where new ones go.
-        """
+        """``memory_bytes``: for the history of the open run; ``search``: one of the same path that
+        was used already; ``kept``: verdicts by the same criteria, and where new ones go."""
         self.root = root
         self.lock = threading.Lock()
         self.runs: Sequence[RunFile] = ()
@@ -223,16 +208,13 @@ class Fleet:
         with self.lock:
             self.runs = runs
             here = {run.path for run in runs}
-            for gone in self._glances.keys() - here:
-                del self._glances[gone]
-            for gone in self._verdicts.keys() - here:
-                del self._verdicts[gone]
+            self._glances = {path: s for path, s in self._glances.items() if path in here}
+            self._verdicts = {path: v for path, v in self._verdicts.items() if path in here}
         self._choose_beside()
         return changed
 
     @property
     def follows_others(self) -> bool:
-        """Whether live runs are followed beside the open one."""
         return bool(self._beside)
 
     def open_run(self, file: RunFile) -> RunWatch:
@@ -266,16 +248,15 @@ class Fleet:
             self.open.close()
 
     def read_as(self, request: SourceRequest) -> None:
-        """Read other tools' files as ``request`` from the next search on, by the same thread."""
+        """From the next search on, by the same thread."""
         self._search.read_as(request)
 
     @property
     def request(self) -> SourceRequest:
-        """How other tools' files are read."""
         return self._search.request
 
     def comparable(self, file: RunFile) -> PinnedRun:
-        """A run to compare the open one with; read again only where it is not followed anyway."""
+        """Read again only where it is not followed anyway."""
         return PinnedRun(file, self._followed)
 
     def _followed(self, path: Path) -> RunWatch | None:
@@ -297,7 +278,7 @@ class Fleet:
         return moved
 
     def look_around(self) -> bool:
-        """Glance at some of the runs that changed since the last call; true if there were any."""
+        """Glance at some of the runs that changed; true if there were any."""
         if self.piped:
             return False
         stale = [run for run in self.runs if self._is_stale(run)][:_GLANCES_A_TURN]
@@ -344,7 +325,6 @@ class Fleet:
 
     @property
     def is_judging(self) -> bool:
-        """Whether there are finished runs that are not judged yet."""
         runs = () if self.piped else self.runs
         return any(self._is_stale(run) or self._is_queued(run) for run in runs)
 
@@ -356,7 +336,6 @@ class Fleet:
         return self._verdict(run.path, seen.ends.identity) is None
 
     def _verdict(self, path: Path, identity: Stamp | None) -> Verdict | None:
-        """The verdict on the log at ``path`` in this state, if there is one."""
         known = self._verdicts.get(path)
         return known[1] if known is not None and known[0] == identity else None
 
@@ -377,7 +356,7 @@ class Fleet:
             self._keep(watch.path, identity, verdict_on(watch), cached=True)
 
     def cards(self) -> list[RunCard]:
-        """Every run as of the last glance, newest first."""
+        """Of every run, newest first."""
         with self.lock:
             runs = self.runs
             glances = dict(self._glances)
@@ -388,9 +367,10 @@ class Fleet:
         return [self._card(run, glances.get(run.path), followed.get(run.path)) for run in runs]
 
     def _card(self, run: RunFile, seen: Seen | None, watch: RunWatch | None) -> RunCard:
-        """The card of ``run``, from the last glance at it and from following it."""
-        verdict = self._verdict(run.path, seen.ends.identity if seen is not None else None)
-        course = _glanced(run, seen, verdict)
+        """From the last glance at ``run`` and from following it, if there were any."""
+        glanced = seen or Seen(run, Glance(), None)
+        verdict = self._verdict(run.path, glanced.ends.identity)
+        course = _glanced(run, glanced, verdict)
         if watch is not None:
             course, verdict = _followed(watch, course)
         elif seen is None or run.is_read_whole:
@@ -399,9 +379,8 @@ class Fleet:
             course = course._replace(state=state, life=Life(state, state))
         if course.error and course.last is None:
             course = course._replace(state=RunState.ERROR, life=Life(RunState.ERROR, "error"))
-        step = course.last.step if course.last is not None else 0
-        if course.last is None and verdict is not None:
-            step = verdict.last_step
+        judged_to = verdict.last_step if verdict is not None else 0
+        step = course.last.step if course.last is not None else judged_to
         return RunCard(
             file=run,
             state=course.state,
@@ -416,15 +395,11 @@ class Fleet:
             judged=self._judged(run, watch),
             queued=self._is_queued(run),
             open=watch is not None and watch is self.open,
-            pinned=self._is_pinned(run),
+            pinned=self.pinned is not None and self.pinned.file.path == run.path,
             selected=run.path in self.selected,
         )
 
-    def _is_pinned(self, run: RunFile) -> bool:
-        return self.pinned is not None and self.pinned.file.path == run.path
-
     def _judged(self, run: RunFile, watch: RunWatch | None) -> float:
-        """Share of the log that has been judged."""
         if watch is None and self._at_work is not None and self._at_work[0].path == run.path:
             watch = self._at_work[0]
         return watch.judged if watch is not None else 0.0

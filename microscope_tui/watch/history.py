@@ -68,14 +68,11 @@ class Level:
         total = sum(mean)
         if low and math.isfinite(total):
             return Column(min(low), total / len(mean), max(high))
-        measured = [i for i, value in enumerate(low) if value == value]
+        measured = [row for row in zip(low, mean, high, strict=True) if row[0] == row[0]]
         if not measured:
             return Column(NAN, NAN, NAN)
-        return Column(
-            min(low[i] for i in measured),
-            sum(mean[i] for i in measured) / len(measured),
-            max(high[i] for i in measured),
-        )
+        lows, means, highs = zip(*measured, strict=True)
+        return Column(min(lows), sum(means) / len(measured), max(highs))
 
     def grouped(self, size: int) -> "Level":
         """Every ``size`` rows in one, the rest in one more."""
@@ -93,10 +90,11 @@ class Level:
             lows = list(map(min, low))
             means = [total / size for total in map(sum, mean)]
             highs = list(map(max, high))
-        rest = [self.cut(at, at + size).column() for at in range(whole, len(self), size)]
-        lows += [column.low for column in rest]
-        means += [column.mean for column in rest]
-        highs += [column.high for column in rest]
+        for at in range(whole, len(self), size):
+            rest = self.cut(at, at + size).column()
+            lows.append(rest.low)
+            means.append(rest.mean)
+            highs.append(rest.high)
         return _level(lows, means, highs)
 
 
@@ -220,8 +218,7 @@ def rows_within(memory_bytes: int, curves: int) -> int:
 class History:
     """Named series over one axis of steps.
 
-    ``add`` is cheap and invisible until ``commit``: one thread may add while another draws, under a
-    lock that ``commit`` is called in too.
+    ``add`` is invisible until ``commit``, which is called under the lock of the readers.
     """
 
     def __init__(
@@ -256,10 +253,7 @@ class History:
     def add(
         self, step: int, values: Mapping[str, Values], offset: int = 0, time: float | None = None
     ) -> None:
-        """Add one step; a ``ValueError`` if it is not after the last.
-
-        A series that is not of ``widths`` begins at its first value.
-        """
+        """``ValueError``: not after the last. Series that are not of ``widths`` begin later."""
         if step <= self.last_step and (self.steps or self._pending):
             raise ValueError(f"step {step} after step {self.last_step}: restart the history first")
         if self._in_row >= self.stride:
@@ -362,7 +356,7 @@ class History:
     def columns(
         self, name: str, index: int, count: int, window: "Window | None" = None
     ) -> list[Column]:
-        """The series of a router in at most ``count`` columns of equal numbers of rows."""
+        """At most ``count``, of equal numbers of rows."""
         curve = self._curves[name][index]
         curve.keep_coarse(self._complete)
         cuts = self._cuts(count, self.rows(window))
@@ -426,7 +420,7 @@ class Curves:
         return [self._history.time_of(step) for step in steps] if self._history else ()
 
     def share_of(self, step: int) -> float | None:
-        """Its position in the columns, 0 … 1."""
+        """Its place among the columns, 0 … 1."""
         if self._history is None:
             return None
         rows = self._history.rows(self._window)

@@ -36,7 +36,7 @@ from microscope_tui.runlog import (
 
 
 class Judge:
-    """The diagnosis of one log, fed with the records of the scan, or with its lines."""
+    """Fed with the records of the scan, or with lines."""
 
     def __init__(self, name: str, criteria: Criteria) -> None:
         self.diagnosis: Diagnosis | None = None
@@ -111,7 +111,7 @@ class Ended(Exception):
 
 
 class SecondProcess:
-    """A ``Judge`` in a process of its own. It ends with this one, however this one ends."""
+    """It ends with this one, however this one ends."""
 
     def __init__(self, judge: Judge) -> None:
         """An ``OSError`` if it cannot be started."""
@@ -192,13 +192,11 @@ class SecondProcess:
 
 
 def second_process_helps() -> bool:
-    """Whether there is a core for it, on a system where it was tried."""
     return sys.platform == "linux" and bool(sys.executable) and len(os.sched_getaffinity(0)) > 1
 
 
 def judge_for_parent() -> None:
-    """The second process: judge what comes on standard input, answer on standard output, until
-    either ends."""
+    """The second process: from standard input to standard output, until either ends."""
     requests = sys.stdin.buffer
     answered = time.monotonic()
 

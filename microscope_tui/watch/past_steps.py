@@ -1,8 +1,7 @@
 """Earlier steps, read again from the file: a pinned step, and the experts of a router over time.
 
-The history in memory has no experts, but the file offset of the first record of each row: evenly
-spaced rows give samples for the price of their lines. Numbers that it does not keep take a pass
-over the whole file.
+The history in memory has no experts, but the offset of the first record of each row: evenly spaced
+rows give samples for the price of their lines. Other numbers take a pass over the whole file.
 """
 
 import os
@@ -81,8 +80,8 @@ def kept_steps(watch: RunWatch) -> tuple[int, int] | None:
 def pin_at(watch: RunWatch, step: int) -> Pin | None:
     """The last logged step at or before ``step``, or the nearest one that can be read again.
 
-    ``None`` where it cannot be found now: the log is not a plain file, is still being read and has
-    restarts in it, or changed under us. ``OSError``: the file cannot be read.
+    ``None``: not a plain file, one with restarts that is still being read, or one that changed
+    under us. ``OSError``: the file cannot be read.
     """
     with watch.lock:
         latest, history, generation = watch.latest, watch.history, watch.generation
@@ -163,8 +162,8 @@ def samples(
 ) -> list[Sample]:
     """At most ``count`` steps with counts of one router, oldest first, evenly spread.
 
-    None that a restart superseded. Empty where nothing was counted, the log cannot be sought, it
-    was replaced meanwhile, or the work was ``cancelled``. ``OSError``: the file cannot be read.
+    None that a restart superseded, and none at all where the log cannot be sought or was replaced
+    meanwhile. ``OSError``: the file cannot be read.
     """
     with watch.lock:
         run, generation, counted = watch.run, watch.generation, watch.shown.with_counts
@@ -187,7 +186,7 @@ def samples(
 
 
 def _places(watch: RunWatch, count: int, window: Window | None) -> list[_Place]:
-    """Evenly spaced rows of the history, each up to the next one or to where it restarted."""
+    """Evenly spaced rows, each up to the next one or to where it restarted."""
     history, kept = watch.history, kept_steps(watch)
     if history is None or kept is None or count < 1:
         return []
@@ -208,7 +207,7 @@ def _places(watch: RunWatch, count: int, window: Window | None) -> list[_Place]:
 
 
 def _counted(path: Path, run: RunRecord, place: _Place, size: int, router: int) -> StepEntry | None:
-    """The first step from ``place`` on with counts of the router, if it is near."""
+    """The first step from ``place`` on with counts, if it is near."""
     experts = run.routers[router].num_experts
     before = 0
     end = place.offset + max(size, _WALK_BYTES)

@@ -54,10 +54,7 @@ def reference_of(run: str, moment: Pin, header: RunRecord | None = None) -> Refe
 
 
 def reference_in(watch: RunWatch, step: int) -> Reference:
-    """Reference of another run at or before ``step``, from the disk; an ``OSError`` if that fails.
-
-    ``NothingToCompare``: it has no such step, or none that can be read now.
-    """
+    """At or before ``step``, from the disk: ``OSError``. ``NothingToCompare``: there is none."""
     name = watch.file.name
     if watch.latest is None:
         raise NothingToCompare(f"{name} has no step to compare with")

@@ -41,7 +41,6 @@ class RunMap(msgspec.Struct, frozen=True):
 
 
 def run_map(watch: RunWatch, quantity: Quantity, columns: int, window: Window) -> RunMap:
-    """The worst value of every layer in at most ``columns`` columns of ``window``."""
     with watch.lock:
         routers = watch.run.routers if watch.run is not None else ()
         curves = Curves(watch.history, columns, window)

@@ -53,11 +53,8 @@ class RunWatch:
     ) -> None:
         """Watch ``file``, or another source of its bytes.
 
-        Args:
-            memory_bytes: bound of the history.
-            patient: no screen shows it, so that more can be taken in at a time.
-            second_from: bytes of a log from which it is judged in a second process until that has
-                caught up. ``close`` the watch then.
+        ``patient``: no screen shows it, so that more can be taken in at a time. ``second_from``:
+        bytes of a log from which a second process judges it until that has caught up; ``close`` it.
         """
         self.file = file
         self.lock = threading.RLock()
@@ -165,10 +162,7 @@ class RunWatch:
                     self.version += 1
 
     def advance(self, max_bytes: int = SLICE_BYTES) -> bool:
-        """Read on for a few milliseconds; true if anything changed. No log makes it raise.
-
-        A run that has ended, or has fallen silent meanwhile, is judged as over.
-        """
+        """Read on for a few milliseconds; true if anything changed. No log makes it raise."""
         moved = self._read_on(max_bytes)
         self.conclude_if_over()
         return moved
@@ -187,7 +181,6 @@ class RunWatch:
             diagnosis.conclude(state.ended or silent)
 
     def _read_on(self, max_bytes: int) -> bool:
-        """Scan what was read before, else read."""
         self._start_second()
         self.scan.make_room(self.lock)
         if self._scan_on():
@@ -254,7 +247,6 @@ class RunWatch:
             return life_of(*self.state(), *pauses, step, planned)
 
     def _begin(self, chunk: Chunk) -> None:
-        """Prepare to scan a chunk; start again if it is of another file."""
         with self.lock:
             if chunk.restarted:
                 self._start()
@@ -311,11 +303,10 @@ class RunWatch:
 
     @property
     def _is_file(self) -> bool:
-        """A file that anyone can read; else the source makes the lines."""
+        """Else the source makes the lines."""
         return self.source.kept() == EVERYTHING
 
     def _start_second(self) -> None:
-        """Start it if the log is long and there is a core for it."""
         if self._begun or self._second is not None or self._second_from is None:
             return
         if self.file.size < self._second_from or not second_process_helps():
@@ -384,7 +375,6 @@ class RunWatch:
                 )
 
     def _fail(self, error: OSError) -> bool:
-        """True if the reason is new."""
         is_new = self.error is None
         self.error = f"cannot be read: {error.strerror or error}"
         return is_new

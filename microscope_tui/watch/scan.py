@@ -45,8 +45,7 @@ DEFAULT_MEMORY = 128 * 1024 * 1024
 
 
 def new_history(run: RunRecord, memory_bytes: int, expected_steps: int = 0) -> History:
-    """An empty history that stays within ``memory_bytes``, its rows as wide as
-    ``expected_steps`` need."""
+    """Within ``memory_bytes``, its rows as wide as ``expected_steps`` need."""
     routers = len(run.routers)
     capacity = rows_within(memory_bytes, len(PER_RUN) + len(PER_ROUTER) * routers + MOST_LATER)
     stride = 1
@@ -61,7 +60,6 @@ RowOf = Callable[[StepEntry], _Curves]
 
 
 def row_maker(routers: int) -> RowOf:
-    """From a step to the values that the history keeps for so many routers."""
     nothing = (None,) * routers
 
     def row_of(entry: StepEntry) -> _Curves:
@@ -85,7 +83,7 @@ def _also_logged(record: StepRecord) -> dict[str, Sequence[float | None]]:
 
 
 class BalanceNow(NamedTuple):
-    """The collapse index of a router, of all experts and as it is judged."""
+    """The collapse index of all experts, and as it is judged."""
 
     balance: float | None
     judged: float | None
@@ -104,10 +102,7 @@ def balance_now(
     counts: Sequence[int] | None = None,
     lately: Callable[[], bool] = lambda: False,
 ) -> BalanceNow:
-    """The balance of a router in one step.
-
-    ``counts``: of the same step, if at hand; ``lately``: see ``left_out_lately``.
-    """
+    """``counts``: of the same step, if at hand; ``lately``: see ``left_out_lately``."""
     experts, top_k = router.num_experts, router.top_k
     load = value_at(summary.max_load, index)
     effective = value_at(summary.effective_experts, index)
@@ -167,7 +162,7 @@ Reread = Callable[[Row, RunRecord, int], Iterable[StepEntry]]
 
 
 class Scan:
-    """``reread`` is called when a restart cuts a row of history."""
+    """``reread`` is for a row of history that a restart cuts."""
 
     def __init__(self, reread: Reread, memory_bytes: int) -> None:
         self.run: RunRecord | None = None
@@ -193,7 +188,7 @@ class Scan:
         self._memory_bytes = memory_bytes
 
     def take(self, entry: Entry) -> None:
-        """Add one record; of a repeated step the first one counts."""
+        """Of a repeated step the first one counts."""
         match entry:
             case StepEntry():
                 self._take_step(entry)

@@ -71,10 +71,8 @@ def state_of(
     step_times_s: Sequence[float],
     logs_its_end: bool = True,
 ) -> RunState:
-    """``waiting``, ``live``, ``slow``, ``stale``, ``crashed?`` by the age of the file against the
-    usual step; ``finished``, ``failed``, ``stopped`` by the last event; ``deleted``. A writer that
-    need not log its end is not taken for crashed.
-    """
+    """By the last event, else by the age of the file against the usual step. A writer that need not
+    log its end is not taken for crashed."""
     if deleted:
         return RunState.DELETED
     if not (has_steps or logs_its_end) and (end is not None or (age_s or 0.0) > CRASHED_S):

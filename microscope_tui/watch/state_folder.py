@@ -29,15 +29,16 @@ def read_small(path: Path, most_bytes: int) -> bytes:
     return data
 
 
-def write_whole(path: Path, data: bytes, modified_ns: int | None = None) -> None:
+def write_whole(path: Path, data: bytes, modified_ns: int | None = None, mode: int = 0o600) -> None:
     """Write ``path`` atomically; an ``OSError`` keeps the previous file.
 
-    ``modified_ns``: the time of change that it gets.
+    ``modified_ns``: the time of change that it gets; ``mode``: who may read it.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     file, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(file, "wb") as whole:
+            os.fchmod(file, mode)
             whole.write(data)
         if modified_ns is not None:
             os.utime(name, ns=(modified_ns, modified_ns))

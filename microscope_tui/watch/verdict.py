@@ -1,6 +1,5 @@
-"""The verdict on a run: its findings, why there is none, and evidence that is building up.
-
-Verdicts on finished runs are cached: to judge 300 runs of 300 steps again takes ten seconds.
+"""The verdict on a run, cached when it is finished: to judge 300 runs of 300 steps again takes ten
+seconds.
 """
 
 import hashlib
@@ -68,7 +67,7 @@ def verdict_on(watch: RunWatch) -> Verdict:
 
 
 def why_no_verdict(watch: RunWatch, step: int | None = None) -> NoVerdict:
-    """Why there is none, now or as it was at ``step``."""
+    """Now, or as it was at ``step``."""
     if watch.error:
         return NoVerdict(watch.error)
     if watch.diagnosis is None or watch.latest is None:
@@ -84,15 +83,21 @@ def evidence(watch: RunWatch) -> str:
     """``L3 at .00 for 36 steps, gathering evidence``; often empty."""
     if watch.diagnosis is None or watch.latest is None or watch.run is None:
         return ""
+    return gathering(pending(watch.diagnosis), judged_balance(watch))
+
+
+def judged_balance(watch: RunWatch) -> list[float | None]:
+    """Of every router in the newest step; empty without one."""
+    if watch.latest is None or watch.run is None:
+        return []
     summary = watch.latest.record.router
     routers = enumerate(watch.run.routers)
-    balance = [balance_now(summary, index, router).judged for index, router in routers]
-    return gathering(pending(watch.diagnosis), balance)
+    return [balance_now(summary, index, router).judged for index, router in routers]
 
 
 def _why_not_measured(watch: RunWatch) -> str:
     if watch.diagnosis is None or _measured(watch):
-        return ""
+        return watch.source.unread
     run, seen = watch.diagnosis.run, watch.diagnosis.seen
     if "effective_experts" not in seen and "max_load" in seen:
         return "max_load alone shows only an overload: log counts or effective_experts"
@@ -122,9 +127,7 @@ _OUR_FILE = re.compile(r"[0-9a-f]{32}\.json|\.[0-9a-f]{32}-\w+\.tmp")
 
 
 class VerdictCache:
-    """The cached verdicts for one set of criteria.
-
-    One small file per verdict, named after all that it depends on: the log, the product, the
+    """One small file per verdict, named after all that it depends on: the log, the product, the
     criteria. A disk that cannot be written disables the cache.
     """
 
@@ -152,7 +155,7 @@ class VerdictCache:
         try:
             write_whole(self._file(identity), data, identity.modified_ns)
         except OSError:
-            self._keeps = False  # a full or read-only disk only disables the cache
+            self._keeps = False
             return
         remove_oldest(self._folder, _OUR_FILE, MOST_KEPT)
 

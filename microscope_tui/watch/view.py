@@ -54,7 +54,7 @@ def ribbon_of(watch: RunWatch, window: tuple[int, int], count: int) -> list[Mark
 
 
 def column_of(step: int, window: tuple[int, int], count: int) -> int | None:
-    """The column of ``step``; ``None`` outside of the window."""
+    """``None`` outside of the window."""
     first, last = window
     if not first <= step <= last:
         return None
@@ -88,7 +88,7 @@ class LayerView(msgspec.Struct, frozen=True):
     judged_balance: float | None
     """The same without an expert that (nearly) every token chooses."""
     without: tuple[int, ...] | None
-    """The experts that this leaves out; ``None``: only counts would show which."""
+    """As in ``BalanceNow``."""
     entropy: float | None
     mean_entropy: float | None
     drop_rate: float | None
@@ -141,6 +141,8 @@ class RunView(msgspec.Struct, frozen=True):
     """None at an earlier step, which has findings."""
     memory_limit: int | None
     """In bytes, if it makes the history coarser."""
+    parts: str
+    """See ``Progress.parts``."""
     defects: int
     first_defects: Sequence[str]
     error: str | None
@@ -171,12 +173,9 @@ def view_of(
     only: Container[int] | None = None,
     window: Window | None = None,
 ) -> RunView:
-    """The view of ``watch``, with so many columns of the curves and of the ribbon.
+    """With so many columns of the curves and of the ribbon.
 
-    Args:
-        at: a pinned moment; the newest step by default.
-        only: the layers whose curves are drawn (the visible ones).
-        window: what curves and ribbon cover.
+    ``at``: by default the newest step; ``only``: the layers whose curves are drawn.
     """
     with watch.lock:
         at = at if at is not None and _is_there(watch, at) else None
@@ -215,6 +214,7 @@ def view_of(
             no_verdict=why_no_verdict(watch, step).why,
             pending=pending(diagnosis) if diagnosis and at is None else (),
             memory_limit=watch.memory_bytes if watch.bounded_by_memory else None,
+            parts=watch.source.parts,
             defects=watch.defects.count,
             first_defects=tuple(watch.defects.first),
             error=watch.error,

@@ -1,7 +1,7 @@
 """Convert a published ``config.json`` to a ``ModelConfig`` and back.
 
-The behaviour of transformers is the reference: an absent field has transformers' default, a field
-with an unsupported value is rejected by name, and unknown fields are ignored.
+Transformers is the reference: an absent field has its default, an unsupported value is rejected by
+name, and unknown fields are ignored.
 
 The architectures share names and shapes of tensors. DeepSeek-V2 uses a softmax router without a
 bias, so it has no ``e_score_correction_bias``; GLM-4.7-Flash lists the kind of every layer instead
@@ -113,7 +113,7 @@ _SIZES = (
 
 
 def read_config(path: Path) -> Published:
-    """``UsageError`` names the field that is wrong or not supported."""
+    """``UsageError`` names the wrong field."""
     try:
         return _published(json_object("it", path.read_bytes()))
     except (OSError, ValueError, OverflowError) as error:
@@ -185,8 +185,8 @@ def _read_block(fields: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def published_fields(config: ModelConfig) -> dict[str, Any]:
-    """The ``config.json`` for ``config``, without the fields of the tokenizer and the weights;
-    ``UsageError`` if transformers' class cannot represent this model."""
+    """Without those of the tokenizer and the weights; ``UsageError`` if transformers' class cannot
+    represent this model."""
     kind = ARCHITECTURES[config.model_type]
     impossible = [
         f"{name}={getattr(config, name)!r}: it has {' or '.join(map(str, values))}"
@@ -208,10 +208,9 @@ def published_fields(config: ModelConfig) -> dict[str, Any]:
         )
     names = (*_SIZES, *kind.rules, "q_lora_rank", "n_shared_experts", "scoring_func")
     plain = {name: getattr(config, name) for name in (*names, "topk_method")}
-    if config.model_type == "glm4_moe_lite":
-        dense = config.first_k_dense_replace
-        kinds = ["dense"] * dense + ["sparse"] * (config.num_hidden_layers - dense)
-        plain["mlp_layer_types"] = kinds
+    if config.model_type == _GLM:
+        dense = ["dense"] * config.first_k_dense_replace
+        plain["mlp_layer_types"] = [*dense, *["sparse"] * len(config.moe_layers)]
     return {
         "architectures": [kind.name],
         "model_type": config.model_type,
@@ -225,7 +224,6 @@ def published_fields(config: ModelConfig) -> dict[str, Any]:
 
 
 def read_rope(fields: dict[str, Any]) -> tuple[float, YarnScaling | Llama3Scaling | None]:
-    """``rope_theta`` and the context extension; ``ValueError`` names the invalid field."""
     rope = _merged_rope(fields)
     theta: float = number({"rope_theta": 10_000.0, **rope}, "rope_theta", float)
     kind = rope.get("rope_type", "default")
@@ -244,7 +242,7 @@ def read_rope(fields: dict[str, Any]) -> tuple[float, YarnScaling | Llama3Scalin
 
 
 def _merged_rope(fields: dict[str, Any]) -> dict[str, Any]:
-    """The rotary fields of all the places where a file may have them."""
+    """From all places where a file may have them."""
     rope: dict[str, Any] = {"rope_theta": fields["rope_theta"]} if "rope_theta" in fields else {}
     for source in ("rope_scaling", "rope_parameters"):
         given = fields.get(source)

@@ -1,11 +1,10 @@
 """Read a published folder: weights (FP8 is de-quantised), tokenizer, end-of-text tokens.
 
-Only files inside the folder are opened: plain names, no pickles, and links must not leave the
-folder. Every shape is checked before any weight is allocated. Then tensors are copied one at a
-time, so that there are never two copies of the weights.
+Only files inside the folder are opened: no pickles, and links must not leave it. Every shape is
+checked before any weight is allocated. Then tensors are copied one at a time.
 
 In memory the experts of a layer are two stacked tensors; in a file every expert has three matrices.
-So each of our tensors consists of parts: a published name and an index into our tensor.
+So each of our tensors consists of parts.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ def published_name(name: str, config: ModelConfig) -> str:
 
 
 def parts(name: str, config: ModelConfig) -> Iterator[Part]:
-    """The parts of our tensor ``name`` in a file; empty for a bias that has no effect."""
+    """Those of our tensor ``name``; none for a bias that has no effect."""
     if name.endswith(".router.expert_bias") and config.topk_method != "noaux_tc":
         return
     published = published_name(name, config)
@@ -105,11 +104,8 @@ T = TypeVar("T")
 def load_pretrained(
     folder: Path, dtype: torch.dtype = torch.float32
 ) -> tuple[LanguageModel, PretrainedTokenizer | None]:
-    """The published model in ``folder``, in evaluation mode, and its tokenizer if it has one.
-
-    Routers stay fp32. Raises ``UsageError`` if it has another architecture, or a tensor is
-    missing, unknown, of another shape, or not finite.
-    """
+    """In evaluation mode, routers in fp32. ``UsageError``: it has another architecture, or a tensor
+    is missing, unknown, of another shape, or not finite."""
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder: name one with {CONFIG} and safetensors files.")
     published = read_config(inside(folder, CONFIG))
@@ -177,7 +173,6 @@ def _with_what_is_there(config: ModelConfig, names: Set[str]) -> ModelConfig:
 
 
 def _check(source: PublishedTensors, model: LanguageModel) -> None:
-    """Every tensor of ``model`` must exist in its shape, and no other weights."""
     wanted: set[str] = set()
     for name, tensor in model.state_dict().items():
         for part in parts(name, model.config):
@@ -231,7 +226,7 @@ class PublishedTensors:
     """The tensors of all shards by name."""
 
     def __init__(self, folder: Path, fp8_block: tuple[int, int] | None) -> None:
-        """Open every shard; ``UsageError`` if one is missing or damaged."""
+        """``UsageError`` if a shard is missing or damaged."""
         self.fp8_block = fp8_block
         self._shard_of: dict[str, Any] = {}
         for path in _shards(folder):
@@ -265,12 +260,12 @@ class PublishedTensors:
             )
 
     def scale_of(self, name: str) -> str | None:
-        """The name of the scales of an FP8 tensor, ``None`` for other tensors."""
+        """Of an FP8 tensor."""
         fp8 = self._shard_of[name].get_slice(name).get_dtype() == "F8_E4M3"
         return f"{name}_scale_inv" if fp8 else None
 
     def read(self, name: str) -> Tensor:
-        """One tensor, de-quantised if it is FP8; ``UsageError`` if not finite."""
+        """De-quantised if it is FP8; ``UsageError`` if not finite."""
         try:
             tensor: Tensor = self._shard_of[name].get_tensor(name)
         except SafetensorError as error:

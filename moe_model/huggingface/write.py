@@ -64,11 +64,11 @@ def save_pretrained(
     dtype: torch.dtype = torch.float32,
     imported: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write ``model`` atomically as a new folder that transformers can load.
+    """Write a new ``folder`` atomically; routers and their bias stay fp32.
 
-    Routers and their bias stay fp32. Fields of the ``imported`` ``config.json`` that do not
-    contradict the model are kept. Raises ``UsageError`` if transformers' class cannot
-    represent this model, ``OSError`` if ``folder`` exists or cannot be written.
+    Fields of the ``imported`` ``config.json`` that do not contradict the model are kept.
+    ``UsageError``: transformers' class cannot represent it; ``OSError``: ``folder`` exists, or
+    cannot be written.
     """
     if isinstance(tokenizer, CharTokenizer):
         tokenizer = PretrainedTokenizer(character_files(tokenizer.vocabulary))
@@ -98,8 +98,7 @@ def save_pretrained(
 def write_checkpoint(
     folder: Path, model: LanguageModel, tokenizer: Tokenizer | None, **facts: Any
 ) -> None:
-    """Write a model that was not trained here to the empty ``folder``, with further ``facts`` in
-    its description."""
+    """Of a model that was not trained here, with further ``facts`` in its description."""
     write_tensors(folder / WEIGHTS, model.state_dict())
     write_tokenizer(tokenizer, folder)
     plain = None if tokenizer is None else tokenizer.to_dict()
@@ -114,8 +113,7 @@ def write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
 def write_weights(
     folder: Path, config: ModelConfig, state: dict[str, Tensor], dtype: torch.dtype
 ) -> None:
-    """Write the tensors of ``state``, our names; ``UsageError`` if the format cannot hold one
-    that has an effect."""
+    """``UsageError``: the format cannot hold a tensor that has an effect."""
     for name, tensor in state.items():
         if tensor.any() and not any(parts(name, config)):
             raise UsageError(
@@ -147,7 +145,7 @@ def write_weights(
 
 
 def _empty_shared_experts(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Empty matrices that transformers expects for absent shared experts."""
+    """Transformers expects them where there are none."""
     if config.n_shared_experts:
         return {}
     router = "router.weight"

@@ -57,9 +57,11 @@ from moe_model import (
     write_description,
     write_tensors,
 )
-from moe_model.training.distributed import World, whole_weights
+from moe_model.training.loss_scale import MOST_LOSS_SCALE
 from moe_model.training.options import Options
+from moe_model.training.parallel import whole_weights
 from moe_model.training.run import JUDGEMENT, Progress, Run
+from moe_model.training.world import World
 
 LATEST = "latest"
 PREVIOUS = "previous"
@@ -73,8 +75,6 @@ _OWN_NAME = re.compile(r"step-\d{8}(-\d+)?")
 _SHARDS = "shard-*.safetensors"
 
 AUTO = "auto"
-MOST_LOSS_SCALE = 2.0**127
-"""Just below the largest fp32 number."""
 _MAY_CHANGE = {
     "capacity_factor", "drop_policy", "router_jitter_noise", "max_position_embeddings",
     "rope_scaling", "routed_scaling_factor", "num_experts_per_tok", "initializer_range",
@@ -153,7 +153,7 @@ def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: by
     gathered. Raises ``OSError`` on ranks where writing failed.
     """
     state = optimizer_state(run.model, run.optimizer)
-    sharded = run.options.parallel == "fsdp"
+    sharded = run.shards_state
     if not run.world.is_main:
         if sharded and (folder := run.world.broadcast_text("")):
             save_shards(Path(folder), state, run.world.untimed)
@@ -201,7 +201,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "progress": run.progress.to_dict(),
         "data": {"order": run.data_order, "sequences": run.batches.drawn},
-        "loss_scale": run.scaler.state_dict(),
+        "loss_scale": {} if run.loss_scale is None else dataclasses.asdict(run.loss_scale),
         "sequences_per_step": run.sequences_per_step,
         "life": attempt + 1 if isinstance(attempt, int) else 2,
         "published": before.get("published"),
@@ -428,8 +428,9 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     progress = read_progress(checkpoint)
     plain = checkpoint.description
     load_shards(checkpoint.folder, optimizer_state(run.model, run.optimizer))
-    if run.scaler.is_enabled() and plain["loss_scale"]:
-        run.scaler.load_state_dict(plain["loss_scale"])
+    if run.loss_scale is not None and (scale := plain["loss_scale"]):
+        for field in dataclasses.fields(run.loss_scale):
+            setattr(run.loss_scale, field.name, scale[field.name])
     if not run.is_newest:
         # This run has no checkpoint of this state yet.
         progress.saved_step = None

@@ -190,6 +190,8 @@ def introduction(run: Run) -> list[str]:
     world = run.world
     threads = f", threads: {torch.get_num_threads()}" if world.device.type == "cpu" else ""
     over = f", {world.size} processes ({options.parallel})" if world.size > 1 else ""
+    if options.expert_parallel > 1:
+        over += f", 1/{options.expert_parallel} of the experts in each"
     lines = [
         f"{options.run}: {config.parameters():,} parameters, {config.active_parameters():,} active "
         f"per token, on {world.device.type} in {dtype_name(run.dtype)}{threads}{over}"
@@ -226,10 +228,10 @@ def _again(run: Run, resume: str) -> str:
     size = run.world.size
     start = f"torchrun --nproc-per-node {size} -- train.py" if size > 1 else "python train.py"
     words = [f"{start} --run {shlex.quote(options.run)} --resume {shlex.quote(resume)}"]
-    for name in ("log_dir", "checkpoint_dir"):
-        folder = getattr(options, name)
-        if folder != getattr(Options(), name):
-            words.append(f"{flag_name(name)} {shlex.quote(str(folder))}")
+    for name in ("log_dir", "checkpoint_dir", "parallel", "expert_parallel"):
+        value = getattr(options, name)
+        if value not in (getattr(Options(), name), "ddp"):
+            words.append(f"{flag_name(name)} {shlex.quote(str(value))}")
     return " ".join(words)
 
 
@@ -238,7 +240,7 @@ def sample(run: Run) -> str:
 
     Of a sharded model all ranks read every token together.
     """
-    sharded = run.options.parallel == "fsdp" and run.world.size > 1
+    sharded = run.shards_state and run.world.size > 1
     if not (sharded or run.world.is_main):
         return ""
     tokenizer = run.corpus.tokenizer

@@ -29,6 +29,7 @@ MEASURED_MINUTES = {"tiny": 5.1}
 """Measured by ``python -m benchmarks.forced_collapse --full``, see docs/experiments.md."""
 BYTES_PER_PARAMETER = 16
 """In training: weight, gradient and two moments in fp32."""
+BYTES_PER_WEIGHT = 4
 SAVED_BYTES_PER_PARAMETER = 12
 """In a checkpoint: without the gradient."""
 _VOCABULARY = {"char": 100, "bpe": 8192}

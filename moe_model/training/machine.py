@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from moe_model import ModelConfig, UsageError, say
-from moe_model.training.distributed import World
-from moe_model.training.help import BYTES_PER_PARAMETER, main_memory
+from moe_model.training.help import BYTES_PER_PARAMETER, BYTES_PER_WEIGHT, main_memory
+from moe_model.training.world import World, number_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -49,20 +49,30 @@ def _has_native_bf16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def refuse_too_large(config: ModelConfig, device: torch.device, parts: int = 1) -> None:
-    """Weights, gradients and optimizer state are shared by ``parts`` ranks."""
-    memory = main_memory()
+def refuse_too_large(
+    config: ModelConfig, device: torch.device, parts: int = 1, expert_parallel: int = 1
+) -> None:
+    """Weights, gradients and optimizer state are shared by ``parts`` ranks, those of the experts by
+    at least ``expert_parallel``. Every process builds the whole model in main memory first."""
+    here = max(1, number_of("LOCAL_WORLD_SIZE"))  # torchrun sets it
+    size = config.parameters()
+    experts = size - config.parameters(routed_experts=False)
+    needed = (size - experts) // parts + experts // max(parts, expert_parallel)
+    needed *= BYTES_PER_PARAMETER
+    needs = [("train", needed * here, device.type, main_memory())]
     if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-    needed = BYTES_PER_PARAMETER * config.parameters() // parts
-    if needed > memory:
-        main = config.parameters(multi_token_prediction=False)
-        raise UsageError(
-            f"--preset: {main / 1e9:.1f}B parameters ({config.active_parameters() / 1e9:.2f}B "
-            f"active per token) need {needed / 1e9:,.0f} GB to train and {device.type} has "
-            f"{memory / 1e9:,.0f} GB: choose a smaller preset, or set --model.num_hidden_layers, "
-            "--model.n_routed_experts and other fields lower."
-        )
+        needs = [("train", needed, "cuda", torch.cuda.get_device_properties(device).total_memory)]
+    needs.append(("build", BYTES_PER_WEIGHT * size * here, "main memory", main_memory()))
+    for what, needed, place, memory in needs:
+        if needed > memory:
+            main = config.parameters(multi_token_prediction=False)
+            raise UsageError(
+                f"--preset: {main / 1e9:.1f}B parameters ({config.active_parameters() / 1e9:.2f}B "
+                f"active per token) need {needed / 1e9:,.0f} GB to {what} and {place} has "
+                f"{memory / 1e9:,.0f} GB for the processes of this machine ({here}): choose a "
+                "smaller preset, or set --model.num_hidden_layers, --model.n_routed_experts and "
+                "other fields lower."
+            )
 
 
 @contextmanager

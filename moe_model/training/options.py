@@ -141,6 +141,8 @@ class Options:
     parallel: Annotated[Literal["ddp", "fsdp"] | None, _TRAINING] = None
     """Parallelism under torchrun: ddp (the default there) keeps the whole model in every process,
     fsdp a part of it."""
+    expert_parallel: Annotated[int, _TRAINING] = 1
+    """Under torchrun: N neighbouring processes share the routed experts, 1/N each."""
 
     balance: Annotated[Literal["bias", "aux", "none"], _BALANCE, _NAMED] = "bias"
     """Load balancing: bias (as DeepSeek-V3, no loss), aux (auxiliary loss) or none."""

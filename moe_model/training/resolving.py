@@ -21,8 +21,8 @@ from cyclopts.config import Dict, Toml
 
 from moe_model import PRESETS, UsageError
 from moe_model.training.checkpoint import AUTO, described, has_training_state
-from moe_model.training.distributed import ALONE, NOT_GIVEN, World, launched
 from moe_model.training.options import AUX_WEIGHT, MTP_WEIGHT, RUN_DEFAULTS, Options, flag_name
+from moe_model.training.world import ALONE, NOT_GIVEN, World, launched
 
 _BELONGS_TO: dict[str, tuple[str, ...]] = {
     "bias_update_rate": ("bias",),
@@ -32,9 +32,10 @@ _BELONGS_TO: dict[str, tuple[str, ...]] = {
 """Options that have an effect with some balance methods only."""
 _COUNTS = (
     "steps", "batch_size", "seq_len", "grad_accum", "save_every", "eval_every", "counts_every",
+    "expert_parallel",
 )  # fmt: skip
 _WEIGHTS = ("bias_update_rate", "seq_aux_weight", "aux_weight", "z_loss_weight", "mtp_weight")
-_NOT_INHERITED = ("resume", "config", "parallel")
+_NOT_INHERITED = ("resume", "config", "parallel", "expert_parallel")
 """Options of a start, not of the run: the number of processes may change at every start."""
 
 MOST_SEQUENCES = 2**20
@@ -191,10 +192,11 @@ def _contradictions(options: Options, depths: int) -> Iterator[str]:
             f"--run {options.run!r} cannot name a folder: use letters, digits, '-', '_' and '.' "
             "only."
         )
-    if options.parallel == "fsdp" and options.trace_sample:
+    shares = options.parallel == "fsdp" or options.expert_parallel > 1
+    if shares and options.trace_sample:
         yield (
-            "--trace-sample does not work with --parallel fsdp: it needs the whole model in one "
-            "process; run moe-microscope probe on the checkpoint afterwards."
+            "--trace-sample does not work with --parallel fsdp or --expert-parallel: it needs the "
+            "whole model in one process; run moe-microscope probe on the checkpoint afterwards."
         )
     if options.parallel == "fsdp" and options.optimizer == "muon":
         yield (

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from moe_model import (
     FINISHED,
@@ -25,9 +26,10 @@ from moe_model import (
 )
 from moe_model.training.batches import Batch, TrainingBatches
 from moe_model.training.corpus import Corpus
-from moe_model.training.distributed import World
+from moe_model.training.loss_scale import LossScale
 from moe_model.training.machine import DTYPES
 from moe_model.training.options import Options, flag_name
+from moe_model.training.world import World
 
 ENDINGS = {
     "finished": (FINISHED, "finished"),
@@ -141,7 +143,8 @@ class Run:
     forward: Callable[..., ModelOutput]
     """The model, or its distributed wrapper."""
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
+    loss_scale: LossScale | None
+    """In fp16."""
     batches: TrainingBatches
     held_out: Sequence[Batch]
     progress: Progress
@@ -159,6 +162,16 @@ class Run:
     @property
     def resumed_from(self) -> Path | None:
         return None if self.start is None else self.start.folder
+
+    @property
+    def scale(self) -> float:
+        """What the loss is multiplied by: 1 except in fp16."""
+        return 1.0 if self.loss_scale is None else self.loss_scale.scale
+
+    @property
+    def shards_state(self) -> bool:
+        """Whether each rank holds a part of the weights and of the optimizer's state."""
+        return any(isinstance(parameter, DTensor) for parameter in self.model.parameters())
 
     @property
     def sequences_per_step(self) -> int:
@@ -195,6 +208,7 @@ def describe(run: Run) -> dict[str, Any]:
         "judgement": judgement,
         "profile": options.profile,
         "world_size": run.world.size,
+        "expert_parallel_size": run.options.expert_parallel,
         "counts_every": options.counts_every,
         "model": {
             "name": "deepseek-v3",

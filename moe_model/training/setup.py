@@ -27,11 +27,13 @@ from moe_model.training.checkpoint import (
     restore,
 )
 from moe_model.training.corpus import Corpus, cache_key, load_documents, make_tokenizer
-from moe_model.training.distributed import World, agree, parallelize
+from moe_model.training.loss_scale import LossScale
 from moe_model.training.machine import LOCK, choose_dtype, refuse_too_large
 from moe_model.training.options import Options
+from moe_model.training.parallel import parallelize, refuse_layout
 from moe_model.training.run import Progress, Run
 from moe_model.training.step import make_optimizer
+from moe_model.training.world import World, agree
 
 EVALUATION_SEQUENCES = 128
 PROMPT_TOKENS = 32
@@ -58,7 +60,7 @@ def prepare(options: Options, world: World) -> Run:
             forced_collapse = parse_forced_collapse(options.force_collapse, depths, options.steps)
         prompt = _choose_prompt(options, corpus)
         model = _build_model(options, config, checkpoint)
-    forward = parallelize(model, options.parallel, world)
+    forward = parallelize(model, options.parallel, world, options.expert_parallel)
     run = Run(
         options=options,
         world=world,
@@ -70,7 +72,7 @@ def prepare(options: Options, world: World) -> Run:
         model=model,
         forward=forward,
         optimizer=make_optimizer(model, options.lr, options.optimizer),
-        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        loss_scale=LossScale() if dtype == torch.float16 else None,
         batches=TrainingBatches(
             corpus.training,
             batch_size=options.batch_size,
@@ -133,7 +135,9 @@ def _read_data(
         config = options.model_config(len(tokenizer), earlier)
         if checkpoint is not None:
             refuse_other_model(config, checkpoint)
-        refuse_too_large(config, world.device, world.size if options.parallel == "fsdp" else 1)
+        refuse_layout(config, options.parallel, world, options.expert_parallel)
+        parts = world.size if options.parallel == "fsdp" else 1
+        refuse_too_large(config, world.device, parts, options.expert_parallel)
         ahead = config.num_nextn_predict_layers
         return config, Corpus.build(documents, tokenizer, options.seq_len, ahead)
 

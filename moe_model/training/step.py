@@ -15,19 +15,17 @@ import math
 import random
 import resource
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 
 from moe_model import LanguageModel, ModelOutput, balance_loss, router_z_loss, sequence_balance_loss
 from moe_model.training.batches import Batch, StepBatches
-from moe_model.training.distributed import ALONE, World
 from moe_model.training.options import OptimizerName, Options
+from moe_model.training.world import ALONE, World
 
 MTP_HIGH_SHARE = 10 / 14.8
 """DeepSeek-V3 lowers the weight of multi-token prediction to a third after 10 of 14.8 trillion
@@ -77,35 +75,43 @@ def loss_shares(
 _BALANCE_LOSSES = {"seq_aux": sequence_balance_loss, "aux": balance_loss, "z_loss": router_z_loss}
 
 
-@contextmanager
-def synchronised(parallel_model: Callable[..., ModelOutput], last: bool) -> Iterator[None]:
-    """Around forward **and** backward: gradients are reduced in the ``last`` micro-batch only."""
-    if isinstance(parallel_model, DistributedDataParallel) and not last:
-        with parallel_model.no_sync():
-            yield
-        return
-    if isinstance(parallel_model, FSDPModule):
-        parallel_model.set_requires_gradient_sync(last)
-    yield
-
-
-def gradient_squares(model: LanguageModel, world: World) -> Tensor:
+def gradient_squares(model: LanguageModel, world: World, loss_scale: float = 1.0) -> Tensor:
     """This rank's part of the squared gradient norm of every router, and last of all: ``(L + 1,)``,
-    fp64. Of a sharded gradient every rank contributes its rows, of a replicated one rank 0."""
+    fp64, without ``loss_scale``. Every rank contributes what it holds, divided by the number of
+    ranks that hold it too."""
     squares: dict[Tensor, Tensor] = {}
     for parameter in model.parameters():
         gradient = parameter.grad
-        if isinstance(gradient, DTensor):
-            gradient = gradient.to_local()
-        elif not world.is_main:
-            gradient = None
         square = torch.zeros((), dtype=torch.float64, device=world.device)
         if gradient is not None:
             wide = torch.promote_types(gradient.dtype, torch.float32)
-            square = torch.linalg.vector_norm(gradient, dtype=wide).double().square()
+            part = torch.linalg.vector_norm(local_part(gradient), dtype=wide)
+            square = (part.double() / loss_scale).square() / _copies(gradient, world)
         squares[parameter] = square
     total = torch.stack([*squares.values()]).sum()
     return torch.stack([*(squares[router.weight] for router in model.routers), total])
+
+
+def clip_gradients(model: nn.Module, norm: Tensor, loss_scale: float = 1.0) -> None:
+    """Scale all gradients to a norm of at most 1, and by ``1 / loss_scale``; ``norm`` is theirs
+    without it. torch's own function accepts gradients of one device mesh only."""
+    factor = (CLIP_NORM / (norm + 1e-6)).clamp(max=1.0) / loss_scale
+    gradients = [local_part(p.grad) for p in model.parameters() if p.grad is not None]
+    torch._foreach_mul_(gradients, factor)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _copies(tensor: Tensor, world: World) -> int:
+    """How many ranks hold the same part of it."""
+    copies = world.size
+    if isinstance(tensor, DTensor):
+        for size, placement in zip(tensor.device_mesh.shape, tensor.placements, strict=True):
+            copies //= size if placement.is_shard() else 1
+    return copies
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
@@ -137,11 +143,20 @@ def make_optimizer(
         matrices = [module.weight for n, module in linear.items() if n != "lm_head"]
     taken = set(matrices)
     others = [parameter for parameter in model.parameters() if parameter not in taken]
-    groups = [
-        {"params": [p for p in others if p.dim() >= 2], "weight_decay": WEIGHT_DECAY},
-        {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+    # One fused kernel accepts plain tensors or DTensors, also of several meshes, but not both.
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in others:
+        kind = (isinstance(parameter, DTensor), parameter.dim() < 2)
+        groups.setdefault(kind, []).append(parameter)
+    adamw = torch.optim.AdamW(
+        [
+            {"params": groups[kind], "weight_decay": 0.0 if kind[1] else WEIGHT_DECAY}
+            for kind in sorted(groups)
+        ],
+        lr=learning_rate,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
     if not matrices:
         return adamw
     muon = torch.optim.Muon(

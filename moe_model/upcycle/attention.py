@@ -1,16 +1,13 @@
 """Convert grouped-query attention to multi-head latent attention, without training.
 
-The main idea: **weight every error by its effect on the output for a real text**. How much
-attention a token receives and how far back a head looks are measured
+The main idea: **weight every error by its effect on the output for a real text**
 (:class:`moe_model.upcycle.llama.LayerReadings`); the cost of a wrong score or value follows from
-the weights. The rest is truncated eigen- and singular value decompositions. There are three
-obstacles:
+the weights. The rest is truncated decompositions. There are three obstacles:
 
 1. **One rotary key for all heads.** A rotary pair is one complex number, and pairs can be mixed
-   across heads by complex factors, before or after the rotation (TransMLA mixes with real ones). So
-   of each pair the best few mixes of the heads' keys become the shared key, and the queries absorb
-   the factors. Only the fastest pairs are kept; the first mix of a pair rotates exactly as before,
-   the others slower by less than one pair.
+   across heads by complex factors (TransMLA mixes with real ones). So of each of the fastest pairs
+   the best few mixes of the heads' keys become the shared key, and the queries absorb the factors.
+   The first mix of a pair rotates exactly as before, the others slower by less than one pair.
 2. **Keys without position.** The rest, mostly the slow pairs, is compared without rotation. A
    missing rotation multiplies a pair by exp(-iωΔ) at distance Δ; the best constant to correct it is
    the mean over the distances at which a head looks: nearly 1 for slow pairs and short distances,
@@ -123,7 +120,6 @@ def convert_attention(
 def _fill(
     ours: MultiHeadLatentAttention, query_XE: Tensor, down_XE: Tensor, out_bias_D: Tensor
 ) -> None:
-    """Set the projections of the stream, and biases."""
     ours.kv_a_proj_with_mqa.weight.copy_(down_XE[:, :-1])
     ours.kv_a_layernorm.weight.fill_(1.0)
     if not ours.config.attention_bias:
@@ -150,7 +146,7 @@ class _Heads(NamedTuple):
 
 
 def _heads(layer: Any) -> _Heads:
-    """Keys and values that several heads share are repeated; the norm's gain is folded in."""
+    """Shared keys and values are repeated; the norm's gain is folded in."""
     theirs = layer.self_attn
     gain_D = layer.input_layernorm.weight.double()
 
@@ -235,10 +231,10 @@ def _interleaved(pairs_XjD: Tensor) -> Tensor:
 def shortened(
     left_dD: Tensor, left_dd: Tensor, right_dD: Tensor, right_dd: Tensor, size: int
 ) -> tuple[Tensor, Tensor]:
-    """Reduce both sides to ``size`` rows so that ``leftᵀ right`` changes least.
+    """Both sides in ``size`` rows so that ``leftᵀ right`` changes least: balanced truncation.
 
-    Balanced truncation: with second moments ``A Aᵀ`` and ``B Bᵀ`` of the two sides, only the
-    singular values of ``Aᵀ B`` matter. Rows that are not needed are zero.
+    With second moments ``A Aᵀ`` and ``B Bᵀ`` of the two sides, only the singular values of ``Aᵀ B``
+    matter. Rows that are not needed are zero.
     """
     a_dd, b_dd = root(left_dd), root(right_dd)
     u_dd, s_d, vh_dd = torch.linalg.svd(a_dd.T @ b_dd)
@@ -251,8 +247,8 @@ def shortened(
 
 
 def latent_view(errors_MD: Tensor, covariance_DD: Tensor, rank: int) -> tuple[Tensor, float]:
-    """The ``rank`` numbers of an input that predict ``errors_MD @ input`` best: orthonormal rows
-    ``(R, D)``, and the share of the variance that they predict, which grows with the rank."""
+    """What predicts ``errors_MD @ input`` best: orthonormal rows ``(R, D)``, and the share of the
+    variance that they predict."""
     root_DD = torch.linalg.cholesky(covariance_DD)
     variance_D, components_DD = torch.linalg.eigh((errors_MD @ root_DD).T @ (errors_MD @ root_DD))
     best_DR = components_DD.flip(-1)[:, :rank]

@@ -9,9 +9,9 @@ by it add up to one, and the layer equals the dense one for any router, bias and
 
 Slices instead of copies (Megatron's granular upcycling) are only correct while each is chosen
 exactly once, which the first training step breaks. The useful neurons are shared because every
-token needs them (CMoE); the experts can divide the others among themselves. The cost is (S + K) /
-(S + 1) times the computation of the dense layer, for S shared experts. Copies diverge once the
-router sends them different tokens; a little noise breaks the symmetry.
+token needs them (CMoE). The cost is (S + K) / (S + 1) times the computation of the dense layer, for
+S shared experts. Copies diverge once the router sends them different tokens; a little noise breaks
+the symmetry.
 """
 
 from __future__ import annotations
@@ -169,8 +169,8 @@ def upcycle(llama: Any, shape: Shape, text: Windows, noise: float, seed: int) ->
 
 
 def _new_model(llama: Any, config: ModelConfig, generator: torch.Generator) -> LanguageModel:
-    """Initialise the routers and copy what needs no conversion. The gain of a layer's first norm is
-    folded into the attention."""
+    """With new routers, and what needs no conversion. The gain of a layer's first norm is folded
+    into the attention."""
     with torch.device("meta"):
         model = LanguageModel(config)
     model = model.to_empty(device="cpu").eval()
@@ -186,7 +186,7 @@ def _new_model(llama: Any, config: ModelConfig, generator: torch.Generator) -> L
 def _convert_feed_forwards(
     model: LanguageModel, llama: Any, readings: list[LayerReadings]
 ) -> list[MixtureOfExperts]:
-    """Fill the experts of ``model`` and put them into ``llama``; return them."""
+    """Fill the experts of ``model``, and put them into ``llama``."""
     routed = []
     for (ours, theirs), seen in zip(_layers(model, llama), readings, strict=True):
         if isinstance(ours.mlp, MixtureOfExperts):
@@ -199,12 +199,11 @@ def _convert_feed_forwards(
 
 
 def _layers(model: LanguageModel, llama: Any) -> Iterator[tuple[DecoderLayer, Any]]:
-    """Every layer of the new model with that of the source."""
     return zip(model.decoder_layers, llama.model.layers, strict=True)
 
 
 class WithoutRouting(nn.Module):
-    """A Mixture of Experts that replaces a dense feed-forward."""
+    """In the place of a dense feed-forward."""
 
     def __init__(self, moe: MixtureOfExperts) -> None:
         super().__init__()

@@ -50,8 +50,7 @@ class LayerReadings:
 
 
 def read_llama(folder: Path) -> Any:
-    """The ``LlamaForCausalLM`` in ``folder``, fp32, in evaluation mode; ``UsageError`` if it is
-    damaged or incomplete, or not exactly a Llama."""
+    """In fp32 and evaluation mode; ``UsageError`` if it is damaged, or not exactly a Llama."""
     architecture = _architecture(folder)
     if not any(folder.glob("*.safetensors")):
         raise UsageError(
@@ -213,8 +212,8 @@ class Windows(NamedTuple):
 
 
 def windows_of(text: str, tokenizer: Tokenizer, tokens: int, context: int) -> Windows:
-    """About ``tokens`` tokens for calibration and as many for measuring, if available.
-    ``UsageError`` if the text is too short, or has characters that the tokenizer cannot encode."""
+    """About ``tokens`` for calibration and as many for measuring, if available. ``UsageError``: the
+    text is too short, or the tokenizer cannot encode it."""
     length = min(_WINDOW, context)
     if tokens < length:
         raise UsageError(

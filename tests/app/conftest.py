@@ -98,7 +98,6 @@ def make_run(write_log: Any, make_steps: Any) -> Callable[..., Path]:
 
 @pytest.fixture
 def append(make_steps: Any) -> Callable[..., None]:
-    """Append steps to a log."""
 
     def to(log: Path, steps: Iterable[int], **how: Any) -> None:
         with log.open("a") as file:

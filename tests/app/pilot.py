@@ -12,7 +12,10 @@ from rich.console import Console
 from textual.pilot import Pilot
 from textual.screen import Screen
 
-from microscope_tui.app import MainScreen, Microscope, Preferences, Rows, Session, Tiles, begin
+from microscope_tui.app import Microscope, Preferences, begin
+from microscope_tui.app.rows import Rows, Tiles
+from microscope_tui.app.screens.main_screen import MainScreen
+from microscope_tui.app.session import Session
 from microscope_tui.lines import Glyphs
 from microscope_tui.watch import Fleet, RunView, RunWatch
 
@@ -43,7 +46,6 @@ class AppPilot:
 
     @property
     def watch(self) -> RunWatch:
-        """The open run."""
         return self.session.watch
 
     @property

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from microscope_tui.app import AlertsScreen, MainScreen
+from microscope_tui.app.screens.alerts_screen import AlertsScreen
+from microscope_tui.app.screens.main_screen import MainScreen
 from tests.app.pilot import AppPilot, open_app
 
 SMALL = (80, 24)
@@ -108,9 +110,7 @@ async def test_the_chosen_alert_is_copied_and_the_loads_are_written(
         await app.until(lambda: list(tmp_path.glob("*-alerts.csv")), "the table")
 
 
-async def test_without_an_alert_every_key_is_harmless_and_healthy_is_explained(
-    scenario: Callable[..., Path],
-) -> None:
+async def test_without_an_alert_keys_are_harmless_and_healthy_is_explained(scenario: Any) -> None:
     async with open_app(scenario("healthy", routers=3, steps=160), "3", size=SMALL) as app:
         assert "c stays above 0.35" in app.text("alert-list")
         assert "up to step 160" in app.text("alert-list")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.app import ExpertScreen, LayerScreen
 from microscope_tui.app.screens import chart_screens
+from microscope_tui.app.screens.chart_screens import ExpertScreen, LayerScreen
 from tests.app.pilot import AppPilot, compressed, open_app
 from tests.conftest import header, step
 

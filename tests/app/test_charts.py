@@ -7,22 +7,22 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from microscope_tui.app import Rows, figure
+from microscope_tui.app.charts import figure
+from microscope_tui.app.rows import Rows
 from microscope_tui.lines import (
     EVALUATION,
     GUTTER,
-    ONSET,
     RESTART,
     Chart,
     Curve,
     Glyphs,
     Line,
-    TimeMark,
     TimeScale,
     line_width,
     plain,
     spelled,
 )
+from microscope_tui.lines.time_line import ONSET, TimeMark
 from microscope_tui.watch import Column, Window, column_of
 from tests.app.pilot import open_app
 

@@ -3,17 +3,15 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from microscope_tui.app import (
-    CompareScreen,
-    LayerScreen,
-    MainScreen,
-    PictureRequest,
-    RunsScreen,
-    draw,
-)
+from microscope_tui.app import PictureRequest, draw
+from microscope_tui.app.screens.chart_screens import LayerScreen
+from microscope_tui.app.screens.compare_screens import CompareScreen
+from microscope_tui.app.screens.main_screen import MainScreen
+from microscope_tui.app.screens.runs_screen import RunsScreen
 from microscope_tui.runlog import RunFile
 from microscope_tui.watch import Fleet
 from tests.app.pilot import AppPilot, compressed, open_app
@@ -240,9 +238,7 @@ async def test_the_picture_of_the_comparison_needs_no_keys(make_probe: Make) -> 
         (lambda path: path.unlink(), "has no probe"),
     ],
 )
-async def test_a_probe_that_cannot_be_read_is_named(
-    make_probe: Make, spoil: Callable[[Path], object], why: str
-) -> None:
+async def test_a_probe_that_cannot_be_read_is_named(make_probe: Make, spoil: Any, why: str) -> None:
     a, b = make_probe("before"), make_probe("after")
     spoil(a / "routing.bin")
     assert why in await picture(a, b)

@@ -16,16 +16,9 @@ import pytest
 from hypothesis import given, strategies as st
 from msgspec.structs import replace
 
-from microscope_tui.app import (
-    MOST_BYTES,
-    Preferences,
-    Rows,
-    Tiles,
-    row_text,
-    value_text,
-    verdict_text,
-)
-from microscope_tui.app.out import _clean
+from microscope_tui.app import Preferences
+from microscope_tui.app.out import MOST_BYTES, _clean, row_text, value_text, verdict_text
+from microscope_tui.app.rows import Rows
 from microscope_tui.diagnosis import Advice
 from microscope_tui.lines import SteadyLevels
 from microscope_tui.watch import LayerView, RunView, view_of
@@ -158,9 +151,7 @@ async def test_a_view_is_written_here_and_never_over_another_one(
             assert "Router collapse" in text.replace("\N{NO-BREAK SPACE}", " ")
 
 
-async def test_a_folder_that_cannot_be_written_is_reported(
-    collapsed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_folder_that_cannot_be_written_is_told(collapsed: Path, monkeypatch: Any) -> None:
     refused = mock.Mock(side_effect=PermissionError(13, "Permission denied"))
     monkeypatch.setattr("microscope_tui.app.out.write_new", refused)
     async with open_app(collapsed, "w", size=(120, 40)) as app:
@@ -177,7 +168,7 @@ async def test_a_picture_from_a_session_of_16_colours_is_in_truecolor(
             await app.is_judged()
             app.session.steady = SteadyLevels()  # nothing of what was drawn on the way
             await app.redraw()
-            cells = app.screen.query_one(Tiles).query(Rows)
+            cells = app.screen.query_one("Tiles").query(Rows)
             before = [list(part._strips) for part in cells]
             await app.press("S")
             await app.sees("written: ", "keys")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.app import BaseScreen, Preferences
+from microscope_tui.app import Preferences
+from microscope_tui.app.screens.base import BaseScreen
 from microscope_tui.sources import SETTLED_S
 from tests.app.pilot import AppPilot, running
 from tests.app.test_time_machine import step_in
@@ -103,8 +104,11 @@ def planted(folder: Path, key: str) -> Path:
     table = folder / "logs" / "metrics.csv"
     table.parent.mkdir()
     cells = [key.format(layer, expert) for layer in (3, 4) for expert in range(8)]
-    even, dead = [99, 101, 100, 100] * 2, [400, 400, *[0] * 6]
-    rows = [("step", *cells), *((s, *even, *(even if s < 31 else dead)) for s in range(1, 401))]
+    rows: list[tuple[object, ...]] = [("step", *cells)]
+    for step in range(1, 401):
+        even = [100 + (step * place) % 7 for place in range(1, 5)]
+        even += [200 - count for count in even]
+        rows.append((step, *even, *(even if step < 31 else [400, 400, *[0] * 6])))
     table.write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
     return table.parent
 

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.app import LayerScreen, MainScreen, PictureRequest, Rows, Tiles, draw
+from microscope_tui.app import PictureRequest, draw
+from microscope_tui.app.rows import Rows, Tiles
+from microscope_tui.app.screens.chart_screens import LayerScreen
+from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.lines import Measure, Order, Palette
 from microscope_tui.watch import Fleet
 from tests.app.pilot import AppPilot, open_app, running

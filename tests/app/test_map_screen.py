@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from microscope_tui.app import LayerScreen, PictureRequest, draw
+from microscope_tui.app import PictureRequest, draw
+from microscope_tui.app.screens.chart_screens import LayerScreen
 from microscope_tui.watch import Fleet
 from tests.app.pilot import open_app
 

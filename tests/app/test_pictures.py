@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from microscope_tui.app import SCREEN_NAMES, PictureRequest, draw
+from microscope_tui.app import PictureRequest, draw
+from microscope_tui.app.picture import SCREEN_NAMES
 from microscope_tui.lines import Glyphs
 from microscope_tui.scenarios import Shape, write_run
 from microscope_tui.watch import Fleet, fleet, run_watch
@@ -37,8 +38,6 @@ HOSTILE = "\x1b]52;c;aGFja2Vk\x07[red]w[gate]\u202e[@click=app.quit]x[/]" + "名
 
 
 class Case(NamedTuple):
-    """One picture."""
-
     screen: str
     size: tuple[int, int]
     colours: str
@@ -177,9 +176,7 @@ def test_the_cases_cover_every_pair_and_no_picture_is_left_over() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.path.stem)
-async def test_a_screen_looks_as_it_did(
-    case: Case, runs: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_screen_looks_as_it_did(case: Case, runs: Any, monkeypatch: Any) -> None:
     systems = {"truecolor": "truecolor", "16": "standard", "mono-ascii": "truecolor"}
     monkeypatch.setattr("textual.constants.COLOR_SYSTEM", systems[case.colours])
     monkeypatch.delenv("NO_COLOR", raising=False)

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.app import MainScreen, Rows, TokensScreen
+from microscope_tui.app.rows import Rows
+from microscope_tui.app.screens.main_screen import MainScreen
+from microscope_tui.app.screens.probe_screens import TokensScreen
 from microscope_tui.routing import FILE_NAME, Routing, RoutingWriter, Shape, Tables
 from tests.app.pilot import AppPilot, open_app
 
@@ -42,9 +44,7 @@ async def test_the_text_is_shown_with_the_choice_at_the_cursor(probed: Path) -> 
         assert "is an expert" in app.text("help")
 
 
-async def test_the_last_line_of_the_main_screen_names_the_keys_of_a_probe(
-    probed: Path, collapsed: Path
-) -> None:
+async def test_the_last_line_names_the_keys_of_a_probe(probed: Path, collapsed: Path) -> None:
     for run, named in ((probed, True), (collapsed, False)):
         async with open_app(run, size=(80, 24)) as app:
             assert app.text("keys").startswith(" 7 tokens  8 slices") == named

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.app import Reader
+from microscope_tui.app.reader import Reader
 from microscope_tui.diagnosis import ANYTHING
 from microscope_tui.watch import Fleet, VerdictCache
 from tests.app.pilot import running

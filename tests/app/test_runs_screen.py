@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.app import MainScreen, RunsScreen
+from microscope_tui.app.screens.main_screen import MainScreen
+from microscope_tui.app.screens.runs_screen import RunsScreen
 from microscope_tui.lines import Glyphs
 from tests.app.pilot import AppPilot, running
 

@@ -8,14 +8,8 @@ from unittest import mock
 
 import pytest
 
-from microscope_tui.lines import (
-    VALIDATION,
-    Across,
-    numbers_together,
-    plain,
-    together_chart,
-    together_lines,
-)
+from microscope_tui.lines import Across, numbers_together, plain, together_chart, together_lines
+from microscope_tui.lines.together import VALIDATION
 from microscope_tui.runlog import RunFile
 from microscope_tui.watch import RunCourse
 from tests.app.pilot import open_app
@@ -93,9 +87,7 @@ def test_any_number_and_the_validation_loss_can_be_compared(make_run: Make) -> N
     assert not together_chart([course], "no_such", Across.STEPS, 100)[0].measured
 
 
-def test_a_log_that_cannot_be_read_has_the_reason_on_its_line(
-    make_run: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_log_has_the_reason_on_its_line(make_run: Make, monkeypatch: Any) -> None:
     course = RunCourse(RunFile("mine", make_run("mine"), 0.0))
     refused = mock.Mock(side_effect=PermissionError(13, "Permission denied"))
     monkeypatch.setattr(RunFile, "open", refused)

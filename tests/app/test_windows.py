@@ -8,16 +8,11 @@ from typing import Any
 import pytest
 from textual.binding import Binding
 
-from microscope_tui.app import (
-    SCREENS,
-    HelpScreen,
-    Microscope,
-    Rows,
-    all_bindings,
-    help_lines,
-    last_line,
-)
+from microscope_tui.app import SCREENS, Microscope, all_bindings
+from microscope_tui.app.key_line import last_line
 from microscope_tui.app.keys import screen_class
+from microscope_tui.app.rows import Rows
+from microscope_tui.app.screens.help_screen import HelpScreen, help_lines
 from microscope_tui.lines import Glyphs, glossary, plain
 from tests.app.pilot import AppPilot, open_app
 
@@ -26,9 +21,7 @@ SIZES = [(60, 20), (80, 24), (40, 10), (120, 40)]
 
 
 @pytest.mark.parametrize(("size", "keys"), [*zip(SIZES, ["", "2", "r", "3"], strict=True)])
-async def test_all_of_the_help_can_be_read_in_any_window(
-    collapsed: Path, size: tuple[int, int], keys: str
-) -> None:
+async def test_all_help_can_be_read_in_any_window(collapsed: Path, size: Any, keys: str) -> None:
     async with open_app(collapsed, *keys, size=size) as app:
         bindings = [b for b in app.screen.BINDINGS if isinstance(b, Binding)]
         words = glossary(SCREENS[app.app.shown].words)

@@ -92,9 +92,7 @@ def test_a_restart_that_cannot_happen_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("bias", "router"), [(False, 0), (True, 4), (False, 10)])
-def test_the_verdict_on_a_bulk_log_is_its_collapse_and_nothing_else(
-    tmp_path: Path, bias: bool, router: int
-) -> None:
+def test_the_verdict_on_a_bulk_log_is_its_collapse(tmp_path: Path, bias: bool, router: int) -> None:
     truth, path = written(tmp_path, collapse=(router, 200), bias=bias)
     verdict = judge(RunFile("run", path, 0.0))
     assert (verdict.problem, verdict.last_step) == (None, truth.last_step)

@@ -71,9 +71,7 @@ async def test_the_layer_screen_and_the_overlay_are_on_the_given_ranks(run: Path
         (["--expert-share", "nan"], "--expert-share nan: write a share, above 0 up to 1"),
     ],
 )
-def test_numbers_that_do_not_fit_are_a_usage_error(
-    call: Call, run: Path, options: list[str], says: str
-) -> None:
+def test_misfit_numbers_are_a_usage_error(call: Call, run: Path, options: Any, says: str) -> None:
     for command in ([], ["check"], ["snapshot"]):
         code, out, err = call(*command, run, *options)
         assert (code, out, err) == (64, "", f"moe-microscope: {says}\n")

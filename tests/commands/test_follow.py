@@ -36,9 +36,7 @@ def collapse(scenario: Any) -> Written:
     return Written(scenario("collapse", routers=3, steps=450) / "metrics.jsonl")
 
 
-def test_an_alert_is_printed_while_the_run_continues_and_the_end_event_ends_it(
-    follow: Any, collapse: Written
-) -> None:
+def test_an_alert_is_printed_in_the_run_and_the_end_ends_it(follow: Any, collapse: Written) -> None:
     collapse.write(until=-1)
     following = follow(collapse.path)
     following.wait_for("CRIT COLLAPSE: Router collapse in L3 since step 1")

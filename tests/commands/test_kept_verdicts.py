@@ -10,7 +10,8 @@ import pytest
 
 from microscope_tui.commands import UserConfig, ViewConfig, watch as watch_command
 from microscope_tui.diagnosis import ANYTHING, Severity
-from microscope_tui.runlog import identity_of, opened
+from microscope_tui.runlog import opened
+from microscope_tui.runlog.tail import identity_of
 from microscope_tui.watch import Fleet, Trouble, Verdict, VerdictCache
 from tests.watch.test_finished_runs import judge_all
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from microscope_tui import console
 from tests.conftest import Call, header
 from tests.routing import test_compare as compare
 
@@ -86,6 +87,28 @@ def test_an_engine_is_compared_with_a_probe_in_either_order(
         assert {(one["from"], one["to"]) for one in there["layers"][1]["swaps"]} == turned
         assert (there["margins_of"], back["margins_of"]) == ("A", "B")
         assert there["margins"][0]["differing"] == 5
+
+
+def test_what_explains_the_differences_is_in_text_and_json(
+    call: Call, tmp_path: Path, ids: Ids, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = [ids[0], ids[0], ids[2][-1:] + ids[2][:-1], ids[3]]
+    a, b = write(tmp_path / "a", ids), write(tmp_path / "b", other)
+    out = call("mismatch", a, b)[1]
+    assert "B is 1 token late in L3" in out
+    assert "B: L2 is a copy of L1" in out
+    found = json.loads(call("mismatch", a, b, "--json")[1])
+    assert found["copies"] == [{"file": "B", "layer": "L2", "of": "L1"}]
+    assert [layer["b_is_late_by"] for layer in found["layers"]] == [0, 0, 1, 0]
+    first = [layer["differing_first"] for layer in found["layers"]]
+    assert f"L2 is the first layer that differs in {first[1]} of the {sum(first)} tokens" in out
+    array = np.array(rows_of(ids), np.int32)
+    array[7:9] = -1
+    np.save(tmp_path / "b.npy", array)
+    monkeypatch.setattr(console, "_PROGRESS_FROM_BYTES", 1)
+    _, out, err = call("mismatch", a, tmp_path / "b.npy")
+    assert "498 of 500 tokens are compared: A has choices of 500, B of 498" in out
+    assert "b.npy: 0.0 GB to read" in err
 
 
 def test_swaps_of_two_engines_go_from_the_first_to_the_second(

@@ -39,6 +39,11 @@ def test_the_exit_code_says_whether_a_placement_pays(call: Call, log: Path, writ
     assert call("placement", log, "--ranks", "4", *slow)[0] == 1
 
 
+def test_the_ranks_are_those_of_the_run_where_none_are_given(call: Call, write_log: Any) -> None:
+    shared = log_of(write_log, UNEVEN, "shared", expert_parallel_size=4)
+    assert call("placement", shared) == call("placement", shared, "--ranks", "4")
+
+
 def test_json_holds_the_placements_and_what_they_are_worth(call: Call, log: Path) -> None:
     code, out, _ = call("placement", log, "--ranks", "4", "--replicas", "4", "--json")
     found = json.loads(out)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.app import DARK, LIGHT
+from microscope_tui.app.light import LIGHT
+from microscope_tui.app.palette import DARK
 from microscope_tui.commands.config import default_config
 from microscope_tui.console import USAGE
 from tests.conftest import Call

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.app import SavedView, save_view
+from microscope_tui.app.remembered import SavedView, save_view
 from tests.conftest import Call
 from tests.sources import wandb_bytes as wb
 

@@ -178,9 +178,7 @@ def page(call: Call, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_a_page_of_help_fits_a_screen_and_has_examples_that_work(
-    call: Call, page: Callable[..., str], command: str
-) -> None:
+def test_help_fits_a_screen_and_has_examples_that_work(call: Call, page: Any, command: str) -> None:
     shown = page(command)
     assert shown.startswith("Usage: moe-microscope")
     assert len(shown.splitlines()) <= 50

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from microscope_tui.diagnosis import Criteria, Diagnosis, Episode, Severity
-from microscope_tui.report import CheckRequest, Judgement, judge as check
+from microscope_tui.report import CheckRequest, judge as check
+from microscope_tui.report.check import Judgement
 from microscope_tui.runlog import RunFile, RunReader
-from microscope_tui.watch import Judge
+from microscope_tui.watch.judge import Judge
 from tests.conftest import step
 
 Record = dict[str, Any]
@@ -55,9 +56,7 @@ def without_expert(row: list[int], expert: int) -> list[int]:
     return given
 
 
-def steps(
-    first: int, last: int, sick: Counts = even, **changes: Callable[[int], Any]
-) -> list[Record]:
+def steps(first: int, last: int, sick: Counts = even, **changes: Any) -> list[Record]:
     """Steps ``first`` to ``last``; ``sick(step)`` gives the counts of the router in the middle."""
     return [
         step(

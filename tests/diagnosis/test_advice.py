@@ -63,8 +63,6 @@ def advice_of(*episodes: Episode, **known: Any) -> dict[str, Advice]:
     return {finding.rule: advice for finding, advice in explained(*episodes, **known)}
 
 
-# The words of every rule.
-
 CASES: list[tuple[str, float, float, dict[str, Any], str]] = [
     ("COLLAPSE", 0.02, 0.15, {"effective": 2.1, "usual": 7.9, "share": 0.97, "experts": (1, 5)},
      f"""
@@ -169,14 +167,9 @@ def test_every_meter_fault_has_its_own_words(cause: str, words: str) -> None:
          "only."),
     ],
 )  # fmt: skip
-def test_the_words_depend_on_the_run(
-    rule: str, changes: dict[str, Any], run: dict[str, Any], words: str
-) -> None:
+def test_the_words_depend_on_the_run(rule: str, changes: Any, run: Any, words: str) -> None:
     advice = alone(episode(rule, **changes), run=RunRecord("r", (), **run) if run else RUN)
     assert words.lower() in f"{advice.why} {advice.next}".lower()
-
-
-# Which layers, since when, and what is over.
 
 
 def test_a_verdict_names_the_trouble_its_layer_and_its_onset() -> None:
@@ -235,9 +228,6 @@ def test_layers_are_a_shock_together_only_if_each_of_them_is(layers: Any, words:
     assert advice_of(*episodes)["COLLAPSE"].verdict.endswith(words)
 
 
-# The remedy fits the settings of this run.
-
-
 @pytest.mark.parametrize(
     ("rule", "balance", "remedy"),
     [
@@ -256,9 +246,7 @@ def test_layers_are_a_shock_together_only_if_each_of_them_is(layers: Any, words:
          "raise z_loss_weight from 0.0001 to 0.001 and"),
     ],
 )  # fmt: skip
-def test_the_remedy_names_the_setting_that_this_run_has(
-    rule: str, balance: dict[str, Any], remedy: str
-) -> None:
+def test_the_remedy_names_the_setting_of_the_run(rule: str, balance: Any, remedy: str) -> None:
     words = alone(episode(rule), run=RunRecord("r", (), balance=balance)).next
     assert words.lower().startswith(remedy)
 
@@ -313,9 +301,6 @@ def test_a_bias_rate_is_advised_by_the_scale_of_the_scores(
     run = RunRecord("r", (), balance=BIAS, score_function=score_function)
     advice = alone(episode(rule, 900, facts=facts), run=run).next
     assert advice.startswith(f"Raise bias_update_rate from {words}")
-
-
-# One trouble may be part of another.
 
 
 def test_a_forced_collapse_explains_what_its_layer_shows_from_then_on() -> None:
@@ -461,9 +446,7 @@ def test_a_rate_that_makes_the_load_swing_is_not_raised(rule: str) -> None:
 @pytest.mark.parametrize(
     ("swing", "rate"), [(0.0, 0.003), (0.1, 0.003), (0.15, 0.002), (0.2, 0.0015), (0.21, None)]
 )
-def test_a_rate_is_raised_only_as_far_as_the_largest_swing_leaves_room(
-    swing: float, rate: float | None
-) -> None:
+def test_a_rate_is_raised_as_far_as_swings_leave_room(swing: float, rate: float | None) -> None:
     words = alone(episode("COLLAPSE"), swing=swing).next
     assert words.startswith(f"Raise bias_update_rate from 0.001 to {rate} " if rate else "A higher")
 
@@ -488,9 +471,6 @@ def test_only_a_sign_update_is_made_faster() -> None:
     ):
         run = replace(RUN, balance=BIAS | {"update": update})
         assert alone(episode("COLLAPSE"), run=run).next.startswith(words)
-
-
-# One cause on top, the others are its symptoms.
 
 
 def setting(cause: str, severity: Severity = Severity.WARN) -> Episode:

@@ -124,9 +124,7 @@ def test_it_is_found_where_only_some_lines_have_counts() -> None:
         {"rate": 0.1, "every": 7},
     ],
 )
-def test_the_right_sign_is_not_blamed_however_it_is_applied(
-    settings: dict[str, Any], counts_every: int
-) -> None:
+def test_the_right_sign_is_never_blamed(settings: dict[str, Any], counts_every: int) -> None:
     steps = 400 if counts_every == 1 and "every" not in settings else 1500
     assert wrong_at(Routers(**settings, seed=counts_every), steps, counts_every) is None
 

@@ -76,9 +76,6 @@ def why(diagnosis: Diagnosis) -> str:
     return words
 
 
-# When it begins, and when it is over.
-
-
 def test_an_oscillation_does_not_move_the_onset_of_a_collapse_far() -> None:
     (episode,) = loud(judge([header(), *steps(1, 300, alternating)]))
     assert (episode.rule, episode.facts["period"]) == ("OSCILLATION", 2)
@@ -90,9 +87,6 @@ def test_without_counts_the_verdict_names_its_evidence() -> None:
     records = without([header(), *steps(1, 240, collapse_at(150))], "tokens_per_expert")
     (episode,) = loud(judge(records))
     assert (episode.rule, episode.confidence) == ("COLLAPSE", "per-step summaries only")
-
-
-# A hot expert.
 
 
 @pytest.mark.parametrize(("experts", "top_k"), [(8, 2), (32, 2), (256, 2), (64, 8)])
@@ -128,9 +122,6 @@ def test_of_a_collapse_beside_a_hot_expert_the_rest_is_judged() -> None:
     assert (found.severity, abs(found.onset - 150) <= 2) == (Severity.CRITICAL, True)
 
 
-# Experts that receive nothing.
-
-
 @pytest.mark.parametrize(
     ("experts", "alive", "top_k"),
     [(8, 2, 2), (8, 3, 2), (8, 4, 2), (8, 5, 2), (8, 6, 2), (64, 20, 8), (64, 32, 8), (64, 44, 8)],
@@ -140,9 +131,6 @@ def test_more_dead_experts_never_soften_the_verdict(experts: int, alive: int, to
         return only_on(experts, experts if n < 120 else alive, n, top_k)
 
     assert severity_of(one_router(counts, experts, top_k, range(1, 361))) is Severity.CRITICAL
-
-
-# Warm-up, shocks and sparse logs.
 
 
 @pytest.mark.parametrize(("last", "young"), [(249, True), (250, False)])
@@ -180,8 +168,6 @@ def test_a_restart_in_a_sparse_log_does_not_ask_for_more_lines() -> None:
     assert (found.onset, found.alarm) == (2500, 2900)
 
 
-# A fine-tuning, and a run against a baseline.
-
 NARROW = [0.85, 0.82, 0.12, 0.08, 0.05, 0.04, 0.02, 0.02]  # c about 0.27, no expert at 95 %
 NARROWER = [0.94, 0.93, 0.03, 0.03, 0.02, 0.02, 0.02, 0.01]  # c about 0.12
 
@@ -213,9 +199,6 @@ def test_below_the_critical_limit_even_a_run_like_its_baseline_is_a_warning(
         criteria = AgainstBaseline(baseline=read_baseline(RunFile("run", path, 0.0)).reference)
     episodes = judge(records, criteria).episodes
     assert [e.severity for e in episodes if e.rule == "COLLAPSE"] == expected
-
-
-# What leads to a collapse, and what follows from it.
 
 
 def test_a_slide_that_ends_in_a_critical_collapse_is_over_as_a_warning(scenario: Any) -> None:

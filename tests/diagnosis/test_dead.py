@@ -145,9 +145,7 @@ def test_what_starves_in_turn_is_dated_to_its_first_step_and_ends_after_50_clean
 
 @pytest.mark.parametrize(("every", "onset"), [(1, 205), (10, 211)])
 @pytest.mark.parametrize("left", [0, 0.0002])
-def test_dead_experts_are_dated_to_their_first_line_not_block(
-    every: int, onset: int, left: float
-) -> None:
+def test_dead_experts_are_dated_to_a_line_not_a_block(every: int, onset: int, left: float) -> None:
     found = of(run(silent(32, (3, 9), 205, left), 700, 500, every=every), "DEAD")
     assert found.onset == onset
     # With chance zeros before it, not before the block in which they died.
@@ -170,9 +168,7 @@ def test_the_same_experts_starve_if_they_get_little_of_500_steps(alive: int, war
 
 
 @pytest.mark.parametrize(("share", "back"), [(0.02, ()), (1.0, (3, 401))])
-def test_a_dead_expert_comes_back_with_a_tenth_of_its_share(
-    share: float, back: tuple[int, ...]
-) -> None:
+def test_a_dead_expert_comes_back_with_a_tenth_of_its_share(share: float, back: Any) -> None:
     gone = silent(32, (3, 9), 150)
     blip = lambda n: [*gone(n)[:3], share, *gone(n)[4:]] if n in range(401, 409) else gone(n)  # noqa: E731
     now = of(run(blip, 440, 500), "DEAD").now

@@ -19,9 +19,7 @@ NAN, LN_8 = math.nan, math.log(8)
 Course = Callable[[int], float]
 
 
-def found(
-    rule: str, courses: dict[str, Course], last: int, experts: int = 8, **run: Any
-) -> list[Episode]:
+def found(rule: str, courses: Any, last: int, experts: int = 8, **run: Any) -> list[Episode]:
     """The episodes of a rule after ``last`` steps whose readings take these courses.
 
     ``norm`` is the gradient norm of the whole model, ``bias`` the spread of the selection bias.

@@ -4,21 +4,13 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis import (
-    Diagnosis,
-    Pending,
-    gathering,
-    pending,
-    restore,
-    save,
-    warm_up_left,
-)
+from microscope_tui.diagnosis import Pending, gathering, pending, restore, save, warm_up_left
 from microscope_tui.runlog import RouterInfo
 from tests.conftest import header, open_log
 from tests.diagnosis.conftest import collapse_at, even, judge, of, steps
 
 
-def healthy(last: int, **head: Any) -> Diagnosis:
+def healthy(last: int, **head: Any) -> Any:
     return judge([header(**head), *steps(1, last)])
 
 

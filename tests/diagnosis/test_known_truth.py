@@ -9,7 +9,7 @@ from benchmarks.scoreboard.score import Outcome, false_alarms, outcomes
 from microscope_tui.diagnosis import Criteria, report
 from microscope_tui.runlog import RunReader
 from microscope_tui.scenarios import Shape, lines
-from microscope_tui.watch import Judge
+from microscope_tui.watch.judge import Judge
 
 DELAYS = {
     **{"shock": (31,), "hot-expert": (100,), "collapse": (48,), "slow-collapse": (117, 193)},

@@ -73,9 +73,7 @@ def causes(records: list[Record]) -> list[Any]:
         ({"profile": "eval", "source": {"counts": "local_rank"}}, [("one rank", INFO)]),
     ],
 )
-def test_a_setting_is_reported_at_the_first_step(
-    changes: dict[str, Any], found: list[tuple[str, Severity]]
-) -> None:
+def test_a_setting_is_reported_at_the_first_step(changes: dict[str, Any], found: Any) -> None:
     records = [header(**changes), *steps(1, 3)]
     assert causes(records) == [(*cause, 1) for cause in found]
 
@@ -109,9 +107,7 @@ def test_an_auxiliary_loss_at_k_is_pooled_where_it_stays_there_and_the_writer_po
 
 
 @pytest.mark.parametrize(("third", "found"), [([0, 2, 3, 3], ["aux pooled"]), ([3, 3, 2, 0], [])])
-def test_layers_that_cancel_out_show_a_pooled_loss_that_is_not_logged(
-    third: list[int], found: list[str]
-) -> None:
+def test_layers_that_cancel_out_show_a_pooled_loss_unlogged(third: Any, found: list[str]) -> None:
     ends = [0.1] * 4
     shares = [[3, 3, 2, *ends, 0.1], [0.1, 0.1, 1, 3, 3, 1, 0.1, 0.1], [*ends, *third]]
     records = []

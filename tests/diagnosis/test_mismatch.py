@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from microscope_tui.probe import RunRecorder
-from microscope_tui.report import check_format, format_text
-from microscope_tui.report.format_check import exit_code
+from microscope_tui.report.format_check import check_format, exit_code, format_text
 from tests.conftest import header
 from tests.diagnosis.conftest import judge, steps
 

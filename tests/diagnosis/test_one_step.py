@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
 from microscope_tui.diagnosis import Criteria, restore, save
-from microscope_tui.report import Judgement
+from microscope_tui.report.check import Judgement
 from tests.conftest import header, step
 from tests.diagnosis.conftest import COLLAPSED, judge
 
@@ -18,7 +18,6 @@ Rows = list[list[int]]
 
 
 def dump(rows: Rows, top_k: int | None = 2, tokens: int | None = None, **changes: Any) -> Any:
-    """The records of a dump with these counts."""
     depths = list(range(len(rows)))
     names = [f"L{depth}" for depth in depths]
     model = {"layers": depths, "layer_names": names, "num_experts": len(rows[0]), "top_k": top_k}
@@ -123,9 +122,7 @@ def test_the_texts_do_not_mention_time(judged: Any) -> None:
 @pytest.mark.parametrize(
     ("tokens", "code"), [(None, NO_VERDICT), (100, NO_VERDICT), (400, HEALTHY)]
 )
-def test_shares_are_judged_only_where_tokens_show_how_many_they_are(
-    judged: Any, tokens: int | None, code: int
-) -> None:
+def test_shares_are_judged_where_tokens_count_them(judged: Any, tokens: Any, code: int) -> None:
     shares = {"source": {"writer": "test", "counts": "shares"}}
     judgement = judged(dump([[125_000] * 8], 2, tokens, **shares))
     assert (judgement.exit_code, rules(judgement)) == (code, set())

@@ -16,10 +16,10 @@ from microscope_tui.diagnosis import (
     Limits,
     changed_limits,
 )
-from microscope_tui.report import findings_with_advice
+from microscope_tui.report.check import findings_with_advice
 from microscope_tui.runlog import Entry, RunReader
 from microscope_tui.scenarios import Shape, lines
-from microscope_tui.watch import Judge
+from microscope_tui.watch.judge import Judge
 
 TABLES = {name: rule.limits_type().values() for name, rule in RULES.items()}
 RELATIONS = [

@@ -17,7 +17,7 @@ from microscope_tui.scenarios import Scenario, Shape, lines
 from microscope_tui.scenarios.course import Course, steps
 from microscope_tui.scenarios.popularity import constant
 from microscope_tui.scenarios.run import Run, Truth
-from microscope_tui.watch import Judge
+from microscope_tui.watch.judge import Judge
 
 ACTS = {
     "lint-aux-not-applied": ("set output_router_logits to true", "aux_weight"),
@@ -42,7 +42,6 @@ ACTS = {
 
 
 def reported(scenario: Scenario, shape: Shape, seed: int = 0) -> list[tuple[Finding, Advice]]:
-    """The whole report of a run."""
     judge, reader = Judge("run", Criteria()), RunReader("run")
     for line in lines(scenario, shape, seed)[1]:
         for entry in reader.feed(line):

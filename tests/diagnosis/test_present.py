@@ -5,19 +5,11 @@ from typing import Any
 import pytest
 
 from microscope_tui.diagnosis import Advice, Diagnosis, report, restore, save
-from microscope_tui.lines import AlertState, Entry, unfolded
-from microscope_tui.report import finding_json
+from microscope_tui.lines import Entry
+from microscope_tui.lines.alerts import AlertState, unfolded
+from microscope_tui.report.check import finding_json
 from tests.conftest import header
-from tests.diagnosis.conftest import (
-    COLLAPSED,
-    Counts,
-    about,
-    even,
-    judge,
-    of,
-    steps,
-    without_expert,
-)
+from tests.diagnosis.conftest import COLLAPSED, about, even, judge, of, steps, without_expert
 
 HALF_WAY = [1400, 1400, 616, 400, 200, 60, 10, 10]
 """About half of the experts: c = 0.40, too little to count as recovered."""
@@ -32,9 +24,9 @@ def advised(diagnosis: Diagnosis, rule: str, step: int | None = None) -> Advice:
     return advice
 
 
-def sick_then(after: Counts) -> Diagnosis:
+def sick_then(after: Any) -> Diagnosis:
     """Collapsed from 200 up to 300."""
-    sick: Counts = lambda n: even(n) if n < 200 else COLLAPSED if n < 300 else after(n)  # noqa: E731
+    sick: Any = lambda n: even(n) if n < 200 else COLLAPSED if n < 300 else after(n)  # noqa: E731
     return judge([header(), *steps(1, 440, sick)])
 
 
@@ -99,7 +91,7 @@ def test_every_dead_expert_has_its_own_date_and_one_that_came_back_is_named() ->
     )
     again = [*steps(1, 650, sick), header(resumed_at_step=651), *steps(651, 800, sick)]
     assert "by itself" not in advised(judge([header(), *again]), "DEAD").why
-    later: Counts = lambda n: without_expert(sick(n), 1) if n >= 401 else sick(n)  # noqa: E731
+    later: Any = lambda n: without_expert(sick(n), 1) if n >= 401 else sick(n)  # noqa: E731
     why = advised(judge([header(), *steps(1, 640, later)]), "DEAD").why
     assert "3 of 8 experts (1, 3, 6, since steps 201 to 401, one more every 100 steps)" in why
 
@@ -126,7 +118,7 @@ HELD = "expert 3 has held the overflow since step 100: look at its tokens (paddi
     ],
 )
 def test_one_expert_that_overflows_alone_is_named_instead_of_a_larger_capacity(
-    busiest: Counts, starved: int, since: str
+    busiest: Any, starved: int, since: str
 ) -> None:
     def sick(n: int) -> list[int]:
         row = [(starved if e == 6 else 350) + (n + e) % 7 for e in range(8)]
@@ -153,7 +145,7 @@ def test_other_experts_that_rest_now_are_not_counted_as_dead() -> None:
 
 
 @pytest.mark.parametrize("after", [even, lambda n: COLLAPSED], ids=["recovered", "as bad as ever"])
-def test_what_is_over_or_no_worse_than_noise_is_reported_once(after: Counts) -> None:
+def test_what_is_over_or_no_worse_than_noise_is_reported_once(after: Any) -> None:
     diagnosis = sick_then(after)
     assert (of(diagnosis, "COLLAPSE").now is None) == (after is even)
     assert "Now" not in advised(diagnosis, "COLLAPSE").why

@@ -1,6 +1,5 @@
 """A resumed run: what was superseded no longer holds, what is open ends, settings change."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -48,9 +47,7 @@ def resumed(
     ],
 )
 @pytest.mark.parametrize("counts", [True, False])
-def test_an_episode_that_a_resume_reopens_ends(
-    rule: str, changes: dict[str, Callable[[int], Any]], counts: bool
-) -> None:
+def test_an_episode_that_a_resume_reopens_ends(rule: str, changes: Any, counts: bool) -> None:
     sound = {name: lambda n, value=value: value(1) for name, value in changes.items()}
     records = [
         *(header(), *steps(1, 400, **changes)),
@@ -157,9 +154,7 @@ def starving(n: int) -> list[int]:
     ("rule", "sick", "fact"),
     [("DEAD", dying, ("experts", (3,))), ("STARVED", starving, ("reference", 0.0))],
 )
-def test_a_resume_does_not_make_damage_the_reference_of_a_fine_tuning(
-    rule: str, sick: Counts, fact: tuple[str, Any]
-) -> None:
+def test_a_resume_does_not_make_damage_the_reference(rule: str, sick: Counts, fact: Any) -> None:
     found = of(judge(resumed(450, 401, 600, sick, sick, profile="finetune")), rule)
     assert (found.active, found.facts[fact[0]]) == (True, fact[1])
 

@@ -134,9 +134,6 @@ def test_the_hot_experts_are_counted() -> None:
     assert advice.why.startswith("experts 0, 1, 2 are each chosen by up to ")
 
 
-# Half of the experts are idle in turn.
-
-
 @pytest.mark.parametrize(("each", "period"), [(100, 80), (12, 80), (100, 100)])
 def test_experts_that_are_idle_in_turn_starve_over_the_history(each: int, period: int) -> None:
     idle = swinging("halves", period, 1.0)

@@ -6,23 +6,14 @@ import pytest
 
 from microscope_tui.diagnosis import Severity, report
 from tests.conftest import header
-from tests.diagnosis.conftest import (
-    COLLAPSED,
-    Counts,
-    about,
-    even,
-    judge,
-    loud,
-    of,
-    steps,
-    without_expert,
-)
+from tests.diagnosis.conftest import COLLAPSED, about, even, judge, loud, of, steps, without_expert
 
 LOW = about([1900, 1400, 400, 120, 80, 76, 64, 56])  # c is .27
+BUSY = about([840, 830, 820, 810, 200, 200, 198, 198])
 OVER = {"router": lambda n: {"drop_rate": [0.1 if n <= 230 else 0.0] * 3}}
 
 
-def settling(last: int, low: Counts = LOW) -> Counts:
+def settling(last: int, low: Any = LOW) -> Any:
     """A bias loop that begins unevenly and is even after ``last``."""
     return lambda n: low(n) if n <= last else even(n)
 
@@ -37,16 +28,11 @@ def settling(last: int, low: Counts = LOW) -> Counts:
         ("COLLAPSE", LOW, {}, Severity.WARN),
         ("DEAD", settling(220, lambda n: without_expert(even(n), 3)), {}, Severity.INFO),
         ("DROPS", even, OVER, Severity.INFO),
-        (
-            "OVERLOAD",
-            settling(200, about([840, 830, 820, 810, 200, 200, 198, 198])),
-            {},
-            Severity.WARN,
-        ),
+        ("OVERLOAD", settling(200, BUSY), {}, Severity.WARN),
     ],
 )
 def test_a_warning_of_four_rules_that_heals_within_300_steps_of_the_start_is_information(
-    rule: str, sick: Counts, more: Any, severity: Severity
+    rule: str, sick: Any, more: Any, severity: Severity
 ) -> None:
     diagnosis = judge([header(expert_parallel_size=2), *steps(1, 400, sick, **more)])
     assert {e.severity for e in diagnosis.episodes if e.rule == rule} == {severity}

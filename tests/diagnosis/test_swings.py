@@ -4,6 +4,7 @@ import functools
 import math
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -142,9 +143,7 @@ def test_a_rate_is_raised_within_the_room_that_the_largest_swing_leaves(
         (lambda n, e: 2.0 if n % 200 < 40 and e < 6 else 1.0, 400, 0.3),  # data in blocks
     ],
 )
-def test_a_load_that_does_not_swing_leaves_all_the_room(
-    course: Callable[[int, int], float], last: int, skew: float
-) -> None:
+def test_a_load_that_does_not_swing_leaves_all_room(course: Any, last: int, skew: float) -> None:
     assert swing(course, last, skew) <= 0.1
 
 
@@ -218,9 +217,7 @@ def test_a_logged_bias_that_the_load_does_not_follow_is_not_blamed_for_alternati
 
 
 @pytest.mark.parametrize(("pull", "severity"), [(0.06, Severity.INFO), (0.1, Severity.WARN)])
-def test_where_the_bias_is_not_logged_an_uneven_swing_has_both_readings(
-    pull: float, severity: Severity
-) -> None:
+def test_without_a_bias_an_uneven_swing_has_both_readings(pull: float, severity: Severity) -> None:
     found, cause, remedy = told(trained(0.001, 2, pull=pull, logs="nothing"))
     assert (found, cause) == (severity, "data or micro-batches alternate with period 2")
     assert ("average the load" in remedy) == (severity is Severity.WARN)

@@ -16,30 +16,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
+from typing import Any
 from unittest import mock
 
 from msgspec.structs import replace
 
+from microscope_tui import runlog
 from microscope_tui.console import PIPE_NAME, read_pipe
 from microscope_tui.diagnosis import ANYTHING, Criteria
-from microscope_tui.lines import (
-    Glyphs,
-    fit_list,
-    plain as text_of,
-    run_line,
-    snapshot_text,
-    spelled,
-)
+from microscope_tui.lines import Glyphs, plain as shown, snapshot_text, spelled
+from microscope_tui.lines.run_list import fit_list, run_line
 from microscope_tui.report import CheckRequest, format_check, judge, verdict_json, verdict_text
-from microscope_tui.runlog import (
-    NoRuns,
-    RunFile,
-    RunReader,
-    StepEntry,
-    UnknownFormat,
-    find_runs,
-    glance,
-)
 from microscope_tui.watch import Fleet, RunWatch, pin, pin_at, run_watch, view_of
 from tests.hostile.logs import hostile_log
 from tests.hostile.outcome import difference, hurts, outcome, plain
@@ -85,23 +72,23 @@ def same_entries_however_cut(log: bytes, rng: random.Random) -> None:
 
 
 def _entries(pieces: list[bytes]) -> object:
-    reader, found = RunReader("r"), list[object]()
+    reader, found = runlog.RunReader("r"), list[object]()
     try:
         for piece in pieces:
             for entry in reader.feed(piece):
-                if isinstance(entry, StepEntry):
+                if isinstance(entry, runlog.StepEntry):
                     found.append((entry.offset, entry.record.step))
                     one_row_is_as_good_as_all(entry)
                 else:
                     found.append(plain(entry))
-    except UnknownFormat as error:
+    except runlog.UnknownFormat as error:
         found.append(str(error))
     for reason in reader.defects.first:
         harmless(reason)
     return found, reader.defects.count, reader.defects.first
 
 
-def one_row_is_as_good_as_all(entry: StepEntry) -> None:
+def one_row_is_as_good_as_all(entry: runlog.StepEntry) -> None:
     """The counts of one router alone are those that it has among all of them."""
     alone = [entry.counts(router) for router in range(entry.routers)]
     if entry.has_counts and alone != entry.matrices().tokens_per_expert:
@@ -111,7 +98,7 @@ def one_row_is_as_good_as_all(entry: StepEntry) -> None:
 def follow(path: Path, rng: random.Random) -> RunWatch:
     """Read the log in slices; sometimes a sample comes first."""
     memory = rng.choice([1 << 12, 1 << 20, 1 << 27])
-    file = RunFile(PIPE_NAME, path, 0.0)
+    file = runlog.RunFile(PIPE_NAME, path, 0.0)
     watch = RunWatch(file, memory_bytes=memory, patient=rng.random() < 0.3)
     if rng.random() < 0.1:
         watch.open_overview()
@@ -136,12 +123,7 @@ def look(watch: RunWatch, rng: random.Random) -> None:
         harmless(text)
 
 
-def draw(
-    watch: RunWatch,
-    rng: random.Random,
-    windows: list[tuple[int, int | None]],
-    alphabets: list[Glyphs],
-) -> None:
+def draw(watch: RunWatch, rng: random.Random, windows: Any, alphabets: list[Glyphs]) -> None:
     """The main screen as text, in these sizes and alphabets, now or at a step of the past."""
     for columns, rows in windows:
         for glyphs in alphabets:
@@ -225,13 +207,13 @@ def verdict(watch: RunWatch, path: Path, rng: random.Random) -> None:
 
 def run_list(root: Path, path: Path) -> None:
     """The list of runs, and the summary of a run at a glance."""
-    seen = glance(path)
+    seen = runlog.glance(path)
     if seen.step_time_s is not None and not 0.0 <= seen.step_time_s < math.inf:
         raise Hurt(f"a step took {seen.step_time_s} s")
     fleet = Fleet(root)
     try:
-        find_runs(root)
-    except NoRuns as error:
+        runlog.find_runs(root)
+    except runlog.NoRuns as error:
         harmless(str(error).replace(str(root), ""))
     fleet.search(now=True)
     for file in fleet.runs[:1]:
@@ -242,9 +224,9 @@ def run_list(root: Path, path: Path) -> None:
     cards = fleet.cards()
     for columns in (20, 80, 160):
         layout = fit_list(cards, columns)
-        harmless(text_of(layout.heads()))
+        harmless(shown(layout.heads()))
         for card in cards:
-            harmless(text_of(run_line(card, layout, chosen=card.open)))
+            harmless(shown(run_line(card, layout, chosen=card.open)))
 
 
 def harmless(text: str) -> None:

@@ -21,7 +21,6 @@ Record = dict[str, Any]
 
 
 def hostile_log(seed: int) -> bytes:
-    """The log number ``seed``."""
     rng = random.Random(seed)
     if rng.random() < 0.02:
         return poison.noise(rng, 3000)

@@ -49,7 +49,6 @@ def outcome(watch: RunWatch) -> dict[str, Any]:
 
 
 def history_of(history: History | None) -> Any:
-    """Rows and curves of a history."""
     if history is None:
         return None
     history.commit()
@@ -62,7 +61,6 @@ def history_of(history: History | None) -> Any:
 
 
 def step_of(entry: StepEntry | None) -> Any:
-    """A step with its matrices."""
     if entry is None:
         return None
     return plain(entry.record), entry.offset, entry.routers, plain(entry.matrices())

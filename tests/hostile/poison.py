@@ -87,7 +87,6 @@ def encoded(anything: Any) -> bytes:
 
 
 def noise(rng: random.Random, most: int) -> bytes:
-    """Random bytes, newlines among them."""
     data = bytearray(rng.randbytes(rng.randrange(1, most)))
     for _ in range(rng.randrange(4)):
         data[rng.randrange(len(data))] = 10

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from microscope_tui.runlog import RunReader, StepEntry, decode_line, glance
-from microscope_tui.watch import Row
+from microscope_tui.watch.history import Row
 from tests.conftest import open_log
 from tests.hostile.poison import HEADER, STEP
 

@@ -67,9 +67,7 @@ def test_the_evidence_of_a_layer_is_its_own_not_of_the_worst(write_log: Any, bal
         *(("recovered", ["L2"]), ("warning", []), ("colla* L2", ["L2"])),
     ],
 )
-def test_a_filter_finds_rules_layers_and_words_of_severity(
-    troubled: RunWatch, typed: str, layers: list[str]
-) -> None:
+def test_a_filter_finds_rules_layers_and_severities(troubled: Any, typed: str, layers: Any) -> None:
     found = entries(view_of(troubled), pattern=typed)
     assert [layer for entry in found for layer in entry.finding.layers] == layers
 

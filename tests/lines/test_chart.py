@@ -20,8 +20,8 @@ from microscope_tui.lines import (
     plain,
     plot_area,
     smoothed,
-    tick_text,
 )
+from microscope_tui.lines.charts import tick_text
 from microscope_tui.watch import Column, Window
 
 FINITE = st.floats(-1e6, 1e6)

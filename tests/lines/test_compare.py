@@ -20,10 +20,10 @@ from microscope_tui.watch import (
     RunWatch,
     aligned,
     pin_at,
-    reference_in,
     reference_of,
     view_of,
 )
+from microscope_tui.watch.reference import reference_in
 from tests.conftest import header, open_log, step
 
 NOT_FOLLOWED = lambda _: None  # noqa: E731
@@ -96,9 +96,7 @@ def drawn(view: RunView, reference: Reference, rows: int = 12, columns: int = 12
     return [plain(line) for line in lines]
 
 
-def test_a_collapse_between_the_two_moments_is_a_worse_balance_and_experts_without_tokens(
-    make_run: Any,
-) -> None:
+def test_a_collapse_in_between_is_a_worse_balance_and_experts_without_tokens(make_run: Any) -> None:
     watch = make_run()
     view, reference = view_of(watch), at_step(watch, 10)
     _, first, second, _ = drawn(view, reference, rows=3)

@@ -12,23 +12,19 @@ from microscope_tui.lines import (
     MIN_COLUMNS,
     Glyphs,
     Span,
-    bar,
-    crop,
     first_visible,
     fit,
     frame,
     line_width,
-    load_glyph,
-    load_level,
-    merged,
     pad,
     plain,
-    spark,
     table,
     width_of,
     words,
     wrap,
 )
+from microscope_tui.lines.glyphs import bar, load_glyph, load_level, merged, spark
+from microscope_tui.lines.spans import crop
 from microscope_tui.watch import Column, RunWatch, view_of
 
 Synthetic = Callable[..., RunWatch]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given, strategies as st
 
-from microscope_tui.app import style_of
+from microscope_tui.app.palette import style_of
 from microscope_tui.lines import (
     CALM_TO,
     HOT_LEVEL,
@@ -18,17 +18,16 @@ from microscope_tui.lines import (
     Look,
     Measure,
     Span,
-    calm_band,
     compare,
     fit,
-    heat_lines,
-    heat_titles,
     highest_possible,
     legend,
     load_bars,
     plain,
     table,
 )
+from microscope_tui.lines.glyphs import calm_band
+from microscope_tui.lines.heat import heat_lines, heat_titles
 from microscope_tui.watch import RunWatch, pin_at, reference_of, view_of
 
 Synthetic = Callable[..., RunWatch]
@@ -160,9 +159,7 @@ def test_a_cell_shows_its_highest_above_its_lowest_or_the_loudest(
     ("height", "texts"),
     [(1, ["▀"]), (2, ["▴", " "]), (3, [" ", "▀", " "]), (4, [" ", "▴", " ", " "])],
 )
-def test_rows_of_more_lines_have_the_highest_above_and_both_in_an_odd_middle(
-    height: int, texts: list[str]
-) -> None:
+def test_rows_of_lines_have_the_highest_above_and_both_midway(height: int, texts: Any) -> None:
     lines = heat_lines((), [HOTTEST, DEAD], Heat(), 1, 1, height=height)
     assert [line[0].text for line in lines] == texts
     upper = height // 2
@@ -182,9 +179,7 @@ def test_shares_have_two_values_and_overflow_only_the_highest() -> None:
         assert line[0].role == roles
 
 
-def test_the_legend_ends_at_the_highest_possible_load_and_explains_halves_and_marks(
-    synthetic: Synthetic,
-) -> None:
+def test_the_legend_ends_at_the_highest_load_and_explains_halves_and_marks(synthetic: Any) -> None:
     view = view_of(synthetic("healthy", routers=2, num_experts=256, top_k=8, steps=20))
     most = highest_possible(view.layers)
     text = plain(legend(Heat(), 100, per_cell=3, most=most)).strip()

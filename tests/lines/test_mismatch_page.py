@@ -5,14 +5,8 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from microscope_tui.lines import (
-    Glyphs,
-    beside_each_other,
-    line_width,
-    mismatch_text,
-    percent,
-    plain,
-)
+from microscope_tui.lines import Glyphs, line_width, mismatch_text, plain
+from microscope_tui.lines.mismatch import beside_each_other, percent
 from microscope_tui.routing import LayerMismatch, MarginBin, Mismatch
 
 

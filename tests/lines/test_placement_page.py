@@ -1,19 +1,12 @@
 """The page of placements: every rank with its load and its experts, the verdict, ageing."""
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
 
-from microscope_tui.lines import (
-    Glyphs,
-    Heat,
-    Line,
-    ageing_chart,
-    line_width,
-    placement_lines,
-    plain,
-)
+from microscope_tui.lines import Glyphs, Heat, ageing_chart, line_width, placement_lines, plain
 from microscope_tui.placement import Request, Study, rank_loads, study
 from tests.placement.simulated import counts_of, drawn, popularity
 
@@ -25,7 +18,7 @@ def placed(loads: np.ndarray = UNEVEN, ranks: int = 4, every: int = 1) -> Study:
     return study(counts_of(loads, every), Request(ranks=ranks))
 
 
-def page(found: Study, columns: int = 160, rows: int = 40) -> list[Line]:
+def page(found: Study, columns: int = 160, rows: int = 40) -> list[Any]:
     router = found.counts.layers[1].router
     return placement_lines(found, router, (columns, rows), Heat(colour=False, glyphs=Glyphs.ASCII))
 

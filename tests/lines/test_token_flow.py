@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from microscope_tui.lines import CHUNK, NOTHING, Flow, Place, pieces_of, shown_token, wrapped
+from microscope_tui.lines import Flow, Place, shown_token
+from microscope_tui.lines.token_flow import CHUNK, NOTHING, pieces_of, wrapped
 from microscope_tui.routing import BadRouting, Routing, RoutingWriter, Shape
 
 

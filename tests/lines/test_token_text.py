@@ -5,7 +5,8 @@ import re
 import pytest
 from hypothesis import given, strategies as st
 
-from microscope_tui.lines import LETTERS, Glyphs, Highlight, busiest, colours, plain, tokens
+from microscope_tui.lines import Glyphs, Highlight, plain, tokens
+from microscope_tui.lines.tokens import LETTERS, busiest, colours
 from microscope_tui.routing import Choice, Routing
 
 OWN = colours((5, 2))

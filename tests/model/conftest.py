@@ -1,7 +1,5 @@
 """A model small enough that a test takes milliseconds."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +39,6 @@ def _one_thread() -> None:
 
 
 def make_config(**fields: Any) -> ModelConfig:
-    """The config of the small model with some fields replaced."""
     return ModelConfig(**{**SMALL, **fields})
 
 

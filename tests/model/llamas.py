@@ -1,7 +1,5 @@
 """Llamas to upcycle: random ones, and one that has learned a little."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 from typing import Any

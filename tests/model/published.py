@@ -1,7 +1,5 @@
 """Folders as Hugging Face publishes them, made small by transformers, and ways to spoil them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -92,7 +90,6 @@ def their_ahead_logits(depths: MtpModel, hidden_BSD: Tensor, next_ids: Tensor) -
 
 
 def our_logits(model: LanguageModel, ids_BS: Tensor) -> Tensor:
-    """The logits of a model of ours."""
     with torch.no_grad():
         return model(ids_BS).logits_BSV
 

@@ -1,14 +1,13 @@
 """The auxiliary losses equal sums written out, and read 1 at perfect balance."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from moe_model import Routing, balance_loss, router_z_loss, sequence_balance_loss
+from moe_model import balance_loss, router_z_loss, sequence_balance_loss
+from moe_model.router import Routing
 
 E, K = 8, 2
 Loss = Callable[[list[Routing], Tensor], Tensor]

@@ -1,7 +1,5 @@
 """Capacity: which pairs are dropped, how many exactly, and none without a capacity."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -9,7 +7,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from moe_model import DropPolicy, LanguageModel, ModelConfig, Router
+from moe_model import LanguageModel, ModelConfig
+from moe_model.config import DropPolicy
+from moe_model.router import Router
 from tests.counted import counted
 from tests.model.conftest import SMALL, make_model
 

@@ -3,8 +3,6 @@
 Activation checkpointing and autocast have each spoiled these counts somewhere.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 
@@ -15,7 +13,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from microscope_tui.probe import RoutingCounter
-from moe_model import LanguageModel, bias_rate_at, update_expert_bias
+from moe_model import LanguageModel
+from moe_model.balance import bias_rate_at, update_expert_bias
 from tests.counted import counted, counter_of
 from tests.model.conftest import make_model
 

@@ -1,14 +1,13 @@
 """The loss in pieces is the loss of torch, and never holds all logits."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moe_model import model as model_module, summed_cross_entropy
+from moe_model import model as model_module
+from moe_model.model import summed_cross_entropy
 from tests.model.conftest import make_model
 
 B, S, D, V = 3, 11, 8, 50

@@ -3,8 +3,6 @@
 What both compute is compared with transformers in ``test_parity.py`` and ``test_model_types.py``.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Any
 
@@ -12,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_model import FEW, Decoder, LatentCache, ModelConfig
+from moe_model import ModelConfig
+from moe_model.attention import LatentCache
 from moe_model.config import YarnScaling
-from moe_model.decoder import Drafter
+from moe_model.decoder import FEW, Decoder, Drafter
 from tests.model.conftest import make_model
 
 YARN = YarnScaling(factor=4.0, original_max_position_embeddings=10, mscale=0.7, mscale_all_dim=0.9)
@@ -90,9 +89,7 @@ def test_tokens_that_are_forgotten_leave_no_trace(ids_BS: Tensor) -> None:
     ("preset", "dtype", "nbytes"),
     [("shakespeare", torch.float32, 10 * (160 + 32) * 4), ("deepseek-v3", torch.bfloat16, 70_272)],
 )
-def test_cache_takes_latent_and_rotary_key_and_nothing_else(
-    preset: str, dtype: torch.dtype, nbytes: int
-) -> None:
+def test_cache_takes_latent_and_rotary_key_alone(preset: str, dtype: Any, nbytes: int) -> None:
     """An eighth of keys and values in shakespeare; as published in DeepSeek-V3."""
     config = ModelConfig.preset(preset, vocab_size=100)
     cache = LatentCache(config, batch=2, length=10, dtype=dtype)

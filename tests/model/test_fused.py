@@ -1,7 +1,5 @@
 """Hand-written backward passes: each equals its plain twin, and finite differences."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,16 +1,17 @@
 """``python -m moe_model.generate``: options that have the same effect or do not fit, and output."""
 
-from __future__ import annotations
-
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from moe_model import REPLACEMENT, app, pieces, run_command
+from moe_model import run_command
+from moe_model.command import REPLACEMENT
+from moe_model.generate import app, pieces
 from tests.model.conftest import make_model, write_checkpoint
 
 
@@ -21,9 +22,7 @@ def folder(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def test_rules_that_leave_one_token_are_greedy(
-    folder: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rules_that_leave_one_token_are_greedy(folder: str, capsys: Any) -> None:
     texts = set()
     for flag in ("--temperature=0", "--top-k=1", "--min-p=1", "--top-p=0.000001"):
         assert run_command(app, [folder, "--prompt", "--ab", "--max-new-tokens=30", flag]) == 0

@@ -1,7 +1,5 @@
 """Generated texts: reproducible, the same with drafts, ended where they must be."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -9,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moe_model import SamplingRules
-from moe_model.sampling import Sampler, generate
+from moe_model.sampling import Sampler, SamplingRules, generate
 from tests.model.conftest import make_model
 
 ALL_RULES = {

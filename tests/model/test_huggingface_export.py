@@ -3,8 +3,6 @@
 ``test_model_types.py`` has every model type; here are the writer and its command.
 """
 
-from __future__ import annotations
-
 import json
 import signal
 import time
@@ -20,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moe_model import CharTokenizer, LanguageModel, UsageError, read_checkpoint
 from moe_model.config import YarnScaling
-from moe_model.huggingface import load_pretrained, save_pretrained
+from moe_model.huggingface.read import load_pretrained
+from moe_model.huggingface.write import save_pretrained
 from moe_model.training.checkpoint import LATEST, Checkpoints
 from tests.forked import ForkServer
 from tests.model.conftest import make_biased, write_checkpoint
@@ -70,9 +69,7 @@ def test_export_and_import_give_the_same_bits(tmp_path: Path) -> None:
         assert torch.equal(kept[name], tensor), name
 
 
-def test_shards_are_as_small_as_requested(
-    tmp_path: Path, ids_BS: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_are_as_small_as_requested(tmp_path: Path, ids_BS: Tensor, monkeypatch: Any) -> None:
     monkeypatch.setattr("moe_model.huggingface.write.SHARD_BYTES", 30_000)
     model, folder = make_biased(), tmp_path / "published"
     save_pretrained(model, None, folder)
@@ -119,9 +116,7 @@ def test_a_model_that_their_class_cannot_be_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_is_left_after_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_is_left_after_an_error(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     run = write_run(make_biased(), tmp_path / "run")
     target = tmp_path / "deep" / "published"
     assert command("export", run, target) == 64

@@ -1,7 +1,5 @@
 """FP8 weights with a scale per block become what the formula says, edges included."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moe_model import UsageError
-from moe_model.huggingface import load_pretrained, parts
+from moe_model.huggingface.read import load_pretrained, parts
 from tests.model.published import change_config, change_tensors, imported, tensors, their_model
 
 PLAIN = ("embed_tokens", "lm_head", "norm", ".gate.")

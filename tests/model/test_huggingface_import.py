@@ -1,7 +1,5 @@
 """However transformers and others store a model, it gives the same logits here."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,8 @@ from transformers import AutoConfig, DeepseekV3ForCausalLM
 from transformers.modeling_layers import MtpModel
 
 from moe_model import UsageError, read_checkpoint
-from moe_model.huggingface import load_pretrained, read_config
+from moe_model.huggingface.config import read_config
+from moe_model.huggingface.read import load_pretrained
 from tests.model.published import (
     YARN,
     assert_same,

@@ -1,7 +1,5 @@
 """Tokenizers travel both ways, and give the ids that transformers gives."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -72,9 +70,7 @@ def test_the_character_tokenizer_is_the_same_as_a_file(text: str) -> None:
 
 @given(text=awkward)
 @settings(max_examples=10)
-def test_transformers_loads_the_character_tokenizer(
-    text: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_transformers_loads_the_character_tokenizer(text: str, tmp_path_factory: Any) -> None:
     ours, folder = CharTokenizer("".join(sorted(set(text)))), tmp_path_factory.mktemp("characters")
     write(character_files(ours.vocabulary), folder)
     theirs = AutoTokenizer.from_pretrained(folder)
@@ -185,9 +181,7 @@ def test_without_a_tokenizer_importing_works_and_generating_says_what_is_missing
         ({}, "ids up to 279, but config.json has vocab_size=279"),
     ],
 )
-def test_a_bad_tokenizer_is_refused(
-    files: dict[str, bytes], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bad_tokenizer_is_refused(files: Any, message: str, tmp_path: Path, capsys: Any) -> None:
     their_model(vocab_size=279).save_pretrained(tmp_path / "theirs")
     write(FILES | files, tmp_path / "theirs")
     assert command("import", tmp_path / "theirs", tmp_path / "ours") == 64

@@ -1,7 +1,5 @@
 """The model as a whole: sizes, initial weights, number formats, and configs that contradict."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -3,8 +3,6 @@
 The oracle is transformers' own class of each, through disk.
 """
 
-from __future__ import annotations
-
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +15,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from benchmarks.transformers_peer import their_name
-from moe_model import WEIGHTS, Decoder, LanguageModel, LatentCache, file_facts, read_checkpoint
+from moe_model import WEIGHTS, LanguageModel, read_checkpoint
+from moe_model.attention import LatentCache
+from moe_model.decoder import Decoder
+from moe_model.store import file_facts
 from tests.model.published import (
     LLAMA3,
     TOLERANCE,

@@ -1,7 +1,5 @@
 """Multi-token prediction equals that of transformers, and is balanced and trained like the rest."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +7,8 @@ from torch import Tensor
 from transformers.modeling_layers import MtpModel
 
 from benchmarks.transformers_peer import peer, their_name
-from moe_model import LanguageModel, update_expert_bias
+from moe_model import LanguageModel
+from moe_model.balance import update_expert_bias
 from moe_model.training.batches import Batch, StepBatches
 from moe_model.training.step import loss_shares
 from tests.counted import counter_of

@@ -1,12 +1,11 @@
 """What real tokens get does not depend on padding, in reading on, ahead, and in training."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor
 
-from moe_model import LatentCache, valid_ahead
+from moe_model.attention import LatentCache
+from moe_model.model import valid_ahead
 from tests.model.conftest import make_model
 
 TOLERANCE = 2e-5

@@ -7,8 +7,6 @@ that its ``generate`` computes: they count the real tokens only. ``test_model_ty
 variants of the model, without padding.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from benchmarks.transformers_peer import peer, their_name
-from moe_model import LatentCache
+from moe_model.attention import LatentCache
 from moe_model.config import YarnScaling
 from tests.model.conftest import make_biased
 
@@ -34,7 +32,6 @@ HOLES = ["." * 24, "  " + "." * 20 + "  ", "...    " + "." * 17, " ." * 12]
 CASES = [
     pytest.param(fields, padding, id=name)
     for name, fields, padding in (
-        ("four groups, yarn", {**GROUPS, "rope_scaling": YARN}, None),
         ("biases, yarn", {"attention_bias": True, "rope_scaling": YARN}, None),
         ("two shared, weights as scored", {"n_shared_experts": 2, "norm_topk_prob": False}, None),
         ("1e-6 in attention for any eps", {"q_lora_rank": 20, "rms_norm_eps": 1e-2}, None),

@@ -1,7 +1,5 @@
 """Which tokens may follow is what transformers says; impossible rules are refused."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -18,8 +16,7 @@ from transformers import (
 )
 
 from benchmarks.transformers_peer import peer
-from moe_model import SamplingRules
-from moe_model.sampling import Sampler, generate
+from moe_model.sampling import Sampler, SamplingRules, generate
 from tests.model.conftest import make_model
 
 

@@ -1,7 +1,5 @@
 """Every token that ends a text ends it, from the published folder to the next published folder."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The whole way: a Llama on disk becomes a checkpoint that loads and is little worse."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from moe_model import FINISHED, CharTokenizer, python_docs, read_checkpoint, run_command
-from moe_model.huggingface import save_pretrained
+from moe_model.huggingface.write import save_pretrained
 from moe_model.upcycle.__main__ import app
 from moe_model.upcycle.llama import mean_loss, read_llama, windows_of
 from tests.model.llamas import SHAPE, random_llama, save, story, trained_llama, upcycle

@@ -4,8 +4,6 @@ The oracle is transformers' Llama. Exact needs a latent as wide as the stream, a
 keys of all heads that are mixes of one.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any
@@ -16,21 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from moe_model import (
-    MultiHeadLatentAttention,
-    rotary_table,
-    rotate,
-    slowed_as_in_llama3,
-    softmax_scale,
-)
+from moe_model import MultiHeadLatentAttention, slowed_as_in_llama3
+from moe_model.attention import rotary_table, softmax_scale
 from moe_model.config import Llama3Scaling
-from moe_model.upcycle.attention import (
-    convert_attention,
-    expansion,
-    latent_view,
-    rotary_base,
-    shortened,
-)
+from moe_model.fused import rotate
+from moe_model.upcycle import attention
 from moe_model.upcycle.conversion import Shape, resolve, upcycle, upcycled_config
 from moe_model.upcycle.llama import Windows, observe
 from tests.model.llamas import SHAPE, random_llama
@@ -87,7 +75,7 @@ def test_key_value_heads_whose_keys_differ_by_a_rotation_and_a_factor_are_exact(
 def test_the_first_mix_of_a_pair_rotates_as_before(mixes: int) -> None:
     theta, head, rope = 10_000.0, 16, 12
     before = theta ** (-torch.arange(0, head, 2) / head)
-    base = rotary_base(theta, head, rope, mixes)
+    base = attention.rotary_base(theta, head, rope, mixes)
     after = (base ** (-torch.arange(0, rope, 2) / rope))[::mixes]
     torch.testing.assert_close(after, before[: len(after)])
     stretch = Llama3Scaling(**{n: v for n, v in LLAMA3.items() if not n.startswith("rope_")})
@@ -116,7 +104,7 @@ def test_the_view_predicts_best_for_its_rank_and_all_at_full_rank(rank: int) -> 
     wanted_MD = torch.randn(40, 24, generator=generator).double()
     inputs_ND = torch.randn(500, 24, generator=generator).double() * torch.linspace(0.1, 2, 24)
     covariance_DD = inputs_ND.T @ inputs_ND / 500
-    view_RD, kept = latent_view(wanted_MD, covariance_DD, rank)
+    view_RD, kept = attention.latent_view(wanted_MD, covariance_DD, rank)
     torch.testing.assert_close(view_RD @ view_RD.T, torch.eye(rank).double())
     latent_NR, wanted_NM = inputs_ND @ view_RD.T, inputs_ND @ wanted_MD.T
     found_RM = torch.linalg.lstsq(latent_NR, wanted_NM).solution
@@ -138,7 +126,7 @@ def test_tokens_with_a_long_latent_are_corrected_for() -> None:
     covariance_DD = inputs_ND.T @ inputs_ND / 400
     weight_N = torch.ones(400)
     weight_N[:20] = 20
-    expand_MR = expansion(wanted_MD, view_RD, covariance_DD, inputs_ND, weight_N, 1e-6)
+    expand_MR = attention.expansion(wanted_MD, view_RD, covariance_DD, inputs_ND, weight_N, 1e-6)
     latent_NR = F.rms_norm(inputs_ND @ view_RD.T, (12,))
     wanted_NM = inputs_ND @ wanted_MD.T
     missed_NM = latent_NR @ expand_MR.T - wanted_NM
@@ -150,7 +138,7 @@ def test_tokens_with_a_long_latent_are_corrected_for() -> None:
 def test_shortened_sides_lose_only_the_smallest_singular_values(size: int, lost: int) -> None:
     generator = torch.Generator().manual_seed(4)
     left, right = (torch.randn(8, 30, generator=generator).double() for _ in range(2))
-    short_left, short_right = shortened(left, left @ left.T, right, right @ right.T, size)
+    short_left, short_right = attention.shortened(left, left @ left.T, right, right @ right.T, size)
     assert short_left.shape == short_right.shape == (size, 30)
     missed = (left.T @ right - short_left.T @ short_right).square().sum()
     smallest = torch.linalg.svdvals(left.T @ right)[:8].square().flip(0)[:lost].sum()
@@ -203,7 +191,7 @@ def test_scores_are_right_at_distances_where_heads_look(groups: int, shape: dict
     seen = dataclasses.replace(seen, distance_HS=three_back)
     resolved = resolve(Shape(kv_lora_rank=48, qk_nope_head_dim=16, **shape), llama.config)
     ours = MultiHeadLatentAttention(upcycled_config(llama.config, resolved))
-    convert_attention(ours, layer, seen, resolved.rotary_mixes)
+    attention.convert_attention(ours, layer, seen, resolved.rotary_mixes)
     x_BSD = seen.inputs_ND.view(*IDS_BS.shape, -1)
     expected, found = source_scores(layer, llama, x_BSD), our_scores(ours, x_BSD)
 

@@ -1,7 +1,5 @@
 """Sources, texts and options that cannot work: one message with the reason, and no output."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

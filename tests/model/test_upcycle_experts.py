@@ -1,14 +1,13 @@
 """A dense feed-forward and the experts made of it compute the same for every choice of experts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from moe_model import FeedForward, MixtureOfExperts
+from moe_model import MixtureOfExperts
+from moe_model.experts import FeedForward
 from moe_model.upcycle.conversion import break_symmetry, expert_width, split_into_experts
 from tests.model.conftest import make_config
 
@@ -47,9 +46,7 @@ def make_case() -> MakeCase:
     ],
 )
 @torch.no_grad()
-def test_experts_compute_what_the_dense_feed_forward_did(
-    make_case: MakeCase, width: int, fields: dict[str, Any]
-) -> None:
+def test_experts_compute_what_the_dense_one_did(make_case: Any, width: int, fields: Any) -> None:
     dense, moe = make_case(width, **fields)
     x_BSD = torch.randn(2, 30, 48, generator=torch.Generator().manual_seed(3))
     expected = dense(x_BSD)

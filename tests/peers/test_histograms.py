@@ -22,7 +22,7 @@ Form = Callable[[Any, Ids], Mapping[str, Any]]
 
 def wandb(folder: Path, form: Form, steps: Sequence[Ids]) -> RowRecords:
     module = pytest.importorskip("wandb")
-    run = start(folder, {})
+    run = start(folder, {"num_experts": E})
     for step, ids in enumerate(steps, 1):
         run.log(dict(form(module, ids)), step=step)
     run.finish()
@@ -34,7 +34,9 @@ def trackio(folder: Path, form: Form, steps: Sequence[Ids]) -> RowRecords:
     module = pytest.importorskip("trackio")
     rows = [{k: as_stored(value) for k, value in form(module, ids).items()} for ids in steps]
     numbers = [*range(1, len(rows) + 1)]
-    trackio_storage(folder).bulk_log("moe", "run", rows, steps=numbers, run_id="r")
+    config = {"num_experts": E}
+    storage = trackio_storage(folder)
+    storage.bulk_log("moe", "run", rows, steps=numbers, run_id="r", config=config)
     (path,) = folder.rglob("moe.db")
     return RowRecords(TrackioReader(settle(path), Keys(), "run"), "r", "trackio", SourceRequest())
 

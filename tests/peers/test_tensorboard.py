@@ -97,9 +97,7 @@ def to_plugin(writer: Any, tag: str, ids: np.ndarray, step: int, experts: int) -
         *((TORCH, as_tensor(kind), 2) for kind in TENSORS),
     ],
 )
-def test_the_chosen_experts_are_the_counts(
-    tmp_path: Path, module: str, add: Add, dead: int
-) -> None:
+def test_chosen_experts_are_the_counts(tmp_path: Path, module: str, add: Add, dead: int) -> None:
     """A histogram of the writer's own bins is refused."""
     writer = pytest.importorskip(module).SummaryWriter(str(tmp_path))
     steps, counts = chosen(E, dead)

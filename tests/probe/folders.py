@@ -52,12 +52,14 @@ def family(name: str, folder: Path) -> Path:
     return save(build(name), folder)
 
 
-def own(folder: Path, collapsed: int | None = None, **fields: Any) -> Path:
-    """A checkpoint of this project; the router of layer ``collapsed`` is."""
+def own(folder: Path, collapsed: int | None = None, bias: float = 0.0, **fields: Any) -> Path:
+    """A checkpoint of this project, with biases of that deviation; layer ``collapsed`` is."""
     torch.manual_seed(0)
     config = ModelConfig.preset("tiny", vocab_size=len(CHARACTERS), **fields)
     folder.mkdir(parents=True)
     model = LanguageModel(config)
+    for router in model.routers:
+        router.expert_bias.normal_(std=bias)
     if collapsed is not None:
         model.routers[model.router_depths.index(collapsed)].collapse()
     write_tensors(folder / WEIGHTS, model.state_dict())

@@ -82,7 +82,6 @@ def watch(folder: Path) -> RunWatch:
 
 
 def written(folder: Path) -> list[Record]:
-    """All lines of the log."""
     lines = (folder / "run" / "metrics.jsonl").read_bytes().splitlines()
     return [json.loads(line) for line in lines]
 

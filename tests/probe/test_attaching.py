@@ -224,9 +224,7 @@ def test_a_model_without_moe_layers_is_refused_with_its_kinds_of_modules(tmp_pat
         ({"start_step": 0}, ValueError, "start_step is 0"),
     ],
 )
-def test_mistakes_in_the_call_raise(
-    changes: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
-) -> None:
+def test_mistakes_in_the_call_raise(changes: Any, error: Any, message: str, tmp_path: Path) -> None:
     model = Model()
     with pytest.raises(error, match=message):
         attach(model, tmp_path, **({"routers": ROUTERS} | changes))

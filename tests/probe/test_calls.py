@@ -8,15 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
-from microscope_tui.probe import (
-    Call,
-    Calls,
-    Choice,
-    Scores,
-    Site,
-    attach,
-    counter as counter_module,
-)
+from microscope_tui.probe import Call, Calls, Choice, Scores, Site, attach, counter as counting
 from tests.probe.layers import PAIRS, ROUTERS, TOP_K, Block, Model, sums, tokens, watched
 
 KINDS = ("softmax", "sigmoid", "sqrtsoftplus", None)
@@ -95,7 +87,7 @@ def test_a_call_keeps_what_the_model_chose_and_not_what_it_writes_there_later() 
     SITES[1].module.e_score_correction_bias.copy_(torch.linspace(-1, 1, 5))
 
 
-@pytest.mark.parametrize("limit", [0, counter_module._WAITING_BYTES])
+@pytest.mark.parametrize("limit", [0, counting._WAITING_BYTES])
 def test_calls_that_are_too_large_to_wait_are_counted_before_the_pass_ends(
     limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,7 +100,7 @@ def test_calls_that_are_too_large_to_wait_are_counted_before_the_pass_ends(
         return output
 
     monkeypatch.setattr(Block, "forward", forward)
-    monkeypatch.setattr(counter_module, "_WAITING_BYTES", limit)
+    monkeypatch.setattr(counting, "_WAITING_BYTES", limit)
     for saliency in (False, True):
         model, folder = Model(), tmp_path / str(saliency)
         with attach(model, folder, routers=ROUTERS, saliency=saliency) as probe:

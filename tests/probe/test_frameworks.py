@@ -25,9 +25,7 @@ TopKGate.__module__ = "deepspeed.moe.sharded_moe"
 
 
 @pytest.mark.parametrize(("k", "policy"), [(2, None), (1, "RSample"), (1, "Jitter")])
-def test_a_deepspeed_gate_that_samples_is_refused_and_not_guessed(
-    k: int, policy: str | None, tmp_path: Path
-) -> None:
+def test_a_deepspeed_gate_that_samples_is_refused(k: int, policy: Any, tmp_path: Path) -> None:
     model = nn.Sequential(TopKGate(k, policy))
     with pytest.raises(ValueError, match=r"samples its choice.*pass an Adapter"):
         attach(model, tmp_path)

@@ -271,9 +271,7 @@ def test_progress_never_shares_a_line_with_a_message(run: Run, monkeypatch: Any)
     assert begins == ["texts longe", "step 2: COL", "routing.bin", " " * 11]
 
 
-def test_a_signal_while_a_batch_is_written_waits_for_it(
-    run: Run, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_in_a_written_batch_waits_for_it(run: Run, out: Path, monkeypatch: Any) -> None:
     write = probing._Run._write
 
     def signalled(*args: Any) -> None:

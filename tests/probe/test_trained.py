@@ -194,9 +194,7 @@ def test_a_coefficient_of_the_trainer_that_the_model_does_not_apply_is_found_at_
 
 
 @pytest.mark.parametrize("adding", [False, True])
-def test_an_auxiliary_loss_that_the_family_does_not_have_counts_if_a_pass_returned_one(
-    adding: bool, tmp_path: Path
-) -> None:
+def test_an_auxiliary_loss_counts_if_a_pass_returned_one(adding: bool, tmp_path: Path) -> None:
     model = build("deepseek_v3")
     model.__class__ = Adding if adding else type(model)
     balance = header(model, tmp_path, trainer_args=plain(tmp_path))["balance"]
@@ -230,9 +228,7 @@ def test_the_coefficient_that_trl_applies_is_the_one_in_the_header(
     assert "is configured, but" not in caplog.text  # LINT about a flag that TRL does not need
 
 
-def test_a_flag_of_a_vision_language_model_that_does_not_reach_its_text_model_is_named(
-    tmp_path: Path, caplog: Any
-) -> None:
+def test_a_flag_that_does_not_reach_the_text_model_is_named(tmp_path: Path, caplog: Any) -> None:
     caplog.set_level(logging.INFO, "microscope_tui.probe")
     model: Any = build("qwen3_vl_moe")
     model.config.output_router_logits = True

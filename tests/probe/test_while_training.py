@@ -114,9 +114,7 @@ def test_training_a_copy_instead_is_reported_once(tmp_path: Path, caplog: Any) -
         assert line["loss"] == 1.0
 
 
-def test_a_model_in_evaluation_mode_is_reported_with_what_to_call(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_model_in_evaluation_mode_is_told_with_what_to_call(tmp_path: Path, caplog: Any) -> None:
     with watched(tmp_path) as (model, probe):
         train(model.eval(), probe)
     (message,) = caplog.messages
@@ -142,9 +140,7 @@ def test_a_router_outside_the_pass_of_the_model_is_reported(tmp_path: Path, capl
     assert "routers run outside the forward of the model" in caplog.text
 
 
-def test_a_router_that_sees_a_part_of_the_tokens_is_not_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_router_that_sees_some_tokens_is_not_counted(tmp_path: Path, caplog: Any) -> None:
     class Half(Model):
         def forward(self, input_ids: Tensor, attention_mask: Any = None, **more: Any) -> Tensor:
             return super().forward(input_ids[:, ::2])

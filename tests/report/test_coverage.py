@@ -8,16 +8,11 @@ import pytest
 from hypothesis import given, strategies as st
 
 from benchmarks.coverage import covered
+from microscope_tui import report
 from microscope_tui.placement import NoCounts
-from microscope_tui.report import (
-    LAST_STEPS,
-    coverage_json,
-    coverage_of,
-    coverage_text,
-    further,
-    score_interval,
-)
-from microscope_tui.runlog import RunFile, decode_means
+from microscope_tui.report import coverage
+from microscope_tui.runlog import RunFile
+from microscope_tui.runlog.decode import decode_means
 from tests.conftest import header, step
 
 MODEL = {"layers": [1, 2], "layer_names": ["L1", "L2"], "num_experts": 4, "top_k": 1}
@@ -37,14 +32,14 @@ def test_the_score_interval_agrees_with_published_values() -> None:
         (0, 20): (0.0000, 0.2005),
         (1, 29): (0.0018, 0.1963),
     }.items():
-        assert score_interval(hits, of) == pytest.approx((low, high), abs=5e-5)
+        assert coverage.score_interval(hits, of) == pytest.approx((low, high), abs=5e-5)
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(1, 10**6))
 def test_an_estimate_lies_in_its_interval_and_a_miss_has_none(
     hits: int, misses: int, wanted: int
 ) -> None:
-    need = further(hits, hits + misses, wanted)
+    need = coverage.further(hits, hits + misses, wanted)
     assert (need is None) == (hits >= wanted)
     if need is None:
         return
@@ -56,7 +51,7 @@ def test_an_estimate_lies_in_its_interval_and_a_miss_has_none(
 
 
 def test_without_a_hit_the_limit_is_the_rule_of_three() -> None:
-    need = further(0, 30_000, 1000)
+    need = coverage.further(0, 30_000, 1000)
     assert need.low == pytest.approx(1000 * 30_000 / 3, rel=0.01)
 
 
@@ -66,7 +61,7 @@ def covering(write_log: Any) -> Callable[..., Any]:
 
     def cover(wanted: int, steps: Sequence[Any], **changes: Any) -> Any:
         log = write_log([header(**({"model": MODEL, "profile": "eval"} | changes)), *steps])
-        return coverage_of(RunFile("probe", log, 0.0), wanted)
+        return report.coverage_of(RunFile("probe", log, 0.0), wanted)
 
     return cover
 
@@ -75,11 +70,11 @@ def test_counts_of_an_evaluation_are_summed_over_all_steps(covering: Any) -> Non
     rng = random.Random(0)
     rows = [
         [[a, 500 - a, 0, 500], [250] * 4]
-        for a in (rng.randrange(10, 90) for _ in range(LAST_STEPS + 50))
+        for a in (rng.randrange(10, 90) for _ in range(coverage.LAST_STEPS + 50))
     ]
     steps = [step(n, counts, sum(counts[0])) for n, counts in enumerate(rows, 1)]
     found = covering(50_000, steps)
-    assert found.steps == LAST_STEPS + 50
+    assert found.steps == coverage.LAST_STEPS + 50
     first, second = found.layers
     assert [expert.tokens for expert in first.experts] == [
         sum(row[0][expert] for row in rows) for expert in range(4)
@@ -94,11 +89,11 @@ def test_a_training_run_is_covered_by_its_last_counted_steps_that_survive(write_
     new = [step(n, [[0, 0, n, 5]], n + 5) for n in range(251, 253)]
     again = header(model=ONE_LAYER, resumed_at_step=251)
     path = write_log([header(model=ONE_LAYER), *old, again, *new])
-    found = coverage_of(RunFile("run", path, 0.0), 1)
+    found = report.coverage_of(RunFile("run", path, 0.0), 1)
     assert (found.first_step, found.last_step, found.steps) == (53, 252, 200)
     counts = [expert.tokens for expert in found.layers[0].experts]
     assert counts == [sum(range(53, 251)), 198 * 10_000, 251 + 252, 10]
-    some = coverage_of(RunFile("run", path, 0.0), 1, 10, 12)
+    some = report.coverage_of(RunFile("run", path, 0.0), 1, 10, 12)
     assert [expert.tokens for expert in some.layers[0].experts] == [33, 30_000, 0, 0]
 
 
@@ -130,7 +125,7 @@ def test_saliency_is_the_mean_over_the_pairs_of_all_steps(covering: Any) -> None
     assert experts[1].mean_weight == pytest.approx(0.4)
     assert experts[2].saliency is None
     assert found.layers[1].experts[0].mean_weight is None
-    assert "product" in coverage_text(found)
+    assert "product" in report.coverage_text(found)
 
 
 @pytest.mark.parametrize(
@@ -156,12 +151,12 @@ def test_shares_become_tokens_where_their_number_is_known(covering: Any) -> None
 
 def test_an_expert_without_a_hit_never_gets_a_finite_estimate(covering: Any) -> None:
     found = covering(500, [step(1, [[40, 60, 0, 900], [250] * 4], 1000)])
-    text = coverage_text(found)
+    text = report.coverage_text(found)
     assert "more than" in text
     assert "1 expert was never chosen" in text
     assert "Rarely used does not mean useless" in text
     assert max(map(len, text.splitlines())) <= 80
-    of_layer = coverage_json(found)["layers"][0]["experts"]
+    of_layer = report.coverage_json(found)["layers"][0]["experts"]
     assert [one["more_tokens"] for one in of_layer][2:] == [None, 0]
     assert of_layer[2]["more_tokens_high"] is None
     assert of_layer[2]["more_tokens_low"] > 100_000

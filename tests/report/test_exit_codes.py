@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from microscope_tui.diagnosis import WHOLE_RUN, Episode, Severity, group
-from microscope_tui.report import Judgement, worst_code
-from microscope_tui.report.check import exit_code
+from microscope_tui.report import worst_code
+from microscope_tui.report.check import Judgement, exit_code
 from microscope_tui.runlog import RouterInfo
 
 INFO, WARN, CRITICAL, ERROR = Severity.INFO, Severity.WARN, Severity.CRITICAL, Severity.ERROR
@@ -72,7 +72,5 @@ def judgement(code: int | str) -> Judgement:
         *((["waits", 2], 2), ([1, "waits", 3], 3)),
     ],
 )
-def test_the_worst_of_several_runs_and_not_judged_yet_is_less_than_a_warning(
-    codes: list[int | str], worst: int
-) -> None:
+def test_the_worst_run_decides_and_not_judged_is_less_than_warn(codes: Any, worst: int) -> None:
     assert worst_code([judgement(code) for code in codes]) == worst

@@ -14,10 +14,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from microscope_tui.probe import RunRecorder
-from microscope_tui.report import check_format, format_json, format_text, judge
-from microscope_tui.report.format_check import exit_code
+from microscope_tui.report import judge
+from microscope_tui.report.format_check import check_format, exit_code, format_json, format_text
 from microscope_tui.runlog import (
-    SAID_IN_FULL,
     RouterSummary,
     RunFile,
     records as tables,
@@ -25,6 +24,7 @@ from microscope_tui.runlog import (
     tail,
     validate,
 )
+from microscope_tui.runlog.problems import SAID_IN_FULL
 from tests.conftest import header
 from tests.problems import problems_in
 
@@ -126,9 +126,7 @@ def test_the_recorder_writes_sound_logs(tmp_path: Path, counts_every: int) -> No
 
 
 @pytest.mark.parametrize("chunk", [4, 7, 1 << 20])
-def test_the_cut_of_the_bytes_changes_nothing(
-    write_log: Any, monkeypatch: pytest.MonkeyPatch, chunk: int
-) -> None:
+def test_the_cut_of_the_bytes_changes_nothing(write_log: Any, monkeypatch: Any, chunk: int) -> None:
     lines = [b"\xef\xbb\xbf" + json.dumps(header()).encode(), b"\0\0\0x", b"", b"[1]"]
     path = write_log([*lines, header()])
     path.write_bytes(path.read_bytes() + b'{"kind": "st')

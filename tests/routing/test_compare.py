@@ -86,6 +86,44 @@ def test_tokens_that_one_side_did_not_route_are_left_out(tmp_path: Path) -> None
     assert found.top_swaps(5)[0][1:] == (6, 7, 1)
 
 
+def planted(layers: int = 4, tokens: int = 500) -> Ids:
+    rng = random.Random(3)
+    return [[rng.sample(range(16), 2) for _ in range(tokens)] for _ in range(layers)]
+
+
+@pytest.mark.parametrize("shift", [-2, -1, 1, 2])
+def test_choices_of_a_token_before_or_after_are_found_with_their_shift(
+    tmp_path: Path, shift: int
+) -> None:
+    a = planted()
+    late = [rows[-shift:] + rows[:-shift] for rows in a]
+    b = [a[0], late[1], late[2], a[3]]
+    found = compared(write(tmp_path / "a", a, 16), write(tmp_path / "b", b, 16))
+    assert [layer.shift for layer in found.layers] == [0, shift, shift, 0]
+    layer = found.layers[1]
+    assert 0 <= layer.differing - layer.shifts[shift] <= abs(shift)
+
+
+def test_a_layer_that_repeats_another_is_found_and_a_collapsed_one_is_not(tmp_path: Path) -> None:
+    a = [*planted(), [[1, 2]] * 500, [[1, 2]] * 500]
+    b = [*a[:3], a[1][:400] + [[0xFF, 0xFF]] * 100, *a[4:]]
+    found = compared(write(tmp_path / "a", a, 16), write(tmp_path / "b", b, 16))
+    assert found.copies == [("B", "L4", "L2")]
+    assert not any(layer.shift for layer in found.layers)
+
+
+def test_each_token_counts_for_the_first_layer_in_which_it_differs(tmp_path: Path) -> None:
+    a = planted()
+    b = [[row[:] for row in rows] for rows in a]
+    for layer, tokens in ((1, range(0, 20)), (2, range(10, 40)), (3, range(500))):
+        for token in tokens:
+            b[layer][token] = [row for row in range(16) if row not in a[layer][token]][:2]
+    found = compared(write(tmp_path / "a", a, 16), write(tmp_path / "b", b, 16))
+    assert [layer.first for layer in found.layers] == [0, 20, 20, 460]
+    assert found.tokens_differing == 500
+    assert found.origin.name == "L4"
+
+
 def test_tenths_of_the_margins_hold_a_tenth_each(tmp_path: Path) -> None:
     rows = [[[n % 8] for n in range(1000)]]
     flipped = [[[(n + (n < 100)) % 8] for n in range(1000)]]

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.runlog import BackgroundLog, RunLogWriter, estimated_bytes
+from microscope_tui.runlog import BackgroundLog, RunLogWriter
+from microscope_tui.runlog.writer import estimated_bytes
 from tests.runlog.written import lost, records, steps
 
 END = {"kind": "event", "event": "end", "step": 99}
@@ -134,9 +135,7 @@ def test_the_estimate_of_a_record_is_near_what_it_holds(rows: list[Any]) -> None
     assert 0.8 < estimated_bytes({"tokens_per_expert": rows}) / held < 1.3
 
 
-def test_a_record_that_cannot_be_written_costs_itself_and_one_warning(
-    path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unwritable_record_costs_itself_and_one_warning(path: Path, caplog: Any) -> None:
     log = BackgroundLog(RunLogWriter(path))
     log.write(step(1))
     for n in (2, 3):
@@ -163,9 +162,7 @@ def test_finishing_a_record_is_work_of_the_writing_thread(path: Path) -> None:
     assert threading.main_thread() not in threads
 
 
-def test_sync_waits_for_all_that_came_before_and_forces_it_to_disk(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sync_waits_for_all_before_it_and_forces_it_to_disk(path: Path, monkeypatch: Any) -> None:
     sizes = []
     monkeypatch.setattr("os.fsync", lambda file: sizes.append(path.stat().st_size))
     log = BackgroundLog(RunLogWriter(path))

@@ -109,13 +109,13 @@ class Probed:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.names: list[str] = []
-        probe = discover._why_not_a_run
+        probe = discover._part_of
 
-        def noted(path: Path) -> str | None:
+        def noted(path: Path) -> str:
             self.names.append(path.parent.name)
             return probe(path)
 
-        monkeypatch.setattr(discover, "_why_not_a_run", noted)
+        monkeypatch.setattr(discover, "_part_of", noted)
 
     def since_last(self) -> list[str]:
         names, self.names = sorted(self.names), []

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from microscope_tui.runlog import BadLine, decode_line, decode_matrices
-from microscope_tui.runlog.decode import _without_matrices
+from microscope_tui.runlog import BadLine, decode_line
+from microscope_tui.runlog.decode import _without_matrices, decode_matrices
 from tests.problems import problems_in
 
 HEADER = {

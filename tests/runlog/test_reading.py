@@ -19,9 +19,9 @@ from microscope_tui.runlog import (
     StepRecord,
     UnknownFormat,
     decode_line,
-    decode_matrices,
     safe_text,
 )
+from microscope_tui.runlog.decode import decode_matrices
 from tests.hostile.poison import TEXTS
 
 HEADER = {

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
@@ -30,9 +31,7 @@ def test_whatever_comes_the_newest_of_it_can_be_read_again(pieces: list[bytes], 
             assert spool.end - spool.start >= limit // 3
 
 
-def test_the_limit_holds_on_the_disk_also_while_the_older_half_is_dropped(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_limit_holds_on_the_disk_also_while_the_older_half_is_dropped(monkeypatch: Any) -> None:
     limit, most = 3 << 20, 0
     spool, files = Spool(limit), []
     make, write = tempfile.TemporaryFile, os.pwrite
@@ -56,9 +55,7 @@ def test_the_limit_holds_on_the_disk_also_while_the_older_half_is_dropped(
     assert limit // 3 < most <= limit + 2 * 65536
 
 
-def test_the_file_has_no_name_and_only_its_owner_may_open_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_file_has_no_name_and_only_its_owner_opens_it(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     spool = Spool(9000)
     for _ in range(9):

@@ -154,9 +154,7 @@ LINE_DAMAGE: list[tuple[str, Callable[[bytes], bytes]]] = [
     at=st.integers(3, 6),
     shape=st.sampled_from([(2, 4, 1), (2, 4, 2), (3, 8, 3)]),
 )
-def test_one_damage_is_found_in_its_line_and_nowhere_else(
-    case: Any, seed: int, at: int, shape: tuple[int, int, int]
-) -> None:
+def test_one_damage_is_found_in_its_line_alone(case: Any, seed: int, at: int, shape: Any) -> None:
     records: list[Any] = [header(*shape)]
     records += [step(number, seed, *shape) for number in range(1, 8)]
     assert problems(records) == []

@@ -135,9 +135,7 @@ def test_a_disk_that_fails_and_works_in_turns_is_warned_of_once_a_minute(
     assert len(caplog.messages) == 2
 
 
-def test_half_a_line_that_cannot_be_undone_is_never_glued_to_the_next(
-    path: Path, disk: Disk, log: RunLogWriter
-) -> None:
+def test_half_a_line_is_never_glued_to_the_next(path: Path, disk: Disk, log: RunLogWriter) -> None:
     log.write(step(1))
     disk.takes_half()
     disk.fails("ftruncate", errno.EIO)
@@ -157,9 +155,7 @@ def test_what_somebody_else_appended_meanwhile_is_not_cut_off_with_half_a_line(
     assert b'\n{"kind":"foreign"}\n' in path.read_bytes()
 
 
-def test_a_folder_that_cannot_be_made_again_costs_records_until_it_can(
-    path: Path, disk: Disk, log: RunLogWriter
-) -> None:
+def test_a_lost_folder_costs_records_until_it_is_back(path: Path, disk: Disk, log: Any) -> None:
     shutil.rmtree(path.parent)
     path.parent.write_text("a file where the folder was")
     assert not log.write(step(1))

@@ -13,16 +13,8 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+from microscope_tui import sources
 from microscope_tui.runlog import RunReader, encode_record
-from microscope_tui.sources import (
-    BLOCK_BYTES,
-    FORMATS,
-    HEADER_BYTES,
-    RecordReader,
-    SourceRequest,
-    Unreadable,
-    masked_crc32c,
-)
 from tests.sources.sound import GOLDEN, RUN, SOUND
 
 MOST_READS = 1000
@@ -32,7 +24,6 @@ _SPECIAL = [*b"\0 \xff \x7f \x80 \x01 \n \x12 NaN 1e999".split(b" "), b"[" * 64]
 
 @cache
 def seeds_of(name: str) -> list[bytes]:
-    """The files of a format that are damaged."""
     paths = sorted(path for path in GOLDEN.glob(f"{name}*") if path.suffix != ".sql")
     golden = [path.read_bytes() for path in paths]
     return golden or [sound.content(RUN) for sound in SOUND if sound.form == name]
@@ -43,7 +34,11 @@ def case(name: str, seed: int) -> bytes:
     chance = random.Random(seed)
     if chance.random() < 1 / 16:
         return chance.randbytes(chance.randrange(2000))
-    out = bytearray(seeds_of(name)[seed % len(seeds_of(name))])
+    return damaged(seeds_of(name)[seed % len(seeds_of(name))], chance)
+
+
+def damaged(data: bytes, chance: random.Random) -> bytes:
+    out = bytearray(data)
     for _ in range(chance.choice((1, 1, 2, 4, 8))):
         at = chance.randrange(len(out) + 1)
         end = min(len(out), at + chance.choice((1, 2, 4, 8, 100, 4000)))
@@ -76,23 +71,23 @@ def read_damaged(name: str, data: bytes) -> list[str]:
 def _refusals(name: str, path: Path, data: bytes) -> Iterator[str]:
     path.write_bytes(data)
     os.utime(path, (1e9, 1e9))  # at rest: its last step is complete
-    form, request = FORMATS[name], SourceRequest(top_k=2)
+    form, request = sources.FORMATS[name], sources.SourceRequest(top_k=2)
     try:
         form.reader.recognises(path)
         found = list(form.reader.runs(path))
-    except Unreadable as why:
+    except sources.Unreadable as why:
         yield _checked(why)
         return
     for run in found:
-        use: Callable[[RecordReader], None]
+        use: Callable[[sources.RecordReader], None]
         for use in (to_the_end, lambda reader: to_the_end(reader, 1000), sample):
             try:
                 use(form.open(path, run, "damaged", request))
-            except Unreadable as why:
+            except sources.Unreadable as why:
                 yield _checked(why)
 
 
-def to_the_end(reader: RecordReader, max_bytes: int = 1 << 20) -> None:
+def to_the_end(reader: sources.RecordReader, max_bytes: int = 1 << 20) -> None:
     """Read all there is, as a run log without defects."""
     log = RunReader("damaged")
     for _ in range(MOST_READS):
@@ -106,11 +101,11 @@ def to_the_end(reader: RecordReader, max_bytes: int = 1 << 20) -> None:
     raise AssertionError(f"not at the end after {MOST_READS} reads")
 
 
-def sample(reader: RecordReader) -> None:
+def sample(reader: sources.RecordReader) -> None:
     assert sum(record["kind"] == "step" for record in reader.sample(5)) <= 6
 
 
-def _checked(why: Unreadable) -> str:
+def _checked(why: sources.Unreadable) -> str:
     assert str(why).isprintable(), why
     return str(why)
 
@@ -120,7 +115,7 @@ def with_chunk_checksums(data: bytes) -> bytes:
     out = bytearray(data)
     at = 7
     while at + 7 <= len(out):
-        left = BLOCK_BYTES - at % BLOCK_BYTES
+        left = sources.BLOCK_BYTES - at % sources.BLOCK_BYTES
         _, length, kind = struct.unpack_from("<IHB", out, at)
         if left < 7 or length > left - 7:
             at += left
@@ -135,11 +130,11 @@ def with_length_checksums(data: bytes) -> bytes:
     """An event file whose lengths have their checksums; absurd lengths become what is left."""
     out = bytearray(data)
     at = 0
-    while at + HEADER_BYTES <= len(out):
+    while at + sources.HEADER_BYTES <= len(out):
         (length,) = struct.unpack_from("<Q", out, at)
         if length > 2 * len(out):
-            length = max(0, len(out) - at - HEADER_BYTES - 4)
+            length = max(0, len(out) - at - sources.HEADER_BYTES - 4)
             struct.pack_into("<Q", out, at, length)
-        struct.pack_into("<I", out, at + 8, masked_crc32c(bytes(out[at : at + 8])))
-        at += HEADER_BYTES + length + 4
+        struct.pack_into("<I", out, at + 8, sources.masked_crc32c(bytes(out[at : at + 8])))
+        at += sources.HEADER_BYTES + length + 4
     return bytes(out)

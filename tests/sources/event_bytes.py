@@ -10,7 +10,6 @@ from tests.sources.wandb_bytes import part, varint
 
 
 def record(data: bytes) -> bytes:
-    """A TFRecord."""
     length = struct.pack("<Q", len(data))
     checksums = (struct.pack("<I", masked_crc32c(x)) for x in (length, data))
     return length + next(checksums) + data + next(checksums)
@@ -79,6 +78,5 @@ def event(step: int, wall: float, *values: bytes) -> bytes:
 
 
 def file_of(*events: bytes) -> bytes:
-    """An event file."""
     first = fixed(1, 1e9, "<d") + part(3, b"brain.Event:2")
     return b"".join(map(record, (first, *events)))

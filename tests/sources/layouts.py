@@ -17,8 +17,6 @@ TOKENS = 4096
 
 @dataclass(frozen=True)
 class Layout:
-    """One entry."""
-
     name: str
     form: str
     layers: Sequence[int]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.sources import sound
 from tests.sources.reading import settle
@@ -17,9 +18,7 @@ RUN = sound.RUN * 2
 class Live:
     """A writer that appends to one file, which has ``content(RUN[:n])`` after ``n`` steps."""
 
-    def __init__(
-        self, path: Path, content: Callable[[Sequence[sound.Counts]], bytes], cut: int = 2
-    ) -> None:
+    def __init__(self, path: Path, content: Any, cut: int = 2) -> None:
         """``cut``: a torn step has one ``cut``-th of its bytes."""
         self.path = path
         self._file, self._content, self._cut = path, content, cut
@@ -113,8 +112,6 @@ class Trackio(Live):
 
 
 class SGLang(Live):
-    """A dump per step."""
-
     def __init__(self, folder: Path) -> None:
         self.path = folder
         for step in range(1, FIRST + 1):

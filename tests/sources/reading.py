@@ -70,12 +70,10 @@ def values(rows: Iterable[Row]) -> list[tuple[int, str, int | None, int | None, 
 
 
 def header_of(records: Iterable[Record]) -> Record:
-    """The last header."""
     return [record for record in records if record["kind"] == "run"][-1]
 
 
 def model_of(records: Iterable[Record]) -> Any:
-    """The model of the last header."""
     return header_of(records)["model"]
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save
 
@@ -31,8 +32,6 @@ RUN = [[[4, 2, 1, 1], [2, 2, 2, 2]], [[3, 3, 1, 1], [4, 4, 0, 0]], [[1, 2, 2, 3]
 
 @dataclass(frozen=True)
 class Sound:
-    """One format."""
-
     form: str
     file: str
     """What its writer calls the file."""
@@ -157,6 +156,14 @@ def sglang(run: Sequence[Counts]) -> bytes:
     return saved({"rank": 0, "logical_count": torch.tensor(run, dtype=torch.int32)})
 
 
+def rollout(run: Sequence[Counts]) -> bytes:
+    """A dump of slime or miles."""
+    arrays = (np.array([choices(row) for row in counts], np.int32) for counts in run)
+    routes = [one.swapaxes(0, 1).copy() for one in arrays]
+    samples = [{"tokens": [5] * len(one), "rollout_routed_experts": one} for one in routes]
+    return saved({"rollout_id": 3, "samples": samples})
+
+
 def tensorrt_llm(run: Sequence[Counts]) -> bytes:
     cells = ((s, layer, row) for s, counts in enumerate(run) for layer, row in enumerate(counts))
     return save({f"{step}_{layer}": torch.tensor(row) for step, layer, row in cells})
@@ -218,6 +225,7 @@ SOUND = (
     Sound("jsonl", "metrics.jsonl", jsonl),
     Sound("csv", "metrics.csv", csv),
     Sound("sglang", "expert_distribution_recorder_1751349033.84.pt", sglang, is_read_whole=True),
+    Sound("routed-experts", "rollout_3.pt", rollout, is_read_whole=True),
     Sound("tensorrt-llm", "rank0.safetensors", tensorrt_llm, is_read_whole=True),
     Sound("imatrix", "imatrix.gguf", imatrix, is_read_whole=True, one_moment=True),
     Sound("streamlit", "training_metrics.json", streamlit, times=SHARES_SUM // 8),

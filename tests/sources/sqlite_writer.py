@@ -53,7 +53,6 @@ class Writer:
         return self.finish()
 
     def kill(self) -> None:
-        """End it without closing the database."""
         self._process.kill()
         self._process.communicate()
 

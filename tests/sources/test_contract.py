@@ -5,18 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from microscope_tui import sources
 from microscope_tui.runlog import NoRuns
-from microscope_tui.sources import (
-    FORMATS,
-    ForeignRun,
-    RecordReader,
-    Search,
-    SourceRequest,
-    dumps,
-    megatron,
-    step_rows,
-    streamlit,
-)
+from microscope_tui.sources import dumps, megatron, step_rows, streamlit
 from tests.sources.reading import counts_of, drained, header_of, model_of, restarted, settle
 from tests.sources.sound import RUN, SOUND, Sound
 from tests.sources.sqlite_writer import Writer
@@ -40,14 +31,14 @@ def at_rest(path: Path, content: bytes) -> Path:
     return settle(path, 1e7)
 
 
-def found(folder: Path) -> ForeignRun:
+def found(folder: Path) -> sources.ForeignRun:
     """The only run below a folder."""
-    (run,) = Search(folder, SourceRequest(num_experts=4, top_k=2)).runs()
-    assert isinstance(run, ForeignRun)
+    (run,) = sources.Search(folder, sources.SourceRequest(num_experts=4, top_k=2)).runs()
+    assert isinstance(run, sources.ForeignRun)
     return run
 
 
-def opened(run: ForeignRun) -> RecordReader:
+def opened(run: sources.ForeignRun) -> sources.RecordReader:
     return run.form.open(run.file, run.run, run.name, run.request)
 
 
@@ -66,10 +57,10 @@ def test_a_run_is_found_by_the_name_of_its_file_and_has_the_counts_that_were_wri
 
 def test_a_file_of_any_name_is_recognised_by_its_format_alone(tmp_path: Path, sound: Sound) -> None:
     path = at_rest(tmp_path / "copy", sound.content(RUN))
-    claimed = [name for name, form in FORMATS.items() if form.reader.recognises(path)]
+    claimed = [name for name, form in sources.FORMATS.items() if form.reader.recognises(path)]
     assert claimed == [sound.form]
-    assert Search(tmp_path).runs() == []
-    assert [run.path.name.partition("#")[0] for run in Search(path).runs()] == ["copy"]
+    assert sources.Search(tmp_path).runs() == []
+    assert [run.path.name.partition("#")[0] for run in sources.Search(path).runs()] == ["copy"]
 
 
 def test_a_growing_run_is_followed_step_by_step(tmp_path: Path, sound: Sound) -> None:
@@ -130,19 +121,17 @@ def test_another_run_restarts_and_a_deleted_file_is_reported(tmp_path: Path, sou
     assert not reader.deleted
 
 
-def test_a_pipe_is_refused_without_waiting_and_a_link_in_a_folder_is_not_followed(
-    tmp_path: Path, sound: Sound
-) -> None:
-    form, path = FORMATS[sound.form], tmp_path / sound.file
+def test_a_pipe_is_refused_at_once_and_no_link_is_followed(tmp_path: Path, sound: Sound) -> None:
+    form, path = sources.FORMATS[sound.form], tmp_path / sound.file
     os.mkfifo(path)
     for refused in (path, tmp_path / "missing"):
         with pytest.raises(OSError, match=r"not a regular file|No such file"):
             form.reader.recognises(refused)
-    assert Search(tmp_path).runs() == []
+    assert sources.Search(tmp_path).runs() == []
     with pytest.raises(NoRuns, match="not a regular file"):
-        Search(path).runs()
+        sources.Search(path).runs()
     assert not form.reader.recognises(tmp_path)
     path.unlink()
     path.symlink_to(at_rest(tmp_path / "elsewhere", sound.content(RUN)))
-    assert Search(tmp_path).runs() == []
+    assert sources.Search(tmp_path).runs() == []
     assert not form.reader.recognises(tmp_path)

@@ -39,13 +39,9 @@ ROW = b'{"step": 1, "max_vio/max": 1}\n'
 LONG = 20 << 20
 Parts = Sequence[bytes | int]
 """Bytes, and sizes of holes between them."""
-
-
 ENDLESS_LENGTH = struct.pack("<Q", 1 << 60)
 ENDLESS_EVENT = ENDLESS_LENGTH + struct.pack("<I", masked_crc32c(ENDLESS_LENGTH))
 ENDLESS_DIRECTORY = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, LONG, 0, 0)
-
-
 SLOTLESS = (
     b'{"record_type":"eplb_load_stats","step":1,"expert_load":[%s[1]],"p2l_map":[%s[9999]]}\n'
 )

@@ -6,44 +6,39 @@ from pathlib import Path
 import pytest
 import torch
 
+from microscope_tui import sources
 from microscope_tui.probe import RunRecorder
 from microscope_tui.report import judge
 from microscope_tui.runlog import RunFile, RunReader, StepEntry, encode_record
-from microscope_tui.sources import (
-    FORMATS,
-    ForeignRun,
-    Record,
-    Search,
-    SourceRequest,
-    counts_of_shares,
-    run_record,
-    step_record,
-)
 from tests.sources.reading import drained, entries_of, settle
 from tests.sources.sound import COUNTS, LOSSES, SOUND, Sound, database
 from tests.sources.truth import GOLDEN, STEPS, logged
 
 
-def shares_log() -> list[Record]:
+def shares_log() -> list[sources.Record]:
     """What the golden files of wandb and TensorBoard hold, as a run log."""
-    records = [run_record("golden", [1, 2], [4, 4], 2, writer="test", counts="shares")]
+    records = [sources.run_record("golden", [1, 2], [4, 4], 2, writer="test", counts="shares")]
     for step in STEPS:
         row = logged(step)
         shares = [[row[f"moe_ep_usage/L-{layer}_EP-{e}"] for e in range(4)] for layer in (1, 2)]
         # Of the shares, not the logged MaxVio, which may be that of another window.
-        counts = [counts_of_shares(of_layer) for of_layer in shares]
-        records.append(step_record(step, counts, loss=row["loss"]))
+        counts = [sources.counts_of_shares(of_layer) for of_layer in shares]
+        records.append(sources.step_record(step, counts, loss=row["loss"]))
     return records
 
 
-def counts_log() -> list[Record]:
+def counts_log() -> list[sources.Record]:
     """What the golden databases hold, as a run log."""
-    header = run_record("golden", [0, 1], [4, 4], 2, writer="test", counts="exact")
-    steps = zip((1, 2, 3), COUNTS, LOSSES, strict=True)
-    return [header, *(step_record(step, rows, loss=loss) for step, rows, loss in steps)]
+    header = sources.run_record("golden", [0, 1], [4, 4], 2, writer="test", counts="exact")
+    tokens = None, 4, None  # in step 2 alone all choices can be of two experts each
+    steps = zip((1, 2, 3), COUNTS, LOSSES, tokens, strict=True)
+    return [
+        header,
+        *(sources.step_record(step, rows, loss=x, tokens=n) for step, rows, x, n in steps),
+    ]
 
 
-def facts(records: Sequence[Record]) -> list[str]:
+def facts(records: Sequence[sources.Record]) -> list[str]:
     """All of the steps but their time; as text, so that NaN equals NaN."""
     found = []
     for run, step in entries_of(records):
@@ -63,16 +58,14 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_the_real_writers_wrote_gives_the_records_of_a_run_log_with_its_numbers(
-    name: str, tmp_path: Path
-) -> None:
+def test_what_real_writers_wrote_is_a_run_log_with_its_numbers(name: str, tmp_path: Path) -> None:
     file, expected = FILES[name]
     path = GOLDEN / name
     content = path.read_bytes() if path.exists() else database(f"{name}.sql")
     (tmp_path / file).write_bytes(content)
     settle(tmp_path)
-    (run,) = Search(tmp_path).runs()  # runs without routers are left out
-    assert isinstance(run, ForeignRun)
+    (run,) = sources.Search(tmp_path).runs()  # runs without routers are left out
+    assert isinstance(run, sources.ForeignRun)
     records = drained(run.form.open(run.file, run.run, run.name, run.request))
     assert facts(records) == facts(expected())
     reasons = [record["reason"] for record in records if record["kind"] == "event"]
@@ -129,9 +122,9 @@ def test_a_source_gives_the_steps_and_the_verdict_of_a_recorded_log(
     path = tmp_path / sound.file
     path.write_bytes(sound.content(routing))
     settle(path)
-    request = SourceRequest(num_experts=EXPERTS, top_k=K, profile="pretrain")
-    (run, *_) = FORMATS[sound.form].reader.runs(path)
-    records = drained(FORMATS[sound.form].open(path, run, "run", request))
+    request = sources.SourceRequest(num_experts=EXPERTS, top_k=K, profile="pretrain")
+    (run, *_) = sources.FORMATS[sound.form].reader.runs(path)
+    records = drained(sources.FORMATS[sound.form].open(path, run, "run", request))
     found = [rounded(entry) for _, entry in entries_of(records)]
     entries = RunReader("run").feed(recorded.read_bytes())
     assert found == [rounded(entry) for entry in entries if isinstance(entry, StepEntry)]

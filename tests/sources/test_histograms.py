@@ -11,17 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from microscope_tui.report import judge
 from microscope_tui.sources import (
     JsonlReader,
     Keys,
     NotChoices,
     RowRecords,
+    Search,
     SourceRequest,
+    TrackioReader,
     WandbReader,
     choices,
     rules_of,
 )
-from tests.sources import event_bytes as eb, wandb_bytes as wb
+from tests.sources import event_bytes as eb, sound, wandb_bytes as wb
 from tests.sources.reading import Steps, all_rows, counts_of, drained, settle
 from tests.sources.truth import ids_of
 
@@ -43,7 +46,8 @@ def test_given_edges_hold_every_expert_also_with_dead_ones_at_both_ends(
 ) -> None:
     """TensorBoard cuts empty ends; the largest value shows that the last edge is not a value."""
     ids, edges = ids_of(experts, dead), np.arange(experts + 1) - offset
-    assert choices(*bins_of(ids, edges)) == np.bincount(ids, minlength=experts).tolist()
+    largest = INF if offset else experts - 1
+    assert choices(*bins_of(ids, edges), largest) == np.bincount(ids, minlength=experts).tolist()
     assert choices(*eb.cut(ids, edges), float(ids.max())) == np.bincount(ids).tolist()
     assert dead or choices(*bins_of(ids, experts)) == np.bincount(ids).tolist()
     if offset:
@@ -61,8 +65,6 @@ def test_no_shifted_histogram_is_ever_counts() -> None:
         bins = draw.choice([experts, 64, 32, top - low, top - low + 1, draw.randint(8, 300)])
         edges = np.arange(top + draw.choice([1, 2])) + draw.choice([-0.5, 0.0, 1.0])
         used = ids[ids >= edges[0]] if form == 2 else ids
-        if form == 0 and (low, top) == (0, bins):
-            continue  # the edges of arange(bins + 1)
         shown = (bins_of(ids, bins), (*eb.cut(ids, bins), top), (*eb.cut(used, edges), top))[form]
         with suppress(NotChoices):
             assert choices(*shown) == np.bincount(used).tolist(), shown
@@ -88,6 +90,7 @@ def test_no_histogram_of_values_is_ever_counts() -> None:
         (np.linspace(0.0, 0.3, 33).tolist(), [2] * 32, f"histogram of 32 bins {OF_VALUES}"),
         ([*range(17)], [1] * 16, f"histogram of 16 bins {OF_VALUES}"),
         (*bins_of(ids_of(64, 1), 64), f"histogram of 64 bins from 1 to 62, {NOT_EACH}"),
+        (*bins_of(ids_of(64), 63), "histogram of 63 bins "),  # the last one holds two experts
         ([1.0, 2.0, 3.0], [90, 90], f"histogram of 2 bins from 1 to 3, {NOT_EACH}"),
         ([], [], ""),
         ([0.0, 1.0], [5, 5], ""),
@@ -141,9 +144,9 @@ def jsonl(folder: Path, rows: Sequence[Mapping[str, Any]]) -> JsonlReader:
     return JsonlReader(settle(path), Keys())
 
 
-def wandb(folder: Path, rows: Sequence[Mapping[str, Any]]) -> WandbReader:
+def wandb(folder: Path, rows: Sequence[Mapping[str, Any]], **config: int) -> WandbReader:
     """As wandb writes: the parts of a histogram are nested keys, a table is a file."""
-    records = []
+    records = [wb.run(**config)]
     for step, row in enumerate(rows, 1):
         items: list[tuple[Sequence[str], Any]] = []
         for key, value in row.items():
@@ -160,11 +163,17 @@ def wandb(folder: Path, rows: Sequence[Mapping[str, Any]]) -> WandbReader:
     return WandbReader(settle(path), Keys())
 
 
+def trackio(folder: Path, rows: Sequence[Mapping[str, Any]]) -> TrackioReader:
+    path = folder / "moe.db"
+    path.write_bytes(sound.trackio(steps=[(s, 1e9 + s, row) for s, row in enumerate(rows, 1)]))
+    return TrackioReader(settle(path), Keys(), "first")
+
+
 def opened(reader: Any, **request: Any) -> RowRecords:
     return RowRecords(reader, "run", "wandb", SourceRequest(**request))
 
 
-@pytest.mark.parametrize("write", [jsonl, wandb])
+@pytest.mark.parametrize("write", [jsonl, wandb, trackio])
 @pytest.mark.parametrize(
     "of_step",
     [
@@ -193,9 +202,54 @@ def test_steps_whose_edges_fail_are_left_out_and_counted(tmp_path: Path) -> None
     assert reader.missing == f"{KEY.format(1)}: {why}"
 
 
-def test_an_expert_above_all_histograms_is_known_from_the_configuration(tmp_path: Path) -> None:
-    reader = opened(jsonl(tmp_path, [row_of(cut, rows[:1]) for rows in COUNTS]), num_experts=16)
-    assert counts_of(drained(reader))[1] == {"L0": COUNTS[0][0]}
+@pytest.mark.parametrize("key", [KEY, "moe/L{}/load"])
+@pytest.mark.parametrize("experts", [15, 16])
+def test_an_expert_above_all_histograms_needs_the_number_of_experts(
+    key: str, experts: int, tmp_path: Path
+) -> None:
+    rows = [row_of(cut, [rows[0]] * 2, key) for rows in COUNTS]
+    reader = opened(jsonl(tmp_path, rows), num_experts=experts if experts > 15 else None)
+    truth = COUNTS[0][0][:experts]
+    assert counts_of(drained(reader))[1] == {"L0": truth, "L1": truth}
+    asks = "histograms end at expert 14: give --num-experts if more follow"
+    assert (asks in reader.missing) == (experts == 15)
+
+
+def whole(counts: Sequence[int]) -> dict[str, Any]:
+    return histogram(counts, 0) | {"bins": [*range(len(counts) + 1)]}
+
+
+@pytest.mark.parametrize(
+    ("write", "asked"),
+    [
+        *((write, asked) for write in (jsonl, trackio) for asked in ({}, {"num_experts": 16})),
+        (lambda *rows: wandb(*rows, num_experts=16), {}),
+    ],
+)
+def test_a_last_bin_that_could_hold_two_experts_needs_the_number_of_experts(
+    write: Any, asked: dict[str, int], tmp_path: Path
+) -> None:
+    source = write(tmp_path, [row_of(whole, rows) for rows in COUNTS])
+    assert source.recognises(source.path)
+    reader = opened(source, **asked)
+    found = counts_of(drained(reader))
+    why = "16 bins from 0 to 16, not one for each expert unless --num-experts is given: log a list"
+    assert (found, why in reader.missing) in (({}, True), (TRUTH, False))
+
+
+@pytest.mark.parametrize("lost", [9, 10])
+def test_no_verdict_covers_a_layer_whose_newest_histograms_are_left_out(
+    lost: int, tmp_path: Path
+) -> None:
+    """``Histogram(ids)`` has other edges from the step on in which the last expert dies."""
+    ids = [ids_of(64, 0, step) for step in range(150)]
+    ids[-lost:] = (np.minimum(row, 62) for row in ids[-lost:])
+    layers = [dict(zip(("bins", "values"), bins_of(row, 64), strict=True)) for row in ids]
+    rows = [row_of(lambda x: {"_type": "histogram"} | x, [layer]) for layer in layers]
+    jsonl(tmp_path, rows)
+    (run,) = Search(tmp_path, request=SourceRequest(top_k=2)).runs()
+    why = f"{KEY.format(0)} is left out in the newest steps: log a list"
+    assert judge(run).problem == (why if lost > 9 else None)
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -8,17 +8,8 @@ from unittest import mock
 
 import pytest
 
-from microscope_tui.sources import (
-    ForeignRun,
-    JsonlReader,
-    Keys,
-    RecordReader,
-    Search,
-    SourceRequest,
-    Target,
-    proposals,
-    rules_of,
-)
+from microscope_tui import sources
+from microscope_tui.sources import proposals
 from tests.sources.layouts import LAYOUTS, OTHERS, Layout, write
 from tests.sources.reading import counts_of, drained
 
@@ -26,10 +17,10 @@ KNOWN_MISSES = {"add-scalars": "the expert is only in the name of a folder"}
 FOUND = [layout for layout in LAYOUTS if layout.name not in KNOWN_MISSES]
 
 
-def readers(path: Path, request: SourceRequest | None = None) -> list[RecordReader]:
+def readers(path: Path, request: sources.SourceRequest | None = None) -> list[sources.RecordReader]:
     """One for each run at ``path``."""
-    runs = Search(path, request or SourceRequest()).runs()
-    foreign = [run for run in runs if isinstance(run, ForeignRun)]
+    runs = sources.Search(path, request or sources.SourceRequest()).runs()
+    foreign = [run for run in runs if isinstance(run, sources.ForeignRun)]
     return [run.form.open(run.file, run.run, run.name, run.request) for run in foreign]
 
 
@@ -40,10 +31,10 @@ def assert_recognised(path: Path, layout: Layout) -> None:
     assert proposed is not None
     key, number = next(iter(layout.keys.items()))
     quantity = "tokens_per_expert" if number == "counts" else "share"
-    keys = Keys((), proposed.confirmed)
+    keys = sources.Keys((), proposed.confirmed)
     for layer in layout.layers:
         for expert in range(layout.experts):
-            wanted = Target(quantity, layer if "{l" in key else None, expert)
+            wanted = sources.Target(quantity, layer if "{l" in key else None, expert)
             assert keys[key.format(l=layer, e=expert)] == wanted, proposed
     is_known = not {"config", "tokens", "selected"}.isdisjoint(layout.keys.values())
     (reader,) = readers(path, proposed)
@@ -98,9 +89,7 @@ def _both(*logs: list[dict[str, float]]) -> list[dict[str, float]]:
     ],
 )
 @pytest.mark.parametrize("more", [{}, {"": 1.0}, {"tokens_per_step": 5e-324}, {"moe/x/0/9": 1e308}])
-def test_numbers_that_may_be_something_else_are_proposed_at_most(
-    tmp_path: Path, key: str, more: dict[str, float]
-) -> None:
+def test_ambiguous_numbers_are_proposed_at_most(tmp_path: Path, key: str, more: Any) -> None:
     key = key.replace("e15", "0" * 15)
     rows = _matrix(key, 32, 8, **more)
     if "capacity" in key:
@@ -149,8 +138,8 @@ def test_keys_confirmed_for_one_run_leave_the_others_of_the_folder_alone(tmp_pat
 
 def test_two_keys_that_a_map_takes_for_one_number_are_named(tmp_path: Path) -> None:
     rows = _both(_matrix("enc {l} {e}", 2, 4), _matrix("dec {l} {e}", 2, 4))
-    maps = rules_of([r"tokens_per_expert=(enc|dec) (?P<layer>\d+) (?P<expert>\d+)"])
-    (reader,) = readers(_logged(tmp_path / "log.jsonl", *rows), SourceRequest(rules=maps))
+    maps = sources.rules_of([r"tokens_per_expert=(enc|dec) (?P<layer>\d+) (?P<expert>\d+)"])
+    (reader,) = readers(_logged(tmp_path / "log.jsonl", *rows), sources.SourceRequest(rules=maps))
     drained(reader)
     assert "--map takes enc 0 0 and dec 0 0 for the same number" in reader.missing
 
@@ -165,6 +154,6 @@ def test_a_proposal_shows_between_which_values_its_numbers_are(tmp_path: Path) -
 
 def test_a_survey_reads_no_more_than_the_beginning(tmp_path: Path) -> None:
     row = {f"x {number:04} {'y' * 90}": 0.5 for number in range(1_000)}
-    reader = JsonlReader(_logged(tmp_path / "log.jsonl", *[row] * 40), Keys(()))
+    reader = sources.JsonlReader(_logged(tmp_path / "log.jsonl", *[row] * 40), sources.Keys(()))
     with mock.patch.object(proposals, "SURVEYED_BYTES", 1 << 20):
         assert 0 < len(proposals.survey(reader).steps) < 20

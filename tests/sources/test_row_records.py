@@ -9,54 +9,41 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from microscope_tui.sources import (
-    SHARES_SUM,
-    BadMapping,
-    Keys,
-    Row,
-    RowReader,
-    RowRecords,
-    Rows,
-    SourceRequest,
-    Target,
-    config_number,
-    counts_of_shares,
-    rules_of,
-    step_rows,
-)
+from microscope_tui import sources
+from microscope_tui.sources import step_rows
 from tests.sources.reading import counts_of
 
 Logged = tuple[int, Mapping[str, float]]
 COUNTS = {f"router/tokens_per_expert/0/{expert}": 2.0 for expert in range(4)}
 
 
-class Logger(RowReader):
+class Logger(sources.RowReader):
     """A source that is fed in the test; each read returns one row."""
 
     def __init__(
         self, rows: Sequence[Logged], config: Mapping[str, object] = {}, maps: Sequence[str] = ()
     ) -> None:
-        super().__init__(Path(), Keys(rules_of(maps)))
+        super().__init__(Path(), sources.Keys(sources.rules_of(maps)))
         self.config, self._rows, self._all = config, list(rows), rows
         self.modified = 0.0  # at rest
 
-    def again(self, keys: Keys) -> "Logger":
+    def again(self, keys: sources.Keys) -> "Logger":
         logger = Logger(self._all, self.config)
         logger.keys = keys
         return logger
 
-    def read(self, max_bytes: int = 0) -> Rows:
+    def read(self, max_bytes: int = 0) -> sources.Rows:
         self.exhausted = len(self._rows) <= 1
         if not self._rows:
-            return Rows()
+            return sources.Rows()
         step, values = self._rows.pop(0)
         known = [(target, value) for key, value in values.items() if (target := self.keys[key])]
-        return Rows([Row(step, float(step), known)])
+        return sources.Rows([sources.Row(step, float(step), known)])
 
 
 def records(logger: Logger, **asked: Any) -> list[dict[str, Any]]:
     """Everything the logger holds, as records."""
-    reader, found = RowRecords(logger, "run", "test", SourceRequest(**asked)), []
+    reader, found = sources.RowRecords(logger, "run", "test", sources.SourceRequest(**asked)), []
     while True:
         batch = reader.read()
         found += batch.records
@@ -104,6 +91,25 @@ def test_the_k_of_the_screen_is_used_where_the_source_has_none() -> None:
     for config, tokens, k in (({}, 5.0, 3), ({}, 4.0, 2), ({"top_k": 1}, 5.0, 1)):
         logger = Logger([(1, COUNTS | {"tokens_per_step": tokens})], config)
         assert records(logger, confirmed_top_k=3)[0]["model"]["top_k"] == k
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens"),
+    [
+        ([[4, 4, 0, 0], [2, 2, 2, 2]], 4),
+        ([[5, 3, 0, 0]], None),  # a token chose an expert twice
+        ([[4, 4, 0, 0], [2, 2, 2, 0]], None),  # not all choices were counted
+        ([[3, 2, 2, 2]], None),
+    ],
+)
+def test_tokens_follow_from_counts_of_k_experts_per_token(
+    rows: list[list[int]], tokens: int | None
+) -> None:
+    cells = {
+        f"tokens_per_expert/{n}/{e}": x for n, row in enumerate(rows) for e, x in enumerate(row)
+    }
+    for asked in ("top_k", "confirmed_top_k"):
+        assert records(Logger([(1, cells)]), **{asked: 2})[-1].get("tokens") == tokens
 
 
 @pytest.mark.parametrize(
@@ -157,7 +163,7 @@ def test_max_violation_becomes_the_load_of_its_router(
     ],
 )
 def test_the_keys_of_known_writers_have_a_target(key: str, target: tuple[Any, ...] | None) -> None:
-    assert Keys()[key] == (target and Target(*target))
+    assert sources.Keys()[key] == (target and sources.Target(*target))
 
 
 def test_a_row_with_a_missing_expert_is_no_row() -> None:
@@ -207,36 +213,36 @@ def test_the_users_mapping_wins_over_the_known_keys() -> None:
     ],
 )
 def test_a_mapping_that_cannot_be_used_is_refused(pair: str, why: str) -> None:
-    with pytest.raises(BadMapping, match=why):
-        rules_of([pair])
+    with pytest.raises(sources.BadMapping, match=why):
+        sources.rules_of([pair])
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=64))
 def test_shares_become_counts_that_sum_to_a_million(row: list[float]) -> None:
-    counts = counts_of_shares(row)
+    counts = sources.counts_of_shares(row)
     if not sum(row) > 0:
         assert counts is None
         return
     assert counts is not None
-    assert sum(counts) == SHARES_SUM
-    exact = [share / sum(row) * SHARES_SUM for share in row]
+    assert sum(counts) == sources.SHARES_SUM
+    exact = [share / sum(row) * sources.SHARES_SUM for share in row]
     assert all(abs(count - share) < 1 + 1e-6 for count, share in zip(counts, exact, strict=True))
 
 
 @pytest.mark.parametrize("row", [[-0.1, 1.1], [float("nan"), 1.0], [float("inf"), 1.0], [0.0, 0.0]])
 def test_what_is_no_distribution_has_no_counts(row: list[float]) -> None:
-    assert counts_of_shares(row) is None
+    assert sources.counts_of_shares(row) is None
 
 
 @pytest.mark.parametrize(("others", "found"), [(100, 2), (30_000, None)])
 def test_a_huge_configuration_is_not_searched_to_its_end(others: int, found: int | None) -> None:
     config = {"model": {"top_k": 2}, "other": {str(n): 0 for n in range(others)}}
-    assert config_number(config, ("top_k",)) == found
+    assert sources.config_number(config, ("top_k",)) == found
 
 
 def test_keys_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("microscope_tui.sources.keys.MAX_REMEMBERED_CHARACTERS", 1000)
-    keys = Keys()
+    keys = sources.Keys()
     for number in range(100):
         assert keys[f"moe_entropy/L-{number}"] == ("entropy", number, None, "")
     assert sum(map(len, keys)) < 1000
@@ -250,7 +256,7 @@ class Live:
 
     def __init__(self) -> None:
         self.logger = Logger([])
-        self.reader = RowRecords(self.logger, "run", "test", SourceRequest())
+        self.reader = sources.RowRecords(self.logger, "run", "test", sources.SourceRequest())
 
     def log(self, *rows: Logged) -> list[dict[str, Any]]:
         self.logger._rows += rows
@@ -260,9 +266,7 @@ class Live:
         return found
 
 
-def test_the_last_step_is_returned_once_nothing_was_written_for_a_while(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_last_step_is_returned_once_nothing_was_written_for_a_while(monkeypatch: Any) -> None:
     monkeypatch.setattr(step_rows, "COMPLETE_AFTER_S", 1e6)
     run = Live()
     run.logger._rows, run.logger.modified = [(1, EVEN)], time.time()
@@ -303,9 +307,7 @@ def test_the_late_rest_of_a_step_before_the_header_is_merged(step: int) -> None:
     assert (found["loss"], found["tokens_per_expert"]) == (2.0, [[500_000, 500_000]])
 
 
-def test_a_logger_that_writes_steps_in_parts_is_waited_for_from_then_on(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_logger_that_writes_steps_in_parts_is_waited_for_from_then_on(monkeypatch: Any) -> None:
     now = [1000.0]
     clock = SimpleNamespace(time=lambda: now[0], monotonic=lambda: now[0])
     monkeypatch.setattr(step_rows, "time", clock)

@@ -8,16 +8,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from microscope_tui import sources
 from microscope_tui.runlog import NoRuns
-from microscope_tui.sources import (
-    FORMATS,
-    ForeignRun,
-    Search,
-    SourceRequest,
-    catalogue,
-    reader,
-    split_run,
-)
+from microscope_tui.sources import catalogue, reader
 from microscope_tui.watch import RunState, RunWatch
 from tests.conftest import header, step
 from tests.sources import event_bytes, gguf_bytes, sound
@@ -27,8 +20,10 @@ WANDB, IMATRIX = sound.GOLDEN / "wandb", sound.GOLDEN / "imatrix.gguf"
 
 def kinds(root: Path, **asked: Any) -> list[str]:
     """Format of every run that is found, ``run log`` for a run log."""
-    runs = Search(root, SourceRequest(**asked)).runs()
-    return sorted(run.form.name if isinstance(run, ForeignRun) else "run log" for run in runs)
+    runs = sources.Search(root, sources.SourceRequest(**asked)).runs()
+    return sorted(
+        run.form.name if isinstance(run, sources.ForeignRun) else "run log" for run in runs
+    )
 
 
 @pytest.fixture
@@ -58,7 +53,7 @@ def test_a_folder_lists_the_runs_of_every_writer_and_follows_only_named_links(mi
 def test_a_table_that_cannot_be_read_is_a_run_whose_error_is_the_reason(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("epoch,a\n1,2\n")
     for path in (tmp_path, tmp_path / "metrics.csv"):
-        watch = RunWatch(*Search(path).runs())
+        watch = RunWatch(*sources.Search(path).runs())
         watch.read_all()
         assert "no column for the step: one of step, _step" in str(watch.error)
         assert watch.state()[0] is RunState.ERROR
@@ -67,11 +62,11 @@ def test_a_table_that_cannot_be_read_is_a_run_whose_error_is_the_reason(tmp_path
 def test_a_file_of_no_known_kind_lists_what_was_tried(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello\n")
     with pytest.raises(NoRuns, match=r"is not a run log .*wandb, tensorboard.*--source.*--map"):
-        Search(tmp_path / "notes.txt").runs()
+        sources.Search(tmp_path / "notes.txt").runs()
 
 
 def test_a_search_opens_only_what_has_changed(mixed: Path, monkeypatch: Any) -> None:
-    search, opened = Search(mixed), []
+    search, opened = sources.Search(mixed), []
     assert len(search.runs()) == 3
     files_of = reader.files_of
     monkeypatch.setattr(
@@ -88,9 +83,9 @@ def test_a_search_opens_only_what_has_changed(mixed: Path, monkeypatch: Any) -> 
 def test_a_run_in_a_file_is_named_after_a_hash(tmp_path: Path) -> None:
     (tmp_path / "x.db").touch()
     (tmp_path / "a#b.jsonl").touch()
-    assert split_run(tmp_path / "x.db#first run") == (tmp_path / "x.db", "first run")
-    assert split_run(tmp_path / "a#b.jsonl") == (tmp_path / "a#b.jsonl", "")
-    assert split_run(tmp_path / "missing#run") == (tmp_path / "missing#run", "")
+    assert sources.split_run(tmp_path / "x.db#first run") == (tmp_path / "x.db", "first run")
+    assert sources.split_run(tmp_path / "a#b.jsonl") == (tmp_path / "a#b.jsonl", "")
+    assert sources.split_run(tmp_path / "missing#run") == (tmp_path / "missing#run", "")
 
 
 def test_the_refusal_of_an_mlflow_folder_names_the_way_out(tmp_path: Path) -> None:
@@ -99,7 +94,7 @@ def test_the_refusal_of_an_mlflow_folder_names_the_way_out(tmp_path: Path) -> No
     (run / "meta.yaml").touch()
     for place in (tmp_path, tmp_path / "mlruns", run):
         with pytest.raises(NoRuns, match=r"MLflow's folders .*mlflow migrate-filestore"):
-            Search(place).runs()
+            sources.Search(place).runs()
     shutil.copy(WANDB, tmp_path / "run-a.wandb")
     assert kinds(tmp_path) == ["wandb"]
 
@@ -126,7 +121,7 @@ def test_the_refusal_of_an_mlflow_folder_names_the_way_out(tmp_path: Path) -> No
 )
 def test_files_in_a_folder_are_opened_by_names_of_writers(name: str, formats: list[str]) -> None:
     path = Path("runs", name)
-    assert [form.name for form in FORMATS.values() if form.place_of(path)] == formats
+    assert [form.name for form in sources.FORMATS.values() if form.place_of(path)] == formats
     assert bool(catalogue._file_names().fullmatch(name)) == bool(formats)
 
 
@@ -160,4 +155,4 @@ FOREIGN = {
 def test_what_holds_no_router_is_recognised_by_no_format(foreign: str, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(FOREIGN[foreign])
-    assert [name for name, form in FORMATS.items() if form.reader.recognises(path)] == []
+    assert [name for name, form in sources.FORMATS.items() if form.reader.recognises(path)] == []

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -139,9 +140,7 @@ def test_a_write_during_a_reading_is_noticed(path: Path) -> None:
         assert calls == 3
 
 
-def test_too_many_bytes_to_copy_are_refused_with_what_to_do(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_bytes_to_copy_are_refused_with_what_to_do(path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(sqlite, "MOST_COPIED", 1000)
     with Writer(path) as writer:
         writer.run("PRAGMA journal_mode=WAL", CREATE, insert(0))

@@ -10,14 +10,7 @@ import safetensors.torch
 import torch
 from safetensors.torch import save
 
-from microscope_tui.sources import (
-    Record,
-    SourceRequest,
-    TensorRTReader,
-    Unreadable,
-    opened,
-    tensorrt_llm,
-)
+from microscope_tui.sources import SourceRequest, TensorRTReader, Unreadable, opened, tensorrt_llm
 from tests.sources.reading import counts_of, drained, header_of, model_of, restarted, settle
 
 EXPERTS, K, TOKENS = 8, 2, 20
@@ -46,7 +39,7 @@ def write(folder: Path, ranks: int = RANKS, ending: str = "") -> None:
     settle(folder)
 
 
-def read(path: Path, **request: int) -> list[Record]:
+def read(path: Path, **request: int) -> list[Any]:
     return drained(TensorRTReader(path, "served", SourceRequest(**request)))
 
 

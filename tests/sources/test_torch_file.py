@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import struct
+import tempfile
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from microscope_tui.sources import Tensor, Unreadable, opened, plain_pickle, torch_file
+from microscope_tui.sources.dumps import Bytes
 from tests.sources.sound import saved
 
 
@@ -29,9 +31,21 @@ def read(path: Path, content: bytes | None = None) -> Any:
                 return value.shape, value.numbers(data)
             if isinstance(value, dict):
                 return {key: plain(inner) for key, inner in value.items()}
+            if isinstance(value, list) and any(isinstance(one, plain_pickle.Span) for one in value):
+                runs = [data.read(one.start, len(one), "a run") for one in value]
+                return [one for run in runs for one in pickle.loads(b"(" + run + b"l.")]
             return type(value)(map(plain, value)) if isinstance(value, list | tuple) else value
 
         return plain(torch_file.load(data))
+
+
+def interpreted(content: bytes) -> Any:
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        span = plain_pickle.Span(0, len(content))
+        data = Bytes(file.fileno(), "a")
+        return plain_pickle.load(data, span, bool, lambda _: None, lambda _: None)
 
 
 def repacked(
@@ -81,7 +95,7 @@ def test_plain_containers_read_as_they_were_saved(tmp_path: Path) -> None:
     value = {
         "none": None,
         "numbers": [True, False, 0, -1, 255, 70_000, 2**40, -(2**70), 0.5],
-        "text": ["a", "a", "ü" * 300],
+        "text": ["a", "a", "ü" * 32],
         "tuples": ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)),
         "ordered": OrderedDict(a=1, b=[]),
         "many": list(range(2500)),
@@ -116,8 +130,8 @@ def test_a_pickle_that_would_run_code_is_refused_by_name_and_not_executed(tmp_pa
 
 @pytest.mark.parametrize(
     "value",
-    [torch.nn.Linear(1, 1), {1, 2}, Path("x"), torch.complex(torch.ones(1), torch.ones(1)), b"x"],
-    ids=["module", "set", "path", "complex", "bytes"],
+    [torch.nn.Linear(1, 1), {1, 2}, Path("x"), torch.complex(torch.ones(1), torch.ones(1))],
+    ids=["module", "set", "path", "complex"],
 )
 def test_all_but_tensors_and_plain_containers_is_refused(value: object, tmp_path: Path) -> None:
     with pytest.raises(Unreadable, match="neither a tensor nor a plain container"):
@@ -182,10 +196,11 @@ REFUSED = {
     "list in itself": (pickled(b"]q\0h\0a."), "containers inside each other"),
     "deep key": (pickled(b"})" + b"\x85" * 100_000 + b"K\x01s."), "a tuple as a key"),
     "marks": (pickled(b"(" * 100_000 + b"."), "the pickle is damaged"),
-    "operations": (saved(list(range(4000))), "more than 4,000 operations; dump more often"),
+    "operations": (saved([*map(str, range(4000))]), "more than 4,000 operations; dump more often"),
     "operation": (pickled(b"i"), "the operation b'i', which is not needed"),
     "call": (pickled(b"]]R."), "calls something that is not a function"),
     "persistent id": (pickled(b"]Q."), "not a storage of a tensor"),
+    "state of a list": (pickled(b"])b."), "the pickle is damaged"),
     "two values": (pickled(b"]]."), "the pickle is damaged"),
     "odd items": (pickled(b"}(K\1u."), "the pickle is damaged"),
 }
@@ -207,11 +222,11 @@ def test_a_list_that_is_in_many_places_is_looked_at_once() -> None:
     laughs = b"\x80\x02(]q\x00" + b"".join(
         b"]q" + bytes([n + 1]) + b"(h" + bytes([n]) + b"h" + bytes([n]) + b"e" for n in range(30)
     )
-    assert len(plain_pickle.load(laughs + b"t.", bool, id, id)) == 31
+    assert len(interpreted(laughs + b"t.")) == 31
 
 
 @given(st.binary(max_size=200))
 @settings(max_examples=300)
 def test_any_bytes_as_a_pickle_are_refused_or_read(content: bytes) -> None:
     with contextlib.suppress(plain_pickle.Refused):
-        plain_pickle.load(content, lambda _: True, lambda _: None, lambda _: None)
+        interpreted(content)

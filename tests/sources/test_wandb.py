@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from microscope_tui.lines import fit_list, plain, run_line
+from microscope_tui.lines import plain
+from microscope_tui.lines.run_list import fit_list, run_line
 from microscope_tui.sources import BLOCK_BYTES, Keys, Target, Unreadable, WandbReader, rules_of
 from microscope_tui.sources.wandb import RecordSplitter
 from microscope_tui.watch import Fleet
 from tests.sources import wandb_bytes as wb
 from tests.sources.reading import all_rows
-from tests.sources.truth import CONFIG, GOLDEN, expected, numbers_of
+from tests.sources.truth import numbers_of
 
 
 def written(folder: Path, data: bytes | bytearray) -> Path:
@@ -32,12 +33,6 @@ def reader_of(folder: Path, *records: bytes) -> WandbReader:
 def rows_of(folder: Path, *records: bytes) -> dict[int, dict[str, float]]:
     rows = all_rows(reader_of(folder, *records))
     return {row.step: {target.quantity: value for target, value in row.values} for row in rows}
-
-
-def test_the_file_of_wandb_has_the_name_and_the_configuration_of_the_run() -> None:
-    reader = WandbReader(GOLDEN / "wandb", Keys())
-    assert numbers_of(all_rows(reader)) == expected()
-    assert (reader.name, reader.config["model"]) == ("golden", CONFIG["model"])
 
 
 def test_only_what_may_hold_the_number_of_experts_is_kept_of_a_config(tmp_path: Path) -> None:

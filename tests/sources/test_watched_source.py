@@ -8,7 +8,8 @@ import pytest
 
 from microscope_tui.runlog import NoRuns
 from microscope_tui.sources import Search, SourceRequest
-from microscope_tui.watch import RunWatch, Seen, pin_at
+from microscope_tui.watch import RunWatch, pin_at
+from microscope_tui.watch.fleet import Seen
 from tests.sources import sound
 from tests.sources.sqlite_writer import made
 

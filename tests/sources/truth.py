@@ -29,7 +29,6 @@ def logged(step: int) -> dict[str, float]:
 
 
 def expected() -> Numbers:
-    """The rows of ``logged``."""
     numbers: Numbers = {}
     for step in STEPS:
         row = logged(step)

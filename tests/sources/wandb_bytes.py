@@ -4,6 +4,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 BLOCK = 32 * 1024
 FILE_HEADER = struct.pack("<4sHB", b":W&B", 0xBEE1, 0)
@@ -34,11 +35,7 @@ def item(key: str | Sequence[str], value: object, *, old: bool = False) -> bytes
     return b"".join(part(1 if old else 2, name.encode()) for name in names) + part(16, text)
 
 
-def history(
-    values: Mapping[str, object] | Sequence[tuple[Sequence[str], object]],
-    step: int | None = None,
-    **options: bool,
-) -> bytes:
+def history(values: Any, step: int | None = None, **options: bool) -> bytes:
     """A ``Record`` with one row of history."""
     pairs = values.items() if isinstance(values, Mapping) else values
     items = b"".join(part(1, item(key, value, **options)) for key, value in pairs)
@@ -47,7 +44,6 @@ def history(
 
 
 def config(**values: object) -> bytes:
-    """A ``Record`` that updates the configuration."""
     return part(5, b"".join(part(1, item(key, value)) for key, value in values.items()))
 
 
@@ -59,7 +55,6 @@ def run(run_id: str = "abc123", display_name: str = "", **values: object) -> byt
 
 
 def exit_record(code: int) -> bytes:
-    """The ``Record`` at the end of a run."""
     return part(18, part(1, code) if code else b"")
 
 
@@ -70,12 +65,10 @@ def chunk(kind: int, data: bytes) -> bytes:
 
 
 def log(records: Iterable[bytes]) -> bytes:
-    """A file of these records."""
     return b"".join(pieces(records))
 
 
 def pieces(records: Iterable[bytes]) -> Iterator[bytes]:
-    """The same piece by piece."""
     yield FILE_HEADER
     at = len(FILE_HEADER)
     for record in records:

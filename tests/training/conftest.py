@@ -1,7 +1,5 @@
 """Runs of seconds: a few thousand parameters on a short text that the tests make themselves."""
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import json
@@ -28,8 +26,6 @@ SMALL = [
     "--model.v_head_dim=8", "--model.max_position_embeddings=32",
     "--batch-size=4", "--device=cpu", "--dtype=fp32",
 ]  # fmt: skip
-
-
 SHORT = ("--steps=4", "--save-every=2", "--eval-every=100")
 """A run with the checkpoints ``latest`` (step 4), which is ``best`` as well, and ``previous``."""
 
@@ -115,11 +111,7 @@ GetTrained = Callable[..., Trained]
 
 
 @pytest.fixture(scope="session")
-def trained(
-    trainer: ModuleType,
-    arguments_in: Callable[..., list[str]],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> GetTrained:
+def trained(trainer: ModuleType, arguments_in: Any, tmp_path_factory: Any) -> GetTrained:
     """Train ``r`` with these options, once for all tests; ``after`` it was trained with others."""
 
     @cache

@@ -5,18 +5,19 @@ ranks (``together``); one in which a rank is lost has a world of its own (``apar
 written to ``DIR/SIZE-RANK.json``, by the name of the claim.
 """
 
-from __future__ import annotations
-
 import json
+import math
 import os
 import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,33 +26,34 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from microscope_tui.probe import RoutingCounter
-from moe_model import LanguageModel, ModelConfig, Routing, UsageError, update_expert_bias
+from moe_model import LanguageModel, ModelConfig, UsageError, exchange as exchange_module
+from moe_model.balance import update_expert_bias
+from moe_model.router import Routing
 from moe_model.sampling import generate
 from moe_model.training.checkpoint import load_shards, optimizer_state, save_shards
 from moe_model.training.console import SHARDED_SAMPLE_TOKENS, sample
-from moe_model.training.distributed import (
+from moe_model.training.parallel import parallelize, synchronised, whole_weights
+from moe_model.training.step import clip_gradients, gradient_squares, make_optimizer
+from moe_model.training.world import (
     RankLostError,
     World,
     agree,
     join_world,
     lost_ranks,
-    parallelize,
-    whole_weights,
 )
-from moe_model.training.step import gradient_squares, make_optimizer, synchronised
 from tests.forked import free_port
+from tests.training.test_host_reads import HostReads
 
 Claim = Callable[[World, Path], None]
 CPU = torch.device("cpu")
-SEQUENCES, LENGTH = 12, 10
+SEQUENCES, LENGTH = 24, 10
 KINDS: tuple[Any, ...] = ("ddp", "fsdp")
-
-
-# ---- what ranks work on ----------------------------------------------------------------------
 
 
 def make_model(*, tied: bool = False, small: bool = False) -> LanguageModel:
@@ -101,14 +103,14 @@ def train_step(
     own_AB = all_sequences().view(2, world.size, -1, LENGTH + 2)[:, world.rank]
     for place, ids_BN in enumerate(own_AB):
         with synchronised(forward, last=place == 1):
-            (loss_of(forward, ids_BN, counter, ahead=ahead) * world.size).backward()
+            loss_of(forward, ids_BN, counter, ahead=ahead).backward()
     gradients = {
         name: whole(parameter.grad).clone()
         for name, parameter in model.named_parameters()
         if parameter.grad is not None
     }
     norm = counter.all_reduce(world, gradient_squares(model, world))[-1].sqrt()
-    torch.nn.utils.clip_grads_with_norm_(model.parameters(), 0.1, norm)
+    clip_gradients(model, norm * 10)
     optimizer.step()
     optimizer.zero_grad()
     update_expert_bias(model.routers, counter.counts, 0.01)
@@ -121,25 +123,31 @@ def whole(tensor: Tensor) -> Tensor:
     return full
 
 
-# ---- claims about a step ---------------------------------------------------------------------
-
-
 def step_is_that_of_one_process(kind: Any, *more: str) -> Claim:
-    """Two micro-batches, multi-token prediction, a loss times the number of ranks: plain sums."""
+    """Two micro-batches, multi-token prediction: plain sums over ranks."""
 
     def claim(world: World, folder: Path) -> None:
         alone, model = (make_model(tied="tied" in more) for _ in range(2))
         for each in (alone, model):
             if "frozen" in more:
                 each.freeze_ahead()  # ranks must not wait for gradients that never come
+        torch.use_deterministic_algorithms("deterministic" in more)
+        name: Any = "muon" if "muon" in more else "adamw"
         expected, expected_norm, expected_counts = train_step(
-            alone, alone, make_optimizer(alone, 1e-2), World()
+            alone, alone, make_optimizer(alone, 1e-2, name), World()
         )
         if world.rank:
             model.norm.weight.data.fill_(7.0)  # the weights of rank 0 are what counts
         model.recompute = "recompute" in more
-        forward = parallelize(model, kind, world)
-        found, norm, counts = train_step(model, forward, make_optimizer(model, 1e-2), world)
+        forward = parallelize(model, kind, world, 2 if "experts" in more else 1)
+        for layer in (*model.layers, *model.mtp) if "compiled" in more else ():
+            layer.compile(backend="eager")
+        with warnings.catch_warnings():
+            if "compiled" in more:
+                warnings.simplefilter("ignore")  # what the compiler says about itself
+            optimizer = make_optimizer(model, 1e-2, name)
+            found, norm, counts = train_step(model, forward, optimizer, world)
+        torch.use_deterministic_algorithms(False)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
         assert norm == pytest.approx(expected_norm, rel=1e-6)
         assert expected_norm > 0.1  # so that clipping has something to do
@@ -177,9 +185,9 @@ def a_pass_leaves_biases_and_parameters_alone_and_rank_0_gets_the_whole_weights(
     world: World, folder: Path
 ) -> None:
     """A bias that differs between ranks, which it never should, is not synchronised."""
-    for kind in KINDS:
+    for kind, experts in product(KINDS, (1, 2)):
         model = make_model()
-        forward = parallelize(model, kind, world)
+        forward = parallelize(model, kind, world, experts)
         parameters = dict(model.named_parameters())
         for router in model.routers:
             router.expert_bias.fill_(float(world.rank))
@@ -195,10 +203,59 @@ def a_pass_leaves_biases_and_parameters_alone_and_rank_0_gets_the_whole_weights(
         kept = whole_weights(model, world)
         expected = make_model().state_dict() if world.is_main else {}
         assert kept.keys() == expected.keys()
-        assert all(kept[n].shape == expected[n].shape for n in kept)
+        assert all(torch.equal(kept[n], expected[n]) for n in kept if "expert_bias" not in n)
 
 
-# ---- claims about what ranks exchange --------------------------------------------------------
+def experts_of_all_ranks_are_those_of_one_process(tokens: list[int], *chosen: int) -> Claim:
+    """``tokens`` of each rank, which choose from these experts; two micro-batches."""
+
+    def claim(world: World, folder: Path) -> None:
+        alone = make_model().layers[1].mlp.experts
+        whole_model = make_model()
+        parallelize(whole_model, "ddp", world, world.size)
+        model = whole_model.layers[1].mlp.experts
+        mine, ends = slice(*_ends(tokens)[world.rank : world.rank + 2]), sum(tokens)
+        for _ in range(2):
+            generator = torch.Generator().manual_seed(0)
+            x_TD = torch.randn(ends, 16, generator=generator).requires_grad_()
+            order_TE = torch.rand(ends, len(chosen), generator=generator).argsort(dim=1)
+            ids_TK = torch.tensor(chosen)[order_TE[:, :2]]
+            weights_TK = torch.rand(ids_TK.shape, generator=generator).requires_grad_()
+            own_x, own_weights = (t.detach()[mine].requires_grad_() for t in (x_TD, weights_TK))
+            expected_TD = alone(x_TD, ids_TK, weights_TK)
+            with HostReads() as reads:
+                found_TD = model(own_x, ids_TK[mine], own_weights)
+            assert reads.names[:1] == ["tolist"], "sizes of the exchange, once"
+            assert len(reads.names) <= 2, "and once more if experts run in turn"
+            expected_TD.square().sum().backward()
+            found_TD.square().sum().backward()
+            torch.testing.assert_close(found_TD, expected_TD[mine])
+            torch.testing.assert_close(own_x.grad, x_TD.grad[mine])
+            torch.testing.assert_close(own_weights.grad, weights_TK.grad[mine])
+        for own, of_all in zip(model.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(whole(own.grad), of_all.grad)
+            unused = set(range(4)) - set(chosen)
+            assert not whole(own.grad)[list(unused)].any()
+
+    return claim
+
+
+def _ends(tokens: list[int]) -> list[int]:
+    return [sum(tokens[:place]) for place in range(len(tokens) + 1)]
+
+
+def a_loss_that_is_not_finite_on_one_rank_gives_all_the_same_norm(
+    world: World, folder: Path
+) -> None:
+    for kind in KINDS:
+        model = make_model()
+        forward = parallelize(model, kind, world, world.size)
+        with synchronised(forward, last=True):
+            loss = loss_of(forward, all_sequences()[world.rank :: world.size])
+            (loss * (math.nan if world.rank == 1 else 1.0)).backward()
+        square = gradient_squares(model, world)
+        world.sum(square)
+        assert square[-1].isnan()
 
 
 def one_sum_brings_all_counts_to_all_ranks(world: World, folder: Path) -> None:
@@ -331,13 +388,12 @@ def another_fact_ends_all_ranks_and_both_values_are_named(world: World, folder: 
         assert message in str(caught.value) if world.is_main else caught.value.code == 64
 
 
-# ---- claims about checkpoints and samples ----------------------------------------------------
-
-
-def state_of(world: World) -> tuple[LanguageModel, Any, dict[str, Tensor]]:
+def state_of(
+    world: World, kind: Any = "fsdp", experts: int = 1
+) -> tuple[LanguageModel, Any, dict[str, Tensor]]:
     """A model, its optimizer, and all that a checkpoint would hold of them and more."""
     model = make_model(small=True)
-    parallelize(model, "fsdp", world)
+    parallelize(model, kind, world, experts)
     optimizer = make_optimizer(model, 1e-2)
     state = {**model.state_dict(), **optimizer_state(model, optimizer)}
     state["more.int64"] = torch.zeros(3, dtype=torch.int64)
@@ -368,16 +424,43 @@ def wrong_bits(state: dict[str, Tensor]) -> list[str]:
 
 
 def two_ranks_save_their_shards(world: World, folder: Path) -> None:
-    _, _, state = state_of(world)
+    save_truth(state_of(world)[2], folder / "shards")
+
+
+def save_truth(state: dict[str, Tensor], folder: Path) -> None:
     for name, tensor in truth(state).items():
         target: Any = state[name].detach()
         if isinstance(target, DTensor):
-            rows = torch.chunk(tensor, world.size)
-            target.to_local().copy_(rows[world.rank])
+            parts = distribute_tensor(tensor, target.device_mesh, target.placements)
+            target.to_local().copy_(parts.to_local())
         else:
             target.copy_(tensor)
     assert wrong_bits(state) == []
-    save_shards(folder / "shards", state)
+    save_shards(folder, state)
+
+
+def every_layout_reads_the_shards_of_every_other_and_of_one_process(
+    world: World, folder: Path
+) -> None:
+    """Each part is written once: the files hold as many numbers as one process would write."""
+    kinds = [(kind, size) for kind in KINDS for size in (1, 2, 4) if world.size % size == 0]
+    states = {f"{kind}-{size}": state_of(world, kind, size)[2] for kind, size in kinds}
+    for name, state in states.items():
+        save_truth(state, folder / f"{world.size}-{name}")
+    numbers = sum(tensor.numel() for tensor in state.values())
+    if world.is_main:
+        save_file(truth(state), folder / "model-whole.safetensors")
+    world.barrier()
+    for source in [*folder.glob("[24]-*-[124]"), folder]:
+        found = 0
+        for file in source.glob("*.safetensors"):
+            with safe_open(file, "pt") as opened:
+                found += sum(opened.get_tensor(key).numel() for key in opened.keys())  # noqa: SIM118
+        assert found == numbers, source
+        for name, (kind, size) in zip(states, kinds, strict=True):
+            state = state_of(world, kind, size)[2]
+            load_shards(source, state)
+            assert wrong_bits(state) == [], (name, source)
 
 
 def three_ranks_load_the_shards_of_two_bit_for_bit(world: World, folder: Path) -> None:
@@ -424,7 +507,7 @@ def a_sharded_model_writes_its_sample_without_becoming_whole(world: World, folde
     assert len(expected) == SHARDED_SAMPLE_TOKENS
     parallelize(model, "fsdp", world)
     run: Any = SimpleNamespace(
-        model=model, world=world, options=SimpleNamespace(parallel="fsdp", seed=7),
+        model=model, world=world, options=SimpleNamespace(seed=7), shards_state=True,
         prompt="", stop_ids=(),
         corpus=SimpleNamespace(tokenizer=SimpleNamespace(encode=lambda _: prompt_S, decode=list)),
     )  # fmt: skip
@@ -443,19 +526,52 @@ def by_name(*claims: Claim) -> dict[str, Claim]:
     return {claim.__name__: claim for claim in claims}
 
 
+EXPERTS: dict[str, tuple[list[int], tuple[int, ...]]] = {
+    "all experts": ([3, 5, 2, 4], (0, 1, 2, 3)),
+    "a rank without tokens": ([6, 0, 3, 2], (0, 1, 2, 3)),
+    "all tokens to one rank's experts": ([3, 5, 2, 4], (0, 0)),
+    "an expert unused": ([3, 5, 2, 4], (0, 1, 3)),
+}
+SHARED = {
+    f"experts: {name}": experts_of_all_ranks_are_those_of_one_process(tokens, *chosen)
+    for name, (tokens, chosen) in EXPERTS.items()
+}
+
 TOGETHER: dict[int, dict[str, Claim]] = {
     2: {
         "step: ddp, recompute": step_is_that_of_one_process("ddp", "recompute"),
         "step: fsdp, tied": step_is_that_of_one_process("fsdp", "tied"),
         "step: ddp, frozen": step_is_that_of_one_process("ddp", "frozen"),
         "step: fsdp, frozen": step_is_that_of_one_process("fsdp", "frozen"),
+        "step: ddp, experts, recompute": step_is_that_of_one_process("ddp", "experts", "recompute"),
+        "step: fsdp, experts, tied": step_is_that_of_one_process("fsdp", "experts", "tied"),
+        "step: ddp, experts, frozen": step_is_that_of_one_process("ddp", "experts", "frozen"),
+        "step: ddp, experts, muon": step_is_that_of_one_process(
+            "ddp", "experts", "muon", "deterministic"
+        ),
+        **{
+            f"step: {kind}, experts, compiled": step_is_that_of_one_process(
+                kind, "experts", "compiled"
+            )
+            for kind in KINDS
+        },
         **by_name(
             ranks_do_not_talk_before_the_last_micro_batch,
             a_pass_leaves_biases_and_parameters_alone_and_rank_0_gets_the_whole_weights,
             two_ranks_save_their_shards,
+            every_layout_reads_the_shards_of_every_other_and_of_one_process,
             a_rank_that_cannot_write_fails_all,
             three_ranks_resume_a_run_of_two,
             a_sharded_model_writes_its_sample_without_becoming_whole,
+        ),
+    },
+    4: {
+        "step: ddp, experts": step_is_that_of_one_process("ddp", "experts", "recompute"),
+        "step: fsdp, experts": step_is_that_of_one_process("fsdp", "experts"),
+        **SHARED,
+        **by_name(
+            a_loss_that_is_not_finite_on_one_rank_gives_all_the_same_norm,
+            every_layout_reads_the_shards_of_every_other_and_of_one_process,
         ),
     },
     3: {
@@ -474,8 +590,6 @@ TOGETHER: dict[int, dict[str, Claim]] = {
 }
 
 
-# ---- worlds that lose a rank -----------------------------------------------------------------
-
 TIMEOUT_S, PATIENT_S = 1.5, 2.0
 """What a rank waits in a step, and for how long another one works by itself."""
 
@@ -491,6 +605,38 @@ def killed_in_a_step(kind: Any) -> Claim:
                 loss.backward()
 
     return claim
+
+
+def lost_in_the_exchange(*, hung: bool) -> Claim:
+    """Inside a layer, in the backward pass of the second step."""
+
+    def claim(world: World, folder: Path) -> None:
+        forward = parallelize(make_model(), "ddp", world, 2)
+        calls, plain = [], exchange_module._moved
+
+        def moved(*given: Any) -> Tensor:
+            calls.append(1)
+            if world.rank == 1 and len(calls) == 20:
+                wait_for(folder / f"left {hung}") if hung else os.kill(os.getpid(), signal.SIGKILL)
+            return plain(*given)
+
+        exchange_module._moved = moved
+        try:
+            with noticed(world, "Timed out" if hung else "no longer responds"):
+                for _ in range(3):
+                    loss_of(forward, all_sequences()).backward()
+        finally:
+            exchange_module._moved = plain
+        (folder / f"left {hung}").touch()
+
+    return claim
+
+
+def wait_for(file: Path) -> None:
+    """Hang until the other rank has given up, then end."""
+    while not file.exists():
+        time.sleep(0.02)
+    os._exit(0)
 
 
 def killed_while_the_others_wait_without_a_limit(world: World, folder: Path) -> None:
@@ -510,9 +656,7 @@ def work_may_take_longer_than_a_step_but_a_step_may_not(world: World, folder: Pa
     assert world.any(world.rank == 1)
     assert time.monotonic() - started > 2 * TIMEOUT_S
     if world.rank == 1:  # hangs until the other one has given up
-        while not (folder / "given up").exists():
-            time.sleep(0.02)
-        os._exit(0)
+        wait_for(folder / "given up")
     with noticed(world, "Timed out"):
         world.any(True)
     (folder / "given up").touch()
@@ -534,11 +678,10 @@ APART: dict[str, tuple[int, Claim, float]] = {
     "killed in a step of ddp": (2, killed_in_a_step("ddp"), 30.0),
     "killed in a step of fsdp": (3, killed_in_a_step("fsdp"), 30.0),
     "killed at its own work": (3, killed_while_the_others_wait_without_a_limit, 30.0),
+    "killed in the exchange": (2, lost_in_the_exchange(hung=False), 30.0),
+    "hung in the exchange": (2, lost_in_the_exchange(hung=True), 4 * TIMEOUT_S),
     "hung in a step": (2, work_may_take_longer_than_a_step_but_a_step_may_not, TIMEOUT_S),
 }
-
-
-# ---- running ranks ---------------------------------------------------------------------------
 
 
 def fork_ranks(size: int, one_rank: Callable[[int], None]) -> list[int]:
@@ -549,12 +692,14 @@ def fork_ranks(size: int, one_rank: Callable[[int], None]) -> list[int]:
         child = os.fork()
         if child == 0:
             os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
+            code = 1
             try:
                 one_rank(rank)
+                code = 0
             except BaseException:
                 traceback.print_exc()
             finally:
-                os._exit(0)  # a forked child must not run on into its parent's code
+                os._exit(code)  # a forked child must not run on into its parent's code
         children.append(child)
     return children
 

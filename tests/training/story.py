@@ -1,7 +1,5 @@
 """What two logs of the same run must have in common, and what may happen to a run."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable
@@ -18,7 +16,6 @@ Capsys = pytest.CaptureFixture[str]
 
 
 def steps(log: Log) -> Log:
-    """The records of steps."""
     return [record for record in log if record["kind"] == "step"]
 
 
@@ -48,9 +45,7 @@ class KilledError(BaseException):
     """Ends a run of this process as SIGKILL would: nothing may catch it."""
 
 
-def before_step(
-    trainer: ModuleType, monkeypatch: pytest.MonkeyPatch, step: int, happens: Callable[[], Any]
-) -> None:
+def before_step(trainer: ModuleType, monkeypatch: Any, step: int, happens: Any) -> None:
     """Let something happen to a run just before it makes ``step``."""
 
     def stepping(run: Any, at: int) -> Any:

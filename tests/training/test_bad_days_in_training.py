@@ -1,7 +1,5 @@
 """Full disks and lost folders: training survives what it can, else prints one line."""
 
-from __future__ import annotations
-
 import errno
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The order of the data, checked against windows and targets counted by hand."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -113,9 +111,7 @@ def test_the_order_depends_on_the_seed_alone_and_leaves_the_global_generator_alo
 
 
 @given(corpora())
-def test_a_target_is_the_token_ahead_unless_a_document_begins_on_the_way(
-    corpus: tuple[Tokens, dict[str, int]],
-) -> None:
+def test_a_target_is_the_token_ahead_unless_a_document_begins_on_the_way(corpus: Any) -> None:
     tokens, shape = corpus
     starts = set(tokens.starts.tolist())
     (batch,) = TrainingBatches(tokens, batch_size=2, **shape).draw().micro_batches

@@ -1,7 +1,5 @@
 """The torchrun recipe of ``docs/cluster.md``, word for word, with stubs for torchrun and ranks."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

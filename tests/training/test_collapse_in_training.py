@@ -1,10 +1,8 @@
 """The trainer notices its own collapse, follows ``--on-collapse`` and says how to go back."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -78,9 +76,7 @@ def test_the_checkpoint_shows_the_forced_collapse(trained: GetTrained, method: s
     assert found == ["COLLAPSE"]
 
 
-def test_going_back_names_a_checkpoint_that_is_older_than_the_onset(
-    stopped: Trained, trainer: ModuleType
-) -> None:
+def test_going_back_names_a_checkpoint_before_the_onset(stopped: Trained, trainer: Any) -> None:
     command = printed(stopped.narration, "go back")
     assert command[:2] == ["python", "train.py"]
     named = Path(command[command.index("--resume") + 1])

@@ -1,7 +1,5 @@
 """From documents to two parts of token ids; the oracle of the ids is the tokenizer itself."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
@@ -147,9 +145,6 @@ def test_the_digest_is_of_texts_and_boundaries_and_not_of_names() -> None:
     assert len(digests) == 5
     assert documents_digest([Document("x", "abc")]) == documents_digest([Document("y", "abc")])
     assert re.fullmatch("[0-9a-f]{64}", digests.pop())
-
-
-# ---- kept for the next start -----------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """The benchmark that asks whether the mixture pays compares what it says it compares."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

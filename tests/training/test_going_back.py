@@ -1,7 +1,5 @@
 """Forks, and runs resumed from earlier steps: nothing is lost, nothing returns unasked."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -53,9 +51,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(
     assert train("--run=r", "--resume=auto", f"--steps={step + 1}") == 0, "the lock died with it"
 
 
-def test_a_start_without_checkpoints_in_an_old_log_is_reported(
-    copied: GetTrained, train: Train, capsys: Capsys
-) -> None:
+def test_a_start_anew_in_an_old_log_is_reported(copied: Any, train: Train, capsys: Capsys) -> None:
     for folder in copied(*SHORT).checkpoints.glob("step-*"):
         shutil.rmtree(folder)
     assert train("--run=r", "--steps=2", "--resume=auto") == 0

@@ -1,7 +1,5 @@
 """The checks for a GPU, on the CPU: what they find is found, and the report says no more."""
 
-from __future__ import annotations
-
 import getpass
 import json
 import socket

@@ -1,7 +1,5 @@
 """What the command lines say of themselves, and how soon: without torch, with true numbers."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

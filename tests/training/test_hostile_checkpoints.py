@@ -4,8 +4,6 @@ Whatever it holds, a run resumes from the checkpoint before it, or ends with one
 no loop without end, nothing that a terminal would obey.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -17,18 +15,13 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from moe_model import (
-    MOST_BYTES,
-    CheckpointError,
-    LanguageModel,
-    read_checkpoint,
-    read_plain_description,
-)
+from moe_model import CheckpointError, LanguageModel, read_checkpoint, read_plain_description
 from moe_model.config import YarnScaling
+from moe_model.store import MOST_BYTES
 from moe_model.training.checkpoint import described, find_checkpoint
-from moe_model.training.distributed import World
 from moe_model.training.options import Options
 from moe_model.training.run import Progress
+from moe_model.training.world import World
 from tests.model.conftest import make_config, write_checkpoint
 from tests.training.conftest import SHORT, GetTrained
 from tests.training.story import HUGE, Capsys, Train, edit
@@ -157,9 +150,7 @@ def test_a_value_that_could_be_does_not_change_unnoticed(
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 @pytest.mark.parametrize("name", ["checkpoint.json", "model.safetensors", "training.safetensors"])
-def test_a_pipe_is_not_waited_for(
-    name: str, make: Callable[[Path], None], latest: Path, capsys: Capsys
-) -> None:
+def test_a_pipe_is_not_waited_for(name: str, make: Any, latest: Path, capsys: Capsys) -> None:
     (latest / name).unlink()
     make(latest / name)
     assert_only_previous_counts(latest, capsys)
@@ -207,9 +198,6 @@ def test_progress_that_a_run_wrote_is_read_back() -> None:
     assert Progress.from_dict(fresh.to_dict(), 0).best_loss == fresh.best_loss
 
 
-# ---- any description ---------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A checkpoint of a small model, and its ``checkpoint.json``."""
@@ -254,9 +242,7 @@ def changes(draw: st.DrawFn) -> Callable[[dict[str, Any]], None]:
 
 @given(st.lists(changes(), min_size=1, max_size=3))
 @settings(max_examples=100)
-def test_any_description_gives_a_model_or_a_checkpoint_error(
-    small: tuple[Path, str], todo: list[Callable[[dict[str, Any]], None]]
-) -> None:
+def test_any_description_gives_a_model_or_a_checkpoint_error(small: Any, todo: Any) -> None:
     folder, text = small
     description = json.loads(text)
     del description["sha256"]

@@ -1,7 +1,5 @@
 """A run that starts from an imported or upcycled model, and the runs resumed from it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``--optimizer muon``: torch's own Muon for hidden matrices, AdamW for everything else."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

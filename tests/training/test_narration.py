@@ -4,8 +4,6 @@ A standard error that is full, closed or gone costs words and nothing else; text
 and names of files reach the terminal without what could steer it.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import subprocess
@@ -21,7 +19,8 @@ from rich.console import Console as RichConsole
 
 from microscope_tui.probe import Alert
 from microscope_tui.runlog import safe_text
-from moe_model import REPLACEMENT, plain_text, say
+from moe_model import plain_text, say
+from moe_model.command import REPLACEMENT
 from moe_model.training.console import Console
 from moe_model.training.run import Progress
 from tests.forked import ROOT
@@ -34,8 +33,6 @@ PROGRESS = Progress(
     step=4, loss=2.5, validation_loss=2.25, tokens_per_s=12345.6, collapse_index=[0.4, 0.8],
     entropy=[2.07, 2.0],
 )  # fmt: skip
-
-
 KINDS = pytest.mark.parametrize("kind", ["full", "closed file", "closed from the start"])
 
 
@@ -55,9 +52,6 @@ def mute(kind: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, closing(stream) if stream else nullcontext():
         patch.setattr(sys, "stderr", stream)
         yield
-
-
-# --- plain text ---------------------------------------------------------------------------------
 
 
 def test_what_a_terminal_could_obey_is_replaced_and_lines_are_kept_where_they_are_wanted() -> None:
@@ -98,9 +92,6 @@ def test_a_text_in_pieces_reads_as_in_one(first: str, second: str, multi_line: b
     assert shown(first) + shown(second) == shown(first + second)
 
 
-# --- a terminal that is not steered -------------------------------------------------------------
-
-
 def test_a_line_of_narration_is_one_line_and_plain(capsys: Capsys) -> None:
     say(f"{HOSTILE}\ntrain.py: finished\n")
     assert capsys.readouterr().err == f"{HARMLESS} d train.py: finished\n"
@@ -135,14 +126,9 @@ def test_a_run_on_hostile_text_under_hostile_names_leaves_the_terminal_alone(
     assert all(char in "\n\t" or char.isprintable() for char in text)
 
 
-# --- a standard error that takes nothing --------------------------------------------------------
-
-
 @KINDS
 @pytest.mark.parametrize("bar", [False, True])
-def test_output_that_cannot_be_written_ends_nothing(
-    kind: str, bar: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_output_that_cannot_be_written_ends_nothing(kind: str, bar: bool, monkeypatch: Any) -> None:
     """Forced to be a terminal, rich also puts its own stream in the place of standard error."""
     if bar:
         monkeypatch.setenv("FORCE_COLOR", "1")
@@ -161,9 +147,7 @@ def test_output_that_cannot_be_written_ends_nothing(
 
 
 @KINDS
-def test_a_run_that_cannot_speak_finishes(
-    kind: str, train: Callable[..., int], read_log: Callable[[str], list[dict[str, Any]]]
-) -> None:
+def test_a_run_that_cannot_speak_finishes(kind: str, train: Any, read_log: Any) -> None:
     with mute(kind):
         assert train("--run=r", "--steps=2") == 0
         assert train("--steps=0") == 64
@@ -185,9 +169,6 @@ def test_the_exit_code_on_a_full_disk_is_that_of_the_command(code: int) -> None:
             [sys.executable, "-c", program], env=environment, cwd=ROOT, stderr=full, timeout=60
         )
     assert done.returncode == code
-
-
-# --- the numbers beside the bar -----------------------------------------------------------------
 
 
 def drawn(width: int, monkeypatch: pytest.MonkeyPatch) -> str:

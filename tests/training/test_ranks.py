@@ -3,28 +3,27 @@
 ``ranks.py`` beside this file holds what ranks must find, over gloo on this machine.
 """
 
-from __future__ import annotations
-
 import json
 import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from moe_model import UsageError
-from moe_model.training import distributed
-from moe_model.training.distributed import (
+from moe_model.training import parallel
+from moe_model.training.parallel import parallelize
+from moe_model.training.world import (
     RankLostError,
     World,
     agree,
     join_world,
     launched,
     lost_ranks,
-    parallelize,
 )
 from tests.forked import ForkServer, free_port
 from tests.training.ranks import APART, CPU, TOGETHER, make_model
@@ -49,9 +48,6 @@ def test_ranks_together(ranks: Callable[..., Path], size: int, claim: str) -> No
 @pytest.mark.parametrize("claim", APART)
 def test_ranks_that_lose_one(ranks: Callable[..., Path], claim: str) -> None:
     check(ranks("apart"), claim, claim, APART[claim][0] - 1)
-
-
-# ---- one process -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -88,7 +84,7 @@ def test_a_process_without_a_launcher_raises_its_own_error() -> None:
 def test_a_model_on_the_cpu_is_sharded_over_a_mesh_of_the_cpu(alone: pytest.MonkeyPatch) -> None:
     """Without a mesh ``fully_shard`` takes the accelerator's, where the machine has one."""
     meshes = []
-    alone.setattr(distributed, "fully_shard", lambda module, **given: meshes.append(given["mesh"]))
+    alone.setattr(parallel, "fully_shard", lambda module, **given: meshes.append(given["mesh"]))
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     for name, value in {**place, "RANK": "0", "WORLD_SIZE": "1"}.items():
         alone.setenv(name, value)
@@ -116,11 +112,9 @@ def test_a_rank_that_waits_in_vain_for_others_names_the_address(alone: pytest.Mo
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_rank_that_waits_for_the_others(
-    number: signal.Signals, fork_server: ForkServer
-) -> None:
+def test_a_signal_ends_a_rank_that_waits_for_others(number: Any, fork_server: ForkServer) -> None:
     waits = (
-        "from torch import device; from moe_model.training.distributed import join_world\n"
+        "from torch import device; from moe_model.training.world import join_world\n"
         "from moe_model.training.signals import StopRequest\n"
         "with StopRequest(), join_world(device('cpu')):\n"
         "    pass"

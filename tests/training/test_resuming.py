@@ -1,7 +1,5 @@
 """A resumed run is identical to one that never stopped."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
@@ -13,16 +11,7 @@ import pytest
 from moe_model import TRAINING_STATE, read_checkpoint
 from tests.forked import Program
 from tests.training.conftest import SHORT, GetTrained
-from tests.training.story import (
-    Capsys,
-    ReadLog,
-    Train,
-    flip_a_bit,
-    from_step,
-    steps,
-    story,
-    wait_until,
-)
+from tests.training.story import ReadLog, Train, flip_a_bit, from_step, steps, story, wait_until
 
 EVERYTHING = (
     "--steps=8", "--save-every=3", "--eval-every=4", "--grad-accum=2", "--batch-size=2", "--mtp",
@@ -94,7 +83,7 @@ def test_kill_9_and_resume_give_the_same_log(
 
 
 def test_a_damaged_latest_gives_way_to_previous_with_a_message(
-    copied: GetTrained, train: Train, read_log: ReadLog, capsys: Capsys
+    copied: GetTrained, train: Train, read_log: ReadLog, capsys: Any
 ) -> None:
     checkpoints = copied(*SHORT).checkpoints
     flip_a_bit((checkpoints / "latest").resolve() / "model.safetensors")
@@ -109,7 +98,7 @@ def test_a_damaged_latest_gives_way_to_previous_with_a_message(
 
 
 def test_where_every_checkpoint_is_damaged_nothing_is_overwritten(
-    copied: GetTrained, train: Train, capsys: Capsys
+    copied: GetTrained, train: Train, capsys: Any
 ) -> None:
     checkpoints = copied(*SHORT).checkpoints
     for folder in checkpoints.glob("step-*"):
@@ -153,7 +142,7 @@ def test_a_switch_can_be_turned_off_when_a_run_is_resumed(train: Train, read_log
 
 
 def test_a_run_that_is_complete_is_left_alone(
-    copied: GetTrained, train: Train, read_log: ReadLog, capsys: Capsys
+    copied: GetTrained, train: Train, read_log: ReadLog, capsys: Any
 ) -> None:
     before = copied(*SHORT).log
     assert train("--run=r", "--steps=4", "--resume=auto") == 0
@@ -162,7 +151,7 @@ def test_a_run_that_is_complete_is_left_alone(
 
 
 def test_resume_auto_without_a_checkpoint_starts_a_new_run(
-    train: Train, read_log: ReadLog, capsys: Capsys
+    train: Train, read_log: ReadLog, capsys: Any
 ) -> None:
     assert train("--run=frist", "--steps=2", "--resume=auto") == 0
     assert read_log("frist")[0]["resumed_at_step"] is None
@@ -181,7 +170,7 @@ def test_resume_auto_without_a_checkpoint_starts_a_new_run(
     ],
 )
 def test_what_the_weights_do_not_fit_is_a_usage_error(
-    flags: list[str], words: str, trained: GetTrained, train: Train, tmp_path: Path, capsys: Capsys
+    flags: list[str], words: str, trained: GetTrained, train: Train, tmp_path: Path, capsys: Any
 ) -> None:
     (tmp_path / "other.txt").write_text("ÄÖÜ" * 1000, "utf-8")
     resume = f"--resume={trained(*SHORT).checkpoints}"
@@ -191,7 +180,7 @@ def test_what_the_weights_do_not_fit_is_a_usage_error(
 
 
 def test_another_text_is_read_from_its_beginning_with_a_message(
-    trained: GetTrained, train: Train, text_file: Path, tmp_path: Path, capsys: Capsys
+    trained: GetTrained, train: Train, text_file: Path, tmp_path: Path, capsys: Any
 ) -> None:
     (tmp_path / "more.txt").write_text(text_file.read_text("utf-8") * 2, "utf-8")
     more = (f"--resume={trained(*SHORT).checkpoints}", f"--data={tmp_path / 'more.txt'}")
@@ -204,7 +193,7 @@ def test_another_text_is_read_from_its_beginning_with_a_message(
 
 
 def test_the_command_line_overrides_options_of_a_file(
-    train: Train, read_log: ReadLog, tmp_path: Path, capsys: Capsys
+    train: Train, read_log: ReadLog, tmp_path: Path, capsys: Any
 ) -> None:
     file = tmp_path / "run.toml"
     file.write_text(

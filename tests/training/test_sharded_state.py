@@ -3,8 +3,6 @@
 ``ranks.py`` beside this file holds what ranks must find.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

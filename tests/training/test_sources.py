@@ -3,8 +3,6 @@
 The server counts what it is asked for; nothing here leaves this machine.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import threading

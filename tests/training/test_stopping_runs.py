@@ -1,7 +1,5 @@
 """However a run ends, what it leaves behind can be read."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

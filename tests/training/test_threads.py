@@ -30,7 +30,7 @@ before = dict(os.environ), torch.get_num_threads()
 import train
 from microscope_tui.probe import attach
 from moe_model import LanguageModel, ModelConfig
-model = LanguageModel(ModelConfig.preset("tiny", vocab_size=9)).train()
+model = LanguageModel(ModelConfig.preset("tiny", vocab_size=9, num_hidden_layers=2)).train()
 model.init_weights(torch.Generator().manual_seed(0))
 with attach(model, sys.argv[1]):
     model(torch.arange(512).view(2, 256) % 9).logits_BSV.square().mean().backward()

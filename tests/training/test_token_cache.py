@@ -1,7 +1,5 @@
 """Token ids on disk: what comes back is what was written, or it is made again."""
 
-from __future__ import annotations
-
 import errno
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Which tokenizer a name means. The oracle is transformers, and the hub's own library, offline."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,10 +1,8 @@
 """Whole runs of several processes: the same run as one process with the whole batch."""
 
-from __future__ import annotations
-
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +18,12 @@ from tests.training.story import Capsys, Log, ReadLog, Train, from_step, steps, 
 Ranks = list[Program]
 StartRanks = Callable[..., Ranks]
 TRAINER = [str(ROOT / "train.py")]
-KINDS = ("ddp", "fsdp")
+KINDS = {
+    "ddp": ["--parallel=ddp"],
+    "fsdp": ["--parallel=fsdp"],
+    "ddp-experts": ["--parallel=ddp", "--expert-parallel=2"],
+    "fsdp-experts": ["--parallel=fsdp", "--expert-parallel=2"],
+}
 STEPS = 12
 
 DIES = """
@@ -34,10 +37,9 @@ train.optimizer_step = stepping
 sys.exit(train.run_command(train.app, sys.argv[1:]))
 """
 OVERFLOWS = """
-import functools, sys, torch, train
-torch.amp.GradScaler = functools.partial(
-    torch.amp.GradScaler, init_scale=2.0**24, backoff_factor=2.0**-10
-)
+import functools, sys, train
+from moe_model.training import setup
+setup.LossScale = functools.partial(setup.LossScale, scale=2.0**24, backoff_factor=2.0**-10)
 sys.exit(train.run_command(train.app, sys.argv[1:]))
 """
 IN_OWN_FOLDER = """
@@ -47,9 +49,7 @@ sys.exit(train.run_command(train.app, sys.argv[1:]))
 """
 
 
-def start_as_ranks(
-    server: ForkServer, *flags_of_each: Sequence[str], program: Sequence[str] = TRAINER
-) -> Ranks:
+def start_as_ranks(server: ForkServer, *flags_of_each: Any, program: Any = TRAINER) -> Ranks:
     """Start a rank with each of the command lines, as ``srun`` does: nothing is around them."""
     size = str(len(flags_of_each))
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": size}
@@ -72,9 +72,7 @@ def end(ranks: Ranks) -> tuple[list[int], list[str]]:
 
 
 @pytest.fixture(scope="session")
-def runs(
-    fork_server: ForkServer, trained: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Any]:
+def runs(fork_server: ForkServer, trained: Any, tmp_path_factory: Any) -> Callable[[str], Any]:
     """The same run by one process and by two, each way; ``log``, ``flags``, ``codes``, ``errors``.
 
     Documents of all lengths, so that ranks have different numbers of targets.
@@ -92,7 +90,7 @@ def runs(
     @cache
     def start(kind: str) -> Any:
         own = [f"--run={kind}", f"--log-dir={folder / 'logs'}", f"--checkpoint-dir={folder / 'ck'}"]
-        flags = [*common, *own, f"--parallel={kind}"]
+        flags = [*common, *own, *KINDS[kind]]
         return flags, start_as_ranks(fork_server, flags, flags)
 
     @cache
@@ -118,6 +116,7 @@ def test_ranks_and_micro_batches_make_the_same_step(runs: Callable[[str], Any], 
         assert runs(kind).codes == [0, 0], runs(kind).errors
         assert runs(kind).errors[1] == "", "the first rank speaks for all"
         assert other[0]["world_size"] == 2
+        assert other[0]["expert_parallel_size"] == 1 + kind.endswith("experts")
     assert len(steps(one)) == len(steps(other)) == STEPS
     for expected, found in zip(steps(one), steps(other), strict=True):
         for exact in ("tokens", "tokens_per_expert", "expert_bias"):
@@ -139,7 +138,7 @@ def test_ranks_skip_the_step_that_one_process_skips_in_fp16_and_train_on_as_it_d
         "one": start_as_ranks(fork_server, [*common, "--run=one"], program=["-c", OVERFLOWS])
     }
     for kind in KINDS:
-        flags = last_of_each([*common, f"--run={kind}", f"--parallel={kind}", "--batch-size=4"])
+        flags = last_of_each([*common, f"--run={kind}", *KINDS[kind], "--batch-size=4"])
         started[kind] = start_as_ranks(fork_server, flags, flags, program=["-c", OVERFLOWS])
     found = {}
     for kind, ranks in started.items():
@@ -183,12 +182,14 @@ def test_a_signal_to_one_rank_saves_and_ends_all_with_75_and_other_numbers_resum
     start_ranks: StartRanks, train: Train, read_log: ReadLog, tmp_path: Path
 ) -> None:
     endless = ("--steps=1000000", "--eval-every=1000000", "--save-every=1000000")
-    ranks = start_ranks("--run=r", "--parallel=fsdp", *endless)
+    ranks = start_ranks("--run=r", "--parallel=fsdp", "--expert-parallel=2", *endless)
     log = tmp_path / "logs" / "r" / "metrics.jsonl"
     wait_until(lambda: log.exists() and b'"step"' in log.read_bytes(), *ranks)
     ranks[1].send_signal(signal.SIGTERM)
     codes, errors = end(ranks)
     assert codes == [75, 75], errors
+    assert "torchrun --nproc-per-node 2 -- train.py --run r --resume auto" in errors[0]
+    assert "--parallel fsdp --expert-parallel 2" in errors[0]
     assert read_log("r")[-1]["reason"] == "signal"
     saved = read_checkpoint(tmp_path / "ck" / "r")
     assert saved.step == read_log("r")[-1]["step"]
@@ -226,10 +227,12 @@ def test_a_collapse_stops_all_ranks_with_3_whatever_signals_come_at_the_end(
     [
         ([], ["--lr=0.1"], "rank 1 of 2: --lr is 0.1, on rank 0 it is not given: start all ranks"),
         (["--lr=0"], [], "train.py: --lr 0.0 is out of range"),
+        ([], ["--expert-parallel=2"], "--expert-parallel is 2, on rank 0 it is 1: start all"),
+        (["--expert-parallel=3"], [], "processes, which is 2, and of experts, which is 8"),
         # One spelling, another folder for each: as on machines that share no disk.
         (["--data=/proc/self/cwd/text.txt"], [], "rank 1 of 2: the text (--data) is sha256 "),
     ],
-    ids=["option", "range", "text"],
+    ids=["option", "range", "layout", "indivisible", "text"],
 )
 def test_a_usage_error_of_any_rank_is_printed_once_and_ends_all_with_64(
     fork_server: ForkServer,

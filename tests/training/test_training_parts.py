@@ -1,11 +1,10 @@
 """Options, data, schedule and console, each alone."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import random
 import re
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -14,11 +13,13 @@ import torch
 
 from moe_model import PRESETS, LanguageModel, ModelConfig, UsageError
 from moe_model.config import YarnScaling
+from moe_model.training import machine
 from moe_model.training.batches import held_out_batches
 from moe_model.training.console import Console
 from moe_model.training.corpus import Tokens
 from moe_model.training.machine import choose_dtype, refuse_too_large
 from moe_model.training.options import RUN_DEFAULTS, Options
+from moe_model.training.parallel import refuse_layout
 from moe_model.training.resolving import resolve
 from moe_model.training.run import Progress, TrainingFailedError
 from moe_model.training.step import (
@@ -29,6 +30,7 @@ from moe_model.training.step import (
     seed_step,
     weights_at,
 )
+from moe_model.training.world import World
 from tests.forked import ROOT
 from tests.training.story import Capsys
 
@@ -37,9 +39,7 @@ def offered(trainer: ModuleType) -> set[str]:
     return {a.name for a in trainer.app.assemble_argument_collection() if not a.children}
 
 
-def test_every_flag_that_the_documents_name_and_every_field_of_the_model_is_offered(
-    trainer: ModuleType,
-) -> None:
+def test_every_flag_in_the_documents_and_field_of_the_model_is_offered(trainer: ModuleType) -> None:
     """Flags after ``train.py`` on any page, and those in backticks on the trainer's own page."""
     pages = {path.name: path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
     commands = " ".join(re.findall(r"train\.py([^`#\n]*)", " \n".join(pages.values())))
@@ -52,9 +52,7 @@ def test_every_flag_that_the_documents_name_and_every_field_of_the_model_is_offe
     assert named - offered(trainer) == {"--help", "--help-all", "--model.FIELD"}
 
 
-def test_every_flag_has_help(
-    trainer: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
-) -> None:
+def test_every_flag_has_help(trainer: ModuleType, monkeypatch: Any, capsys: Capsys) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     assert trainer.run_command(trainer.app, ["--help-all"]) == 0
     text = capsys.readouterr().out
@@ -81,6 +79,35 @@ def test_a_model_that_no_machine_here_can_train_is_refused_with_its_size() -> No
     ):
         refuse_too_large(config, torch.device("cpu"))
     refuse_too_large(ModelConfig.preset("tiny", vocab_size=100), torch.device("cpu"))
+
+
+def test_memory_counts_the_whole_model_while_it_is_built_and_then_the_share_of_each_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = ModelConfig.preset("small", vocab_size=8192)
+    size = config.parameters()
+    experts = 7 * config.n_routed_experts * 3 * config.hidden_size * config.moe_intermediate_size
+    ddp, fsdp = 16 * (size - experts) + 16 * experts // 4, 16 * size // 4
+    for layout, share in (((1, 4), ddp), ((4, 4), fsdp), ((4, 1), fsdp), ((1, 1), 16 * size)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        for memory, fits in ((max(2 * share, 2 * 4 * size), True), (2 * share - 100, False)):
+            monkeypatch.setattr(machine, "main_memory", lambda memory=memory: memory)
+            with nullcontext() if fits else pytest.raises(UsageError, match="to train and cpu has"):
+                refuse_too_large(config, torch.device("cpu"), *layout)
+    monkeypatch.setattr(machine, "main_memory", lambda: 8 * size - 100)
+    with pytest.raises(UsageError, match="to build and main memory has"):
+        refuse_too_large(config, torch.device("cpu"), 64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "experts", "problem"),
+    [("ddp", 2, None), ("fsdp", 2, None), ("fsdp", 1, None), ("fsdp", 4, "among 6 processes")],
+)
+def test_what_shares_an_expert_divides_its_sizes(kind: Any, experts: int, problem: Any) -> None:
+    config = ModelConfig.preset("tiny", vocab_size=97, hidden_size=24, moe_intermediate_size=4)
+    world = World(size=24 if problem else 8)
+    with pytest.raises(UsageError, match=problem) if problem else nullcontext():
+        refuse_layout(config, kind, world, experts)
 
 
 def test_the_published_vocabulary_stays_whatever_the_text_has() -> None:

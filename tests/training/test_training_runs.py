@@ -1,7 +1,5 @@
 """Whole runs: what they write, that they learn, and that they can be repeated."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -97,9 +95,7 @@ def test_bias_of_a_line_is_the_one_its_tokens_were_routed_with(trained: GetTrain
     assert log[-1]["expert_bias"] == log[-2]["expert_bias"], "the rate is zero at the end"
 
 
-def test_same_seed_gives_the_same_losses_and_biases_and_another_does_not(
-    train: Train, read_log: ReadLog
-) -> None:
+def test_same_seed_same_losses_and_biases_and_another_not(train: Train, read_log: ReadLog) -> None:
     """Evaluation at other steps must not change the run either."""
     for run, seed, every in (("a", 7, 2), ("b", 7, 3), ("c", 8, 3)):
         flags = (f"--run={run}", f"--seed={seed}", f"--eval-every={every}")
@@ -180,11 +176,7 @@ def test_the_log_is_never_behind_its_checkpoint(
 
 
 def test_a_broken_recorder_costs_a_warning_and_not_the_run(
-    trainer: ModuleType,
-    train: Train,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Capsys,
-    tmp_path: Path,
+    trainer: ModuleType, train: Train, monkeypatch: Any, capsys: Capsys, tmp_path: Path
 ) -> None:
     fail = mock.Mock(side_effect=RuntimeError("disk on fire"))
     monkeypatch.setattr(trainer.RunRecorder, "record_step", fail)
@@ -195,11 +187,7 @@ def test_a_broken_recorder_costs_a_warning_and_not_the_run(
 
 
 def test_a_gradient_that_is_not_finite_moves_nothing_and_too_many_end_the_run(
-    trainer: ModuleType,
-    train: Train,
-    monkeypatch: pytest.MonkeyPatch,
-    read_log: ReadLog,
-    capsys: Capsys,
+    trainer: ModuleType, train: Train, monkeypatch: Any, read_log: ReadLog, capsys: Capsys
 ) -> None:
     real = trainer.gradient_squares
     monkeypatch.setattr(trainer, "gradient_squares", lambda *given: real(*given) * math.nan)

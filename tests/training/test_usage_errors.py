@@ -1,9 +1,8 @@
 """What a person can get wrong ends with code 64 and one line: what, the values, what to do."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +36,11 @@ WRONG = [
     (["--optimizer=sgd"], "Invalid value"),
     (["--optimizer=muon", "--parallel=fsdp"], "Muon needs whole matrices"),
     (["--trace-sample", "--parallel=fsdp"], "needs the whole model in one process"),
+    (["--trace-sample", "--expert-parallel=2"], "needs the whole model in one process"),
+    (
+        ["--expert-parallel=2"],
+        "--expert-parallel 2 must divide the number of processes, which is 1",
+    ),
     (["--parallel=ddp"], "--parallel ddp needs several processes: start torchrun"),
     (["--on-collapse=panic"], "Invalid value"),
     (["--counts-every=0"], "--counts-every 0 is too few: choose 1 or more."),
@@ -82,9 +86,7 @@ def test_the_process_exits_64_too_and_not_2(start: Callable[..., Program]) -> No
 
 
 @pytest.mark.parametrize("kind", ["logs", "ck"])
-def test_an_existing_run_is_refused(
-    kind: str, train: Callable[..., int], tmp_path: Path, capsys: Capsys
-) -> None:
+def test_an_existing_run_is_refused(kind: str, train: Any, tmp_path: Path, capsys: Capsys) -> None:
     (tmp_path / kind / "r").mkdir(parents=True)
     (tmp_path / kind / "r" / "something").write_text("to lose", "utf-8")
     assert train("--run=r", "--steps=1") == 64

@@ -170,7 +170,6 @@ class Log:
 
 
 def encoded(record: Any) -> bytes:
-    """One line."""
     if isinstance(record, bytes):
         return record
     return json.dumps(record, separators=(",", ":")).encode() + b"\n"

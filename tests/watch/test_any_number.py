@@ -74,9 +74,7 @@ def test_other_numbers_are_read_without_the_steps_that_a_restart_superseded(writ
     assert values_of(reading, "reward")[31] == pytest.approx(3.1)
 
 
-def test_a_reading_stops_when_it_is_told_and_goes_on_later(
-    write_log: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reading_stops_when_told_and_goes_on_later(write_log: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr("microscope_tui.watch.past_steps._PIECE_BYTES", 4096)
     watch = open_log(write_log([header(), *map(logged, range(1, 201))]))
     reading = Reading(watch, ["reward"])

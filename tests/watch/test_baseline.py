@@ -7,7 +7,8 @@ import pytest
 
 from microscope_tui.diagnosis import Criteria
 from microscope_tui.runlog import RouterInfo, RunFile, RunRecord
-from microscope_tui.watch import MOST_STEPS, AgainstBaseline, Baseline, read_baseline
+from microscope_tui.watch import AgainstBaseline, Baseline, read_baseline
+from microscope_tui.watch.baseline import MOST_STEPS
 from tests.conftest import header, step
 
 EVEN, ONE_DEAD = [4, 4, 4, 4], [8, 8, 0, 0]

@@ -65,9 +65,7 @@ def single(value: float) -> float:
     return float(struct.unpack("f", struct.pack("f", value))[0])
 
 
-def test_a_sample_holds_values_of_the_file_from_its_first_to_its_last_step(
-    long_log: tuple[Path, BulkTruth],
-) -> None:
+def test_a_sample_holds_values_of_the_file_from_its_first_to_its_last_step(long_log: Any) -> None:
     path, truth = long_log
     watch = watch_of(path)
     watch.open_overview()
@@ -137,9 +135,7 @@ def test_rows_stay_bounded_while_a_run_goes_on_for_ever(tmp_path: Path) -> None:
     assert watch.history.last_step == 20_000
 
 
-def test_the_log_is_scanned_without_decoding_a_matrix(
-    long_log: tuple[Path, BulkTruth], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_log_is_scanned_without_decoding_a_matrix(long_log: Any, monkeypatch: Any) -> None:
     decoded: list[int] = []
     real: Callable[..., Any] = reader.decode_matrices
     monkeypatch.setattr(reader, "decode_matrices", lambda *a: (decoded.append(1), real(*a))[1])

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -75,9 +76,7 @@ def test_looking_at_a_log_announces_nothing(log: Path, watching: Watching) -> No
     assert not events.wait(QUIET_S)
 
 
-def test_a_single_file_is_watched_alone_also_through_a_link(
-    log: Path, tmp_path: Path, watching: Watching
-) -> None:
+def test_a_file_is_watched_alone_also_by_a_link(log: Path, tmp_path: Path, watching: Any) -> None:
     link = tmp_path / "link.jsonl"
     link.symlink_to(log)
     for root in (log, link):
@@ -127,9 +126,7 @@ def test_a_folder_that_is_not_there_is_polled(tmp_path: Path) -> None:
     assert (events.mode, events.reason) == ("polling", "No such file or directory")
 
 
-def test_too_many_folders_are_polled(
-    log: Path, watching: Watching, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_folders_are_polled(log: Path, watching: Watching, monkeypatch: Any) -> None:
     monkeypatch.setattr(file_events, "_MAX_FOLDERS", 3)
     root = log.parents[1]
     (root / "second").mkdir()

@@ -10,16 +10,10 @@ from typing import Any
 import pytest
 
 from microscope_tui.diagnosis import ANYTHING
-from microscope_tui.lines import card_text
+from microscope_tui.lines.run_list import card_text
 from microscope_tui.report import judge
-from microscope_tui.watch import (
-    MOST_FOLLOWED,
-    Fleet,
-    RunCard,
-    VerdictCache,
-    fleet as fleet_module,
-    view_of,
-)
+from microscope_tui.watch import Fleet, VerdictCache, fleet as fleet_module, view_of
+from microscope_tui.watch.fleet import MOST_FOLLOWED
 from tests.conftest import header, step
 from tests.watch.test_fleet import cards, fleet_of, opened, read_all, write
 
@@ -39,7 +33,7 @@ def judged_fleet(root: Path) -> Fleet:
     return fleet
 
 
-def verdict_of(card: RunCard) -> str:
+def verdict_of(card: Any) -> str:
     text = card_text(card).removeprefix(f"{card.file.name} {card.life.word} ")
     return text.removeprefix(f"({card.life.remark}) ")
 

@@ -112,9 +112,7 @@ def test_a_list_of_many_runs_reads_only_the_ends_of_logs(tmp_path: Path, reads: 
     assert sum(reads) < path.stat().st_size / 20
 
 
-def test_a_run_that_did_not_change_is_not_looked_at_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_did_not_change_is_not_looked_at_again(tmp_path: Path, monkeypatch: Any) -> None:
     for at in range(5):
         write(tmp_path, f"run{at}", 3600)
     fleet = fleet_of(tmp_path)
@@ -159,9 +157,7 @@ def test_a_run_that_is_deleted_leaves_the_list_and_stays_on_the_screen(tmp_path:
     assert (view_of(watch).step, view_of(watch).state) == (20, "deleted")
 
 
-def test_permission_that_is_lost_and_given_back_costs_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_permission_lost_and_given_back_costs_nothing(tmp_path: Path, monkeypatch: Any) -> None:
     path = write(tmp_path, "run", steps=50, finished=False)
     fleet = fleet_of(tmp_path)
     watch = opened(fleet)
@@ -184,9 +180,7 @@ def test_permission_that_is_lost_and_given_back_costs_nothing(
     assert view_of(watch).step == 51
 
 
-def test_a_folder_that_cannot_be_listed_for_a_while_keeps_its_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_not_listed_for_a_while_keeps_its_runs(tmp_path: Path, monkeypatch: Any) -> None:
     write(tmp_path, "live", finished=False)
     fleet = fleet_of(tmp_path)
     with monkeypatch.context() as patched:

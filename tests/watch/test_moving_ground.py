@@ -50,9 +50,7 @@ def test_a_past_verdict_quotes_the_numbers_of_its_own_time(scenario: Callable[..
     assert verdict.endswith(f"(numbers from its alarm, step {last.alarm:,})")
 
 
-def test_the_ribbon_covers_the_whole_run_whatever_step_is_shown(
-    write_log: Callable[..., Path], balanced: Any
-) -> None:
+def test_the_ribbon_covers_the_whole_run_at_any_step(write_log: Any, balanced: Any) -> None:
     steps = [step(n, [balanced(n)] * 3, 2048) for n in range(1, 101)]
     again = [step(n, [balanced(n)] * 3, 2048) for n in range(61, 90)]
     watch = open_log(write_log([header(), *steps, header(resumed_at_step=61), *again]))
@@ -81,9 +79,7 @@ def test_a_log_deleted_in_the_middle_of_the_scan_keeps_the_overview(tmp_path: Pa
     watch.read_all()  # ends
 
 
-def test_counts_of_a_superseded_future_are_not_shown_after_the_restart(
-    write_log: Callable[..., Path], balanced: Any
-) -> None:
+def test_superseded_counts_are_not_shown_after_the_restart(write_log: Any, balanced: Any) -> None:
     steps = [step(n, [SKEWED] * 3, 2048) for n in range(1, 21)]
     bare = [
         {k: v for k, v in step(n, [balanced(n)] * 3, 2048).items() if k != "tokens_per_expert"}
@@ -94,9 +90,7 @@ def test_counts_of_a_superseded_future_are_not_shown_after_the_restart(
     assert view.counts_step is None
 
 
-def test_other_experts_in_the_same_number_of_layers_are_another_model(
-    write_log: Callable[..., Path], balanced: Any
-) -> None:
+def test_other_experts_in_as_many_layers_are_another_model(write_log: Any, balanced: Any) -> None:
     first = [step(n, [balanced(n)] * 3, 2048) for n in range(1, 4)]
     one = header()
     other = header(model={**one["model"], "num_experts": 4})

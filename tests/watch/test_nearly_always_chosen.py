@@ -10,15 +10,7 @@ import pytest
 
 from microscope_tui.lines import snapshot_text
 from microscope_tui.report import view_json
-from microscope_tui.watch import (
-    Quantity,
-    RunView,
-    RunWatch,
-    Window,
-    pin_at,
-    view_of,
-    worst_of_layers,
-)
+from microscope_tui.watch import Quantity, RunWatch, Window, pin_at, view_of, worst_of_layers
 from tests.conftest import header, open_log
 
 EXPERTS, TOKENS, STEPS = 8, 4096, 400
@@ -53,7 +45,7 @@ def watch(write_log: Any) -> RunWatch:
     return open_log(write_log([header(model=MODEL), *steps(near_the_limit)]))
 
 
-def at(watch: RunWatch, step: int) -> RunView:
+def at(watch: RunWatch, step: int) -> Any:
     return view_of(watch, STEPS, at=pin_at(watch, step))
 
 

@@ -59,9 +59,7 @@ def test_steps_that_gave_way_show_the_first_that_is_kept(log: Path) -> None:
     assert all(sample.step >= first for sample in found)
 
 
-def test_steps_after_the_disk_was_full_show_the_last_that_is_kept(
-    log: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_after_a_full_disk_show_the_last_that_is_kept(log: Path, monkeypatch: Any) -> None:
     write = os.pwrite
 
     def full(file: int, data: bytes, offset: int) -> int:

@@ -53,9 +53,7 @@ def test_a_pinned_moment_stays_in_a_live_run(write_log: Callable[..., Path], bal
     assert view_of(watch).step == 3
 
 
-def test_the_state_of_a_run_follows_its_age_and_its_last_event(
-    write_log: Callable[..., Path], balanced: Any
-) -> None:
+def test_the_state_of_a_run_follows_its_age_and_last_event(write_log: Any, balanced: Any) -> None:
     steps = [step(n, [balanced()] * 3, 2048, step_time_s=1.0) for n in range(1, 5)]
     path = write_log([header(), *steps])
     os.utime(path, (1000.0, 1000.0))

@@ -104,7 +104,7 @@ class BaseScreen(Screen[None]):
     list_rows = 10
 
     message_shown = ""
-    """The message in the last line, until the next key."""
+    """Until the next key."""
 
     def __init__(self, session: Session) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class BaseScreen(Screen[None]):
         self.draw_last_line()
 
     def draw_header(self, view: RunView) -> None:
-        others = [*self.session.fleet.critical.values()]
+        others = list(self.session.fleet.critical.values())
         line = frame.header(view, self.room.width, self.session.glyphs, others=others)
         self.show("header", [line])
 
@@ -238,10 +238,9 @@ class BaseScreen(Screen[None]):
 
     def state_now(self) -> tuple[object, ...]:
         """Everything that a redraw depends on and that changes without a key."""
-        watch = self.session.watch
+        session, watch = self.session, self.session.watch
         if watch is None:
             return ()
-        session = self.session
         seen = (watch, watch.life(), words.age(watch.state()[1]), tuple(session.fleet.critical))
         return session.fleet.open_version, session.reader.switches, session.pipe_ended, seen
 
@@ -295,9 +294,7 @@ class BaseScreen(Screen[None]):
         return time_line.ribbon_width(self.room.width)
 
     def ribbon(self, view: RunView) -> Line:
-        session = self.session
-        columns, moment = self.room.width, self.moment(view)
-        return time_line.ribbon(view, columns, moment, session.axis)
+        return time_line.ribbon(view, self.room.width, self.moment(view), self.session.axis)
 
     def draw_small(self, view: RunView) -> bool:
         columns, rows = self.room
@@ -368,7 +365,7 @@ class BaseScreen(Screen[None]):
         return "", None
 
     async def answered(self, kind: Kind, text: str) -> None:
-        """Act on a prompt that only some screens have."""
+        """Of a prompt that only some screens have."""
 
     @property
     def pattern(self) -> str:
@@ -453,7 +450,7 @@ class ListScreen(BaseScreen):
     pattern = ""
 
     def keep_chosen(self, ids: Iterable[Hashable], start: int) -> None:
-        """Move the cursor to where its entry is now; at first to ``start``."""
+        """Move to where the chosen entry is now; at first to ``start``."""
         self._ids = list(ids)
         if self._chosen is None:
             self.at = start

@@ -86,7 +86,7 @@ class PlotScreen(RunScreen):
 
 
 class ChartScreen(PlotScreen):
-    """Keeps the focus by chart name: the set of charts may change with the run."""
+    """Keeps the focus by name: the set of charts may change with the run."""
 
     CSS = """
     #charts { height: 1fr; overflow: hidden; }
@@ -146,17 +146,17 @@ class ChartScreen(PlotScreen):
     ) -> None:
         self._stacks, columns = stacks, self.room.width
         focus = self.chart_in_focus
-        first, enlarged = self.first_stack(), self.enlarged
+        first = self.first_stack()
         size = self.columns(), room
-        layout = arranged(stacks, focus, size, enlarged=enlarged, first=first)
-        hides = "hidden" in self.PARTS and bool(layout.hidden) and not self.enlarged
-        if hides:
-            layout = arranged(stacks, focus, (size[0], room - 1), first=first)
+        layout = arranged(stacks, focus, size, enlarged=self.enlarged, first=first)
         if "hidden" in self.PARTS:
-            names = ", ".join(layout.hidden).replace("-", " ").replace("_", " ")
-            text = shortened(f" not shown: {names}", max(0, columns - 18))
-            said = [(text, "faint"), ("   tab", "accent"), (" shows them", "faint")]
-            lines = [pad([Span(*part) for part in said], columns)] if hides else []
+            lines: list[Line] = []
+            if layout.hidden and not self.enlarged:
+                layout = arranged(stacks, focus, (size[0], room - 1), first=first)
+                names = ", ".join(layout.hidden).replace("-", " ").replace("_", " ")
+                text = shortened(f" not shown: {names}", max(0, columns - 18))
+                said = Span(text, "faint"), Span("   tab", "accent"), Span(" shows them", "faint")
+                lines = [pad(said, columns)]
             self.show("hidden", lines, height=len(lines))
         places = {place.name: place for stack in layout.stacks for place in stack}
         self.set_class(len(layout.stacks) < 2, "single")
@@ -274,10 +274,10 @@ class LayerScreen(ChartScreen):
 
     def first_stack(self) -> int:
         run, selected = self.session.run, self.session.selected
-        routers = run.routers[selected : selected + 1] if run is not None else ()
-        if not routers:
+        if run is None or selected >= len(run.routers):
             return 0
-        return bars_width(routers[0].num_experts, self.room.width - 1, self.session.glyphs)
+        experts = run.routers[selected].num_experts
+        return bars_width(experts, self.room.width - 1, self.session.glyphs)
 
     def layers_in_detail(self) -> Container[int]:
         return (self.session.selected,)
@@ -318,22 +318,16 @@ class LayerScreen(ChartScreen):
         if place.name in charts:
             return super().drawn(place, charts, time, step)
         view, layer = self._drawn
-        session = self.session
-        size = (place.width, place.height)
-        step = view.counts_step or 0
-        chosen = session.expert
-        focused = place.name == self.chart_in_focus
-        if place.name == "bias":
-            bias = layer.bias or ()
-            return bias_bars(bias, size, session.glyphs, step=step, chosen=chosen, focused=focused)
-        return load_bars(
-            layer.load,
-            size,
-            session.glyphs,
-            step=step,
-            chosen=chosen,
-            focused=focused,
-            nothing=words.no_counts(view),
+        is_bias = place.name == "bias"
+        bars = bias_bars if is_bias else load_bars
+        return bars(
+            (layer.bias if is_bias else layer.load) or (),
+            (place.width, place.height),
+            self.session.glyphs,
+            "no finite value" if is_bias else words.no_counts(view),
+            step=view.counts_step or 0,
+            chosen=self.session.expert,
+            focused=place.name == self.chart_in_focus,
         )
 
     async def action_open_expert(self) -> None:

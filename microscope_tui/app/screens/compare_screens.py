@@ -184,14 +184,11 @@ class MismatchScreen(RunScreen):
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
         found = self._found()
         title: Line = [Span("mismatch", "brand")]
+        head: list[Line] = []
         if isinstance(found, str):
-            waits = found.endswith("…")
-            lines = (
-                [[dim(line)] for line in wrap(found, columns)]
-                if waits
-                else mismatch.without_probe(found, columns)
-            )
-            head: list[Line] = []
+            lines = [[dim(line)] for line in wrap(found, columns)]
+            if not found.endswith("…"):
+                lines = mismatch.without_probe(found, columns)
             body = [pad(line, columns) for line in lines]
         else:
             session, layers = self.session, len(found.layers)

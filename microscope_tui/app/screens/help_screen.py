@@ -123,10 +123,7 @@ class HelpScreen(ModalScreen[None]):
 
 
 def help_lines(bindings: Iterable[Binding], glyphs: Glyphs, width: int) -> list[Line]:
-    """In sections, in two columns where there is room.
-
-    Keys that open other screens come last: they are the same everywhere.
-    """
+    """In sections, those of other screens last; in two columns where there is room."""
     sections: dict[str, list[Line]] = {}
     for binding in bindings:
         kind = (binding.id or "").split(".")[0]

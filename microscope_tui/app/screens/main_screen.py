@@ -113,8 +113,10 @@ class MainScreen(RunScreen):
             return
         self.in_view(self.position(), len(self.layers_shown), layout.visible_layers)
         await self.query_one(Tiles).fit(layout.heat)
-        widths = dict(label=layout.label, load=layout.heat, balance=layout.curve)
-        for name, width in (widths | dict(entropy=layout.entropy, drop=layout.drop)).items():
+        widths = layout.label, layout.heat, layout.curve, layout.entropy, layout.drop
+        for name, width in zip(
+            ("label", "load", "balance", "entropy", "drop"), widths, strict=True
+        ):
             part = self.query_one(f"#{name}")
             part.display, part.styles.width = width > 0, width
         self.query_one("#table").styles.height = layout.table_rows
@@ -142,7 +144,7 @@ class MainScreen(RunScreen):
     def _view(
         self, watch: RunWatch | None, layout: TableLayout, visible: Sequence[int]
     ) -> RunView | None:
-        """``None`` if another run than that of ``watch`` was opened meanwhile."""
+        """``None`` if another run was opened meanwhile."""
         widest = layout.columns if layout.loss_rows else layout.spark
         points = max(24, widest * self.session.glyphs.points)
         view = self.session.view(points, self.ribbon_columns(), visible)
@@ -177,8 +179,7 @@ class MainScreen(RunScreen):
             count = f"{len(self.layers_shown)} of {len(view.layers)} layers"
             chosen = f"filter {safe_text(session.filter, 40)}: {count}"
         watching = [*filter(None, [past]), session.how_it_watches()]
-        columns, hidden = layout.columns, layout.hidden
-        notes = time_line.notes(view, columns, hidden, watching, chosen)
+        notes = time_line.notes(view, layout.columns, layout.hidden, watching, chosen)
         self.show("notes", [notes])
         self.show("ribbon", [self.ribbon(view)])
         loss = table.loss_curve(view, layout, session.glyphs) if layout.loss_rows else []
@@ -198,8 +199,8 @@ class MainScreen(RunScreen):
         }
         for name, rows in parts.items():
             self.show(name, [*chain(*rows)])
-        chosen = {session.selected: session.expert}
-        loads, recent = [], session.recent()
+        recent = session.recent()
+        loads: list[Line] = []
         heat = self._heat(view)
         single = self._of_one_step(view)
         for layer in visible:
@@ -208,20 +209,19 @@ class MainScreen(RunScreen):
                 noise = 0.0  # a state of the router, not of a step
             steady = replace(heat, levels=partial(session.levels, noise=noise))
             shown = (layer, layout, heat) if layer.index in single else (mean, layout, steady)
-            loads += table.load(*shown, chosen.get(layer.index))
+            loads += table.load(*shown, session.expert if layer.index == session.selected else None)
         if not visible:
             loads = [pad([dim("no layer matches")], layout.heat)]
         self.query_one(Tiles).show(loads, session.look.palette)
 
     def _heat(self, view: RunView) -> Heat:
-        session, colour = self.session, not self.app.no_color
-        ranks = session.preferences.cost.ranks
+        session = self.session
         return Heat(
             session.look,
             view.run,
             session.reference,
-            colour,
-            given_ranks=ranks,
+            colour=not self.app.no_color,
+            given_ranks=session.preferences.cost.ranks,
             glyphs=session.glyphs,
         )
 

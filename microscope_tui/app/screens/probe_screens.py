@@ -35,7 +35,7 @@ _BESIDE_FROM, _WIDE_FROM = 72, 110
 _PANEL, _WIDE_PANEL = 26, 38
 _MARGIN, _GAP = 2, 3
 _BRIEF_ROWS = 3
-_SLICE_FRAME = 6  # header, summary, identity, two heads, keys
+_SLICE_FRAME = 4  # header, two heads, keys
 
 
 class ProbeScreen(BaseScreen):
@@ -118,7 +118,7 @@ class ProbeScreen(BaseScreen):
             await self.redraw()
 
     def find(self, back: bool) -> str | None:
-        """Go to where the text begins next; the problem, if any. Reads from the disk."""
+        """To where the text begins next; the problem, if any. Reads from the disk."""
         anatomy, routing = self.session.anatomy, self.session.anatomy.routing
         if routing is None:
             return None
@@ -135,7 +135,7 @@ class ProbeScreen(BaseScreen):
         return None
 
     def go_to_expert(self, back: bool) -> str | None:
-        """Go to the next token of the expert; the problem, if any. Reads from the disk."""
+        """To the next token of the expert; the problem, if any. Reads from the disk."""
         anatomy, routing = self.session.anatomy, self.session.anatomy.routing
         expert = self.session.expert
         if routing is None or expert is None:
@@ -219,10 +219,9 @@ class TokensScreen(ProbeScreen):
             lines = tokens.brief(routing, layer, token, columns)
             self.show("token-panel", lines, width=columns, height=_BRIEF_ROWS)
         title = tokens.title(routing, layer, token, columns, light.choice(token))
-        shares = tokens.busiest(routing, layer)
-        legend = tokens.legend(light, shares, columns, letters=self.letters)
         self.show("token-title", [title])
-        self.show("token-legend", [legend])
+        shares = tokens.busiest(routing, layer)
+        self.show("token-legend", [tokens.legend(light, shares, columns, letters=self.letters)])
         routing.release()
 
     def probe_json(self, routing: Routing) -> str:
@@ -322,7 +321,14 @@ class SlicesScreen(ProbeScreen):
         airy = rows >= AIRY_FROM_ROWS
         self.flag(airy=airy)
         detail_rows = 6 if airy else 3
-        room = max(1, rows - _SLICE_FRAME - detail_rows - 3 * airy)
+        which, name = f"{layer + 1} of {len(shape.layers)}", shape.layer_names[layer]
+        top = [
+            slices.summary(table, names, name, which, columns),
+            slices.identity(routing.tables, layer, shape.layer_names, glyphs, columns),
+        ]
+        if (ahead := slices.found_ahead(routing.tables, layer, table, shape.top_k)) is not None:
+            top.append(slices.ahead_line(ahead, columns))
+        room = max(1, rows - _SLICE_FRAME - len(top) - detail_rows - 3 * airy)
         shown = self.in_view(self._at, len(self._order), room)
         layout = slices.fit_slices(names, columns, self._first_slice)
         self._first_slice = layout.shown.start
@@ -333,12 +339,7 @@ class SlicesScreen(ProbeScreen):
             )
             for at in shown
         ]
-        which, name = f"{layer + 1} of {len(shape.layers)}", shape.layer_names[layer]
-        top = [
-            slices.summary(table, names, name, which, columns),
-            slices.identity(routing.tables, layer, shape.layer_names, glyphs, columns),
-        ]
-        self.show("slice-top", top)
+        self.show("slice-top", top, height=len(top))
         self.show("slice-heads", slices.heads(layout, names, self._ordering, table))
         self.show("slice-rows", lines, self.session.look.palette, height=len(lines))
         spare = room - len(lines)  # the detail is directly below the experts

@@ -23,7 +23,7 @@ class RunScreen(BaseScreen):
     # Layers
 
     def position(self) -> int:
-        """Of the chosen layer among the shown ones, or of the nearest."""
+        """Of the chosen layer among those shown, or of the nearest."""
         shown, selected = self.layers_shown, self.session.selected
         if shown is None:
             return selected

@@ -1,37 +1,26 @@
-"""Processes that train one model together: ranks, collectives, the loss of a rank, and a model that
-is whole on every rank (DDP) or spread over them (FSDP2).
+"""Processes that train one model together: ranks, collectives, faults, and the loss of a rank.
 
 All ranks make the same decisions because they use the same numbers. A rank with another learning
 rate or text would not fail: its gradients would count. So what must be the same is compared before
 the first step (:func:`agree`). After that they exchange one sum per step, and errors: tensors only,
 nothing is pickled here.
-
-Each rank reads other sequences. DDP and FSDP average gradients over the ranks: **a loss that is
-multiplied by the number of ranks leaves their plain sum**. The routers' bias is a buffer, whole on
-every rank, and is not synchronised: every rank computes the same update from the same counts.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-from moe_model import FAILED, USAGE, LanguageModel, ModelOutput, UsageError, say
+from moe_model import FAILED, USAGE, UsageError, say
 from moe_model.training.signals import ended_by_signals
 
 TIMEOUT_S = 600.0
@@ -40,14 +29,6 @@ _WITHOUT_LIMIT = timedelta(days=365)
 """gloo requires a number; a rank that ends breaks its connections, which ends the others."""
 _CPU = torch.device("cpu")
 NOT_GIVEN = "not given"
-
-Parallel = Literal["ddp", "fsdp"]
-
-_WITHOUT_BUFFERS: dict[str, Any] = (
-    {"forward_sync_buffers": False}
-    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    else {"broadcast_buffers": False}  # before torch 2.13
-)
 
 
 def launched() -> bool:
@@ -65,7 +46,7 @@ def own_rank() -> str:
     return f"rank {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')}"
 
 
-def _number_of(name: str) -> int:
+def number_of(name: str) -> int:
     text = os.environ.get(name, "0")
     if not text.isdecimal():
         raise UsageError(f"{name}={text!r} is not a number: start with torchrun, or correct it.")
@@ -86,6 +67,8 @@ class World:
     device: torch.device = _CPU
     untimed: dist.ProcessGroup | None = None
     """A gloo group of all ranks, for waits without a time limit."""
+    timeout: timedelta = timedelta(seconds=TIMEOUT_S)
+    """How long a rank waits for the others in a step."""
 
     @property
     def is_main(self) -> bool:
@@ -208,7 +191,7 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
     if not launched():
         yield World(device=device)
         return
-    rank, size, local_rank = (_number_of(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, size, local_rank = (number_of(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     cuda = device.type == "cuda"
     if cuda:
         gpus = torch.cuda.device_count()
@@ -239,7 +222,7 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
         ) from error
     ended_well = False
     try:
-        yield World(rank, size, device, untimed)
+        yield World(rank, size, device, untimed, timeout)
         ended_well = True
     finally:
         if ended_well or not cuda:
@@ -291,53 +274,3 @@ def agree(world: World, facts: Mapping[str, str]) -> None:
                     f"{name} is {here}, on rank 0 it is {there}: start all ranks with the same "
                     "command, files and software versions."
                 )
-
-
-def parallelize(
-    model: LanguageModel, kind: Parallel | None, world: World
-) -> Callable[..., ModelOutput]:
-    """Distribute ``model``; return what to call for a forward pass. Create the optimizer
-    afterwards.
-
-    ``model`` now has the weights of rank 0 on every rank, on ``world.device``; with ``fsdp`` its
-    parameters are DTensors, of whose rows each rank holds a share.
-    """
-    if kind is None or not dist.is_initialized():
-        return model.to(world.device)
-    if kind == "ddp":
-        own_gpu = [world.device] if world.device.type == "cuda" else None
-        whole_model = model.to(world.device)
-        return DistributedDataParallel(whole_model, device_ids=own_gpu, **_WITHOUT_BUFFERS)
-    for tensor in model.state_dict().values():
-        on_device = tensor.to(world.device)
-        dist.broadcast(on_device, src=0)
-        tensor.copy_(on_device)
-    # Without a mesh torch uses the accelerator's, even if this process computes on the CPU.
-    mesh = init_device_mesh(world.device.type, (world.size,))
-    for layer in (*model.layers, *model.mtp):
-        fully_shard(layer, mesh=mesh)
-    for layer, following in pairwise(model.layers):
-        if isinstance(layer, FSDPModule) and isinstance(following, FSDPModule):
-            layer.set_modules_to_forward_prefetch([following])
-    fully_shard(model, mesh=mesh)
-    model.sharded = True
-    model.register_forward_hook(_share_again)
-    return model
-
-
-def _share_again(model: nn.Module, inputs: Any, output: Any) -> None:
-    """FSDP keeps the gathered embedding and head for the backward pass: after an evaluation
-    ``parameters()`` would still return those instead of the optimizer's."""
-    if isinstance(model, FSDPModule) and not torch.is_grad_enabled():
-        model.reshard()
-
-
-def whole_weights(model: LanguageModel, world: World) -> dict[str, Tensor]:
-    """The full state dict of ``model`` on the CPU of rank 0; empty on the other ranks. A
-    collective; a GPU holds one full tensor at a time."""
-    weights = {}
-    for name, tensor in model.state_dict().items():
-        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        if world.is_main:
-            weights[name] = full.cpu()
-    return weights

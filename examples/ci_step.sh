@@ -1,0 +1,8 @@
+#!/bin/sh
+# A step of CI: train for a short time, then fail on a critical finding; GitHub shows the summary.
+# usage: ci_step.sh LOGS [options of check]
+moe-microscope check "$@" --fail-on crit > verdict.txt
+code=$?
+{ echo '```'; cat verdict.txt; echo '```'; } >> "${GITHUB_STEP_SUMMARY:-/dev/stdout}"
+[ "$code" = 3 ] && echo "no verdict: the run is too short to be judged" >&2
+exit "$code"

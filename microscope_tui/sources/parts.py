@@ -1,0 +1,197 @@
+"""One run of several logs: each actor of a training without a common group writes a part.
+
+A step is summed once every part has it. If a part goes back to a step that was summed, the logs are
+read to their ends to learn where they restart, then again without the steps that no longer hold.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar, cast
+
+from msgspec import Raw
+
+from microscope_tui import runlog
+from microscope_tui.runlog import RunFile, RunRecord, StepEntry, drop_from
+from microscope_tui.sources.dumps import Late
+from microscope_tui.sources.part_sums import summed
+from microscope_tui.sources.reader import DEFAULT, Batch, Record, RecordReader
+from microscope_tui.sources.translated_log import TranslatedLog
+
+LAG_S = 300.0
+"""A part that keeps the others waiting so long is left out."""
+MOST_WAITING = 16 << 20  # bytes of all parts that are not summed yet
+LOOK_S = 2.0
+
+
+class MergedRun(RunFile, frozen=True, kw_only=True):
+    foreign: ClassVar[bool] = True
+    parts: Sequence[RunFile]
+
+    def open(self) -> runlog.Source:
+        return TranslatedLog(PartsReader(self))
+
+    def glance(self) -> runlog.Glance:
+        return runlog.Glance(identity=self.identity())
+
+    def identity(self) -> runlog.Stamp:
+        return runlog.Stamp(0, 0, self.size, round(self.modified * 1e9), str(self.path))
+
+
+def merge(path: Path, parts: Sequence[RunFile]) -> MergedRun:
+    """``parts`` as one run; new ones are looked for at ``path``."""
+    newest, size = max(part.modified for part in parts), sum(part.size for part in parts)
+    return MergedRun(parts[0].part_of or parts[0].name, path, newest, size, parts=parts)
+
+
+def merged(root: Path, logs: Sequence[RunFile]) -> list[RunFile]:
+    """The logs, with the parts in a folder as one run; not if ``root`` is a part itself."""
+    runs: dict[Path, list[RunFile]] = {}
+    for log in logs:
+        folder = log.path.parents[1] if log.part_of else log.path
+        runs.setdefault(folder if folder.is_relative_to(root) else log.path, []).append(log)
+    return [one[0] if one[0].path == path else merge(path, one) for path, one in runs.items()]
+
+
+class Part:
+    def __init__(self, file: RunFile, restarts: dict[int, int]) -> None:
+        """``restarts``: the first step that each one in the log replaces, by its offset."""
+        self.name = file.name
+        self.source = file.open()
+        self.reader = runlog.RunReader(self.name)
+        self.layout: object = None
+        self.course = runlog.Course()
+        self.restarts = restarts
+        self.waiting: list[tuple[int, StepEntry]] = []
+        self.given = -1  # the last step that was summed
+        self.goes_back = False
+        self.why = ""  # it is not summed
+
+    def read(self, size: int) -> bool:
+        """False if nothing is new, or ``size`` bytes wait; ``Late`` if the log was replaced."""
+        if sum(entry.length for _, entry in self.waiting) >= size:
+            return False
+        chunk = self.source.read(size)
+        if chunk.restarted:
+            self.restarts.clear()
+            raise Late
+        try:
+            for entry in self.reader.feed(chunk.data):
+                self._take(entry, self.reader.lines.line_start)
+        except runlog.UnknownFormat as error:
+            self.why = str(error)
+        return bool(chunk.data)
+
+    def _take(self, entry: runlog.Entry, offset: int) -> None:
+        cut = self.course.take(entry)
+        if cut is not None:
+            drop_from(self.waiting, cut)
+            self.restarts[offset] = cut
+            self.goes_back |= cut <= self.given
+            if len(self.restarts) > 1000:
+                self.why = "it restarts more than 1,000 times"
+        if isinstance(entry, RunRecord):
+            other, self.layout = self.layout, (entry.run, entry.routers, entry.counts)
+            if other not in (None, self.layout):
+                self.why = "another model begins in its log"
+        elif isinstance(entry, StepEntry) and not self.course.repeats:
+            step = entry.record.step
+            if all(at <= offset or step < cut for at, cut in self.restarts.items()):
+                self.waiting.append((step, entry))
+
+
+class PartsReader(RecordReader):
+    def __init__(self, run: MergedRun) -> None:
+        super().__init__(run.path, run.name, DEFAULT)
+        self._files: dict[Path, tuple[RunFile, dict[int, int]]] = {}
+        self._known = runlog.KnownLogs()
+        self._start(run.parts)
+
+    def _start(self, new: Sequence[RunFile] = ()) -> None:
+        self._files |= {file.path: (file, {}) for file in new}
+        self._parts = [Part(*self._files[path]) for path in sorted(self._files)]
+        self._begun = False
+        self._lacking = 0
+        self._waits_since = 0.0  # by the clock of the file system; 0: it does not wait
+        self._next_look = time.monotonic() + LOOK_S
+
+    def read(self, max_bytes: int = 1 << 20) -> Batch:
+        try:
+            moved = self._read_parts()
+        except Late as late:
+            self._start(late.args)
+            self.exhausted = False
+            return Batch((), True)
+        self.report(*(part.source for part in self._parts))
+        records = list(self._sums())
+        self.exhausted = not records and not moved
+        self._describe()
+        return Batch(records)
+
+    def _read_parts(self) -> bool:
+        """Whether there was anything; ``Late`` if all, with its new parts, has to be read again."""
+        if time.monotonic() > self._next_look:
+            self._next_look = time.monotonic() + LOOK_S
+            found = runlog.find_runs(self.path, self._known)
+            if new := [file for file in found if file.part_of and file.path not in self._files]:
+                raise Late(*new)
+        size = max(1 << 16, MOST_WAITING // len(self._parts))
+        moved = any([part.read(size) for part in self._parts if not part.why])
+        if any(part.goes_back for part in self._parts):
+            for part in self._parts:
+                part.waiting.clear()
+            if not moved:
+                raise Late
+        return moved
+
+    def _describe(self) -> None:
+        front = max(part.course.last_step for part in self._parts)
+        late = [part for part in self._parts if part.why or part.course.last_step < front]
+        number = len(self._parts)
+        self.parts = f"{number - len(late)} of {number} parts at step {front:,}" if late else ""
+        remarks = [self.parts]
+        for part in late:
+            why = f"not summed: {part.why}" if part.why else f"at step {part.course.last_step:,}"
+            remarks.append(f"{part.name} is {why}")
+        if self._lacking:
+            remarks.append(f"{self._lacking:,} steps are left out, because a part lacks them")
+        self.missing = "; ".join(filter(None, remarks))
+
+    def _sums(self) -> Iterator[Record]:
+        while active := self._ready():
+            first = active[0]
+            misfits = [part for part in active if part.layout != first.layout]
+            for part in misfits:
+                part.why = f"its run, routers, top-k or counts are not those of {first.name}"
+            if not misfits:
+                yield from self._next(active)
+
+    def _ready(self) -> Sequence[Part]:
+        """The parts of the next step; none while it is waited for."""
+        active = [part for part in self._parts if not part.why]
+        late = [part for part in active if not part.waiting]
+        if len(late) == len(active) or not all(part.source.exhausted for part in late):
+            return ()
+        if late:
+            self._waits_since = self._waits_since or self.modified or 0.0
+            if time.time() - self._waits_since < LAG_S:
+                return ()
+        for part in late:
+            part.why = f"no step after {part.course.last_step:,} for {LAG_S:.0f} s"
+        return [part for part in active if part.waiting]
+
+    def _next(self, active: Sequence[Part]) -> Iterator[Record]:
+        """The sum of the lowest step that waits; nothing if a part that has begun lacks it."""
+        step = min(part.waiting[0][0] for part in active)
+        there = [part for part in active if part.waiting[0][0] == step]
+        entries = [part.waiting.pop(0)[1] for part in there]
+        self._waits_since = 0.0
+        if any(part.given >= 0 for part in active if part not in there):
+            self._lacking += 1
+        else:
+            if not self._begun:
+                self._begun = True
+                yield cast(Record, Raw(there[0].reader.header))
+            yield summed(step, entries)
+        for part in there:
+            part.given = step
