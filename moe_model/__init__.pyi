@@ -31,6 +31,7 @@ from .config import (
     number as number,
     shown as shown,
 )
+from .experts import Experts as Experts
 from .model import (
     DecoderLayer as DecoderLayer,
     LanguageModel as LanguageModel,
