@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
@@ -17,11 +17,12 @@ from microscope_tui.probe.judge import Alert
 from microscope_tui.probe.probe import Probe, claimed
 from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.sites import Adapter, Site, arrange
-from microscope_tui.probe.stages import Part, parts_of, rule, split, unite
+from microscope_tui.probe.stages import Part, parts_of, split, unite
 from microscope_tui.probe.step_sums import shortened
 from microscope_tui.runlog import LOG_NAME, glance
 
 _logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 def attach(
@@ -73,13 +74,29 @@ def attach(
     """
     modules, stages = split(model)
     ranks, folder = Ranks(modules, counts), Path(run_folder).resolve() / (part or "")
+    parts: list[Part] = []
 
-    def find() -> list[Part]:
+    def find() -> tuple[bool, list[Part]]:
         _check(modules[0], mode, every, start_step, part)
-        return parts_of(modules, stages, routers, depths or {})
+        parts.extend(parts_of(modules, stages, routers, depths or {}))
+        copies = [part._replace(sites=[site.elsewhere() for site in part.sites]) for part in parts]
+        return ranks.counts(sees_part=False), copies
 
-    sites = _agree(ranks, find, modules[0])
-    first, resumed = _open_together(ranks, folder, sites, start_step)
+    counting, found = zip(*_together(ranks, find), strict=True)
+    others = range(ranks.size)
+    sites = arrange(unite([parts if n == ranks.rank else found[n] for n in others], ranks.rank))
+    if not sites:
+        raise ValueError(nothing_found(modules[0]))
+    ranks.counting = sum(counting)
+    if ranks.size > 1 and ranks.rank == 0:
+        on = {sum(counting[rank] for rank in site.holders) for site in sites}
+        counted = " to ".join(map(str, sorted({min(on), max(on)})))
+        _logger.info("%d ranks: each router is counted on %s", ranks.size, counted)
+
+    def open_log() -> tuple[int, bool]:
+        return _open(folder, sites, start_step) if ranks.rank == 0 else (1, False)
+
+    first, resumed = _together(ranks, open_log)[0]
     probe = Probe(
         modules, sites, ranks, folder, mode=mode, every=every, saliency=saliency, on_alert=on_alert,
         planned_steps=planned_steps, trainer_args=trainer_args, part=part,
@@ -89,50 +106,20 @@ def attach(
     return probe
 
 
-def _agree(ranks: Ranks, find: Callable[[], list[Part]], model: nn.Module) -> list[Site]:
-    """The routers of all ranks, in forward order; if a rank has a problem, all raise."""
-    problem, parts = None, list[Part]()
+def _together(ranks: Ranks, call: Callable[[], _T]) -> list[_T]:
+    """What ``call`` returns on every rank; if it fails on one, all raise."""
+    problem, found = None, None
     try:
-        parts = find()
+        found = call()
     except Exception as error:
         problem = error
-    sent = [part._replace(sites=[site.elsewhere() for site in part.sites]) for part in parts]
-    text = None if problem is None else str(problem)
-    gathered = ranks.gather_kinds((text, ranks.counts(sees_part=False), sent))
-    _raise_together(problem, [text for text, *_ in gathered])
-    everyone = [theirs for *_, theirs in gathered]
-    everyone[ranks.rank] = parts
-    sites = arrange(unite(everyone, ranks.rank))
-    if not sites:
-        raise ValueError(nothing_found(model))
-    counting = [counts for _, counts, _ in gathered]
-    ranks.counting = sum(counting)
-    if ranks.size > 1 and ranks.rank == 0:
-        _logger.info("%s", rule(sites, counting, ranks.tensor_size))
-    return sites
-
-
-def _raise_together(problem: Exception | None, texts: list[str | None]) -> None:
+    everyone = ranks.all_gather((None if problem is None else str(problem), found))
     if problem is not None:
         raise problem
-    for rank, text in enumerate(texts):
+    for rank, (text, _) in enumerate(everyone):
         if text is not None:
             raise ValueError(f"attach failed on rank {rank}: {text}")
-
-
-def _open_together(
-    ranks: Ranks, folder: Path, sites: list[Site], start_step: int | None
-) -> tuple[int, bool]:
-    """What ``_open`` returns on rank 0."""
-    problem, opened = None, (1, False)
-    try:
-        if ranks.rank == 0:
-            opened = _open(folder, sites, start_step)
-    except Exception as error:
-        problem = error
-    everyone = ranks.all_gather((None if problem is None else str(problem), opened))
-    _raise_together(problem, [text for text, _ in everyone])
-    return everyone[0][1]
+    return [cast("_T", one) for _, one in everyone]
 
 
 def _open(folder: Path, sites: list[Site], start_step: int | None) -> tuple[int, bool]:

@@ -82,8 +82,8 @@ class ForwardHooks:
         self.trains = mode == "train"
         self._saliency = saliency
         self._ranks = ranks
-        self.masks: dict[int, Any] = {}
-        """Attention masks of the micro-batches of the step; at −1 that of all."""
+        self.mask: Tensor | None = None
+        """The attention mask of the step, if the inputs do not show it."""
         self._batch: Batch | None = None
         self._inside = 0
         self._rows: defaultdict[int, int] = defaultdict(int)
@@ -95,7 +95,7 @@ class ForwardHooks:
     def reset(self, on: bool) -> None:
         self.on, self.passes, self.outside = on, 0, 0
         self._inside, self._batch = 0, None  # also after a pass that Ctrl-C ended
-        self.masks.clear()
+        self.mask = None
         self.calls.clear()
         if self.losses is not None:
             self.losses.reset()
@@ -172,24 +172,13 @@ class ForwardHooks:
         self._logits.clear()
         given = dict(zip(names, args, strict=False)) | kwargs
         self.asked = given.get("output_router_logits")
-        own = given.get("attention_mask")
-        mask = self._mask_of(micro, own)
-        if isinstance(mask, Tensor) and mask.dim() == 2 and (micro or mask is not own):
-            # It also shows how many tokens there are.
+        mask = given.get("attention_mask")
+        if mask is None and self.mask is not None:
+            mask = self.mask.tensor_split(micro.of)[micro.number] if micro else self.mask
+        if isinstance(mask, Tensor) and mask.dim() == 2:  # it also shows how many tokens there are
             given = {"x": mask, **given, "attention_mask": mask}
         self._batch = Batch(given)
         self.passes += 1
-
-    def _mask_of(self, micro: MicroBatch | None, own: Any) -> Any:
-        """``own``, else what another module of this rank had, or the user has given."""
-        whole = self.masks.get(-1)
-        if micro is None:
-            return whole if own is None else own
-        if own is None and whole is not None:
-            own = whole.tensor_split(micro.of)[micro.number]
-        if own is not None:
-            self.masks[micro.number] = own
-        return self.masks.get(micro.number)
 
     def _pass_counts(self, module: nn.Module) -> bool:
         if module.training != self.trains:

@@ -9,6 +9,7 @@ incomplete.
 from __future__ import annotations
 
 import logging
+import math
 import resource
 import sys
 import time
@@ -28,7 +29,7 @@ from microscope_tui.probe.losses import grad_squares
 from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.recorder import RunRecorder, TrainingLog
 from microscope_tui.probe.sites import Site
-from microscope_tui.probe.stages import check_replicas, expert_ranks, marks_of
+from microscope_tui.probe.stages import check_replicas, expert_ranks, mark_of
 from microscope_tui.probe.step_sums import (
     EXTRA,
     Layout,
@@ -41,6 +42,7 @@ from microscope_tui.probe.step_sums import (
 from microscope_tui.probe.still import Looks
 
 _logger = logging.getLogger(__name__)
+_Seen = tuple[list[Any], list[tuple[int, int, bool]]]
 claimed: set[Path] = set()
 """Run folders that a probe of this process writes to: closed to others until it is detached."""
 
@@ -88,13 +90,14 @@ class Probe:
         self._log: TrainingLog | None = None
         self._squares: Tensor | None = None
         self._warned: set[str] = set()
-        self._biases: list[int] = []
-        """Sizes of the selection biases, by row."""
-        self._padded: list[bool] = []
-        """In a pipeline: where padding was left out, by router."""
+        self._unpadded: list[str] = []
+        """Routers in other stages than those that show the padding."""
+        self._is_whole = all(site.here for site in sites)
         self._sum: _Sum | None = None
         """Of the last logged step, until it is read."""
         self._stop_requested = False
+        self._logged = 0
+        """The step of the latest line."""
         self.is_over = False
         """The ranks are not together any more: nothing is counted or summed."""
         self.hooks = ForwardHooks(modules, sites, mode, saliency, ranks)
@@ -116,9 +119,8 @@ class Probe:
         if self.ranks.rank:
             return
         try:
-            given = self._mode, self._trainer_args
-            text, alerts = check_settings(self._model, self.sites, *given)
-            if self._mode == "train" and all(site.here for site in self.sites):
+            text, alerts = check_settings(self._model, self.sites, self._mode, self._trainer_args)
+            if self._mode == "train" and self._is_whole:
                 _logger.info("%s", text)
             for alert in alerts if warn else ():
                 self._warned.add(setting_of(alert))
@@ -162,7 +164,7 @@ class Probe:
         ``mask``: the real tokens, as an attention mask ``[B, S]``: of all micro-batches of the step
         under a schedule of torch, called before it; else of the next forward passes.
         """
-        self.hooks.masks = {-1: mask}
+        self.hooks.mask = mask
 
     def event(self, event: str, values: Mapping[str, Any], step: int | None = None) -> None:
         """Write an event of the run: ``eval``, ``checkpoint`` or your own."""
@@ -227,9 +229,8 @@ class Probe:
         if vector is None:  # it still takes part in the sum
             extra = torch.zeros(len(EXTRA) + len(layout.rows) + looks.size, dtype=torch.float64)
             extra[0] = 1.0
-            vector = torch.cat(
-                [layout.vector((), extra, ranks.rank, ranks.size), self._own_biases()]
-            )
+            extra = torch.cat([extra, self._biases(layout, extra.device)])
+            vector = layout.vector((), extra, ranks.rank, ranks.size)
         work = self._together(ranks.start, vector, self._step)
         if not self.is_over:
             now = time.perf_counter()
@@ -251,45 +252,42 @@ class Probe:
     def _agree(self) -> None:
         """On the rows of the log, by what all ranks saw in the first logged step."""
         sites, ranks = self.sites, self.ranks
-        everyone = ranks.all_gather(self.hooks.attempt(self._seen), self._step)
-        check_replicas(sites, [seen[0] if seen else () for seen in everyone])
-        lists = [seen[1] for seen in everyone if seen] or [self._seen()[1]]
-        by_site = zip(*lists, strict=True)
-        most = [[max(column) for column in zip(*one, strict=True)] for one in by_site]
+        ranks.finish(ranks.start(torch.zeros(1), self._step), self._step)
+        own: _Seen = self.hooks.attempt(self._seen) or ([], [])
+        everyone = ranks.all_gather(own)
+        check_replicas(sites, [marks for marks, _ in everyone])
+        nothing = [(0, 0, False)] * len(sites)
+        by_site = zip(*(seen or nothing for _, seen in everyone), strict=True)
+        passes, top_k, padded = zip(
+            *(map(max, *one, (0, 0, False)) for one in by_site), strict=True
+        )
         if self.hooks.trains:
             self._looks.agree()
-        self.layout = Layout(rows_of(sites, [one[0] for one in most], [one[1] for one in most]))
-        self._biases = [row.num_experts * most[row.place][2] for row in self.layout.rows]
-        if len(sites[0].holders) < ranks.size:
-            self._padded = [one[3] for one in most]
+        self.layout = Layout(rows_of(sites, passes, top_k))
+        if any(padded) and len(sites[0].holders) < ranks.size:
+            pairs = zip(sites, padded, strict=True)
+            self._unpadded = [site.name for site, own in pairs if site.sees_text and not own]
 
-    def _seen(self) -> tuple[list[Any], list[tuple[int, int, bool, bool]]]:
-        """Of every router a mark of its weights; and the passes through it, k, whether it has a
-        bias, and whether padding was left out."""
-        calls, seen = self.hooks.calls.seen, list[tuple[int, int, bool, bool]]()
+    def _seen(self) -> _Seen:
+        """Of every router a mark of its weights; and the passes through it, k, and whether padding
+        was left out."""
+        calls, seen = self.hooks.calls.seen, list[tuple[int, int, bool]]()
         for place, site in enumerate(self.sites):
             own = {number: k for (at, number), k in calls.items() if at == place}
             top_k = site.top_k or max(own.values(), default=0)
-            has_bias, is_padded = site.bias() is not None, place in self.hooks.padded
-            seen.append((max(own, default=-1) + 1, top_k, has_bias, is_padded))
-        return marks_of(self.sites) if self.ranks.size > 1 else [], seen
+            seen.append((max(own, default=-1) + 1, top_k, place in self.hooks.padded))
+        return [mark_of(site) for site in self.sites] if self.ranks.size > 1 else [], seen
 
-    def _unpadded(self) -> list[str]:
-        """Routers in other stages than those that show the padding."""
-        if not any(self._padded):
-            return []
-        pairs = zip(self.sites, self._padded, strict=True)
-        return [site.name for site, is_padded in pairs if site.sees_text and not is_padded]
-
-    def _own_biases(self) -> Tensor:
-        """The biases that this rank is the first to hold, one after the other; else zeros."""
-        assert self.layout is not None
-        found: list[Tensor] = [torch.zeros(0, dtype=torch.float64)]
-        for row, size in zip(self.layout.rows, self._biases, strict=True):
-            site = self.sites[row.place]
-            bias = site.bias() if site.holders[0] == self.ranks.rank and size else None
-            found.append(found[0].new_zeros(size) if bias is None else bias)
-        return torch.cat([one.to(found[-1].device, torch.float64) for one in found])
+    def _biases(self, layout: Layout, device: torch.device) -> Tensor:
+        """The bias of every row, from the first rank that holds the router; NaN without one."""
+        found: list[Tensor] = []
+        for row in layout.rows:
+            site, bias_E = self.sites[row.place], torch.zeros(layout.num_experts)
+            if site.holders[0] == self.ranks.rank:
+                bias_E = bias_E.fill_(torch.nan) if (own := site.bias()) is None else own
+            bias_E = bias_E.to(device, torch.float64)
+            found.append(nn.functional.pad(bias_E, (0, layout.num_experts - len(bias_E))))
+        return torch.cat(found)
 
     def _read_sum(self) -> None:
         """Read the sum of the last logged step; on rank 0, write its line."""
@@ -300,13 +298,14 @@ class Probe:
         if self.is_over:
             return
         hooks, layout = self.hooks, self.layout
-        count = sum(self._biases)
-        vector, biases = pending.vector.tensor_split([len(pending.vector) - count])
-        sums: StepSums | None = hooks.attempt(
-            layout.read, vector, self.ranks.size, torch.split(biases, self._biases)
-        )
+        sums: StepSums | None = hooks.attempt(layout.read, pending.vector, self.ranks.size, [])
         if sums is None:
             return
+        self._logged = pending.step
+        E, at = layout.num_experts, len(sums.extra) - layout.num_experts * len(layout.rows)
+        for number, row in enumerate(layout.rows):
+            bias = sums.extra[at + number * E :][: row.num_experts]
+            sums.biases.append([] if all(map(math.isnan, bias)) else bias)
         self._stop_requested = sums.extra[EXTRA.index("stop")] > 0
         if self.ranks.rank:
             self._log = self._log or TrainingLog(None)
@@ -320,11 +319,11 @@ class Probe:
         if record is None:
             return
         if not sums.extra[0]:
-            looked = sums.extra[len(EXTRA) + len(layout.rows) :]
+            looked = sums.extra[len(EXTRA) + len(layout.rows) : at]
             looks = self._looks
             found = looks.attempt(looks.conclude, looked, layout.rows, sums.counts)
             record["router"] |= found or {}
-        self._warn_incomplete(pending.step, sums, layout.rows)
+        self._warn_incomplete(sums, layout.rows)
         self._write(pending, layout, record | {"step": pending.step})
 
     def _vector(self, layout: Layout, loss: Any) -> Tensor:
@@ -347,9 +346,9 @@ class Probe:
         places = torch.tensor([row.place for row in layout.rows], device=device)
         self._looks.read()
         looked = self._looks.vector(counts, device)
-        extra = torch.cat([extra, self._squares.to(device)[places], looked])
-        vector = layout.vector(parts if counts else (), extra, ranks.rank, ranks.size)
-        return torch.cat([vector, self._own_biases().to(device)])
+        squares, biases = self._squares.to(device)[places], self._biases(layout, device)
+        extra = torch.cat([extra, squares, looked, biases])
+        return layout.vector(parts if counts else (), extra, ranks.rank, ranks.size)
 
     def _write(self, pending: _Sum, layout: Layout, record: dict[str, Any]) -> None:
         if self._log is None:
@@ -366,13 +365,7 @@ class Probe:
         if self.wants_stop and self.ranks.size == 1:
             self.stops = True
 
-    def _warn_incomplete(self, step: int, sums: StepSums, rows: Sequence[Row]) -> None:
-        if names := self._unpadded():
-            self._once(
-                step,
-                "padding counts in %s: their stages do not see it; pass it to probe.mask",
-                shortened(names),
-            )
+    def _warn_incomplete(self, sums: StepSums, rows: Sequence[Row]) -> None:
         failed, passes = sums.extra[:2]
         if failed:  # reported when it happened
             return
@@ -381,59 +374,57 @@ class Probe:
         training = self.hooks.modules[0].training
         if not passes and training != (self._mode == "train"):
             self._once(
-                step,
                 f"no forward pass was counted; call model.{self._mode}() before: passes in the "
                 "other mode are not counted",
             )
         elif not passes:
             self._once(
-                step,
                 "no forward pass was counted; call the model that was given to attach; a model "
                 "that was compiled and run before attach, is replayed as a CUDA graph, or is a "
                 "copy, is not seen",
             )
         elif not any(sums.tokens):
             self._once(
-                step,
                 "the model ran and no router was seen; a kernel that replaces the whole MoE "
                 "layer, or code compiled before attach, hides them",
             )
         elif lacking:
             self._once(
-                step,
                 "%s not seen; where layers were replaced after attach, detach and attach again",
                 shortened(lacking),
             )
         if self.hooks.outside:
             self._once(
-                step,
                 "routers run outside the forward of the model that was given to attach, and are "
                 "not counted: attach to the module that the training calls",
             )
 
-    def _once(self, step: int, text: str, *values: object) -> None:
+    def _once(self, text: str, *values: object) -> None:
         if text not in self._warned:
             self._warned.add(text)
-            _logger.warning(f"step %d: {text}", step, *values)
+            _logger.warning(f"step %d: {text}", self._logged, *values)
 
     def _open(self, pending: _Sum, layout: Layout) -> RunRecorder:
         hooks = self.hooks
         aux = AuxLoss(self._trainer_args, hooks.asked, hooks.returned)
         passes = pending.passes // len(hooks.modules)
         described = describe(self._model, self.sites, layout.rows, passes, aux)
-        if names := self._unpadded():
+        if names := self._unpadded:
             described["config"]["padding_counted"] = names
-        is_whole = all(site.here for site in self.sites)
-        if self._mode == "eval" or not is_whole:
+            self._once(
+                "padding counts in %s: their stages do not see it; pass it to probe.mask",
+                shortened(names),
+            )
+        if self._mode == "eval" or not self._is_whole:
             del described["training"]
-        if not is_whole:  # these are of one stage
+        if not self._is_whole:  # these are of one stage
             del described["model"]["parameters"]
         return RunRecorder(
             self._folder,
             run=(self._folder.parent if self._part else self._folder).name,
             part=self._part or UNSET,
             planned_steps=self._planned_steps,
-            resumed_at_step=pending.step if self._resumed else None,
+            resumed_at_step=self._logged if self._resumed else None,
             profile="eval" if self._mode == "eval" else profile(self.hooks.model),
             writer="microscope_tui.probe",
             world_size=self.ranks.size,

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import itertools
 import pickle
-import sys
 import zlib
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -23,6 +21,8 @@ LIMIT_S = 60
 """Seconds that a rank waits for the others."""
 _SAME_TOKENS = ("tp", "tensor", "tensor_parallel", "tensor_model_parallel", "model")
 """Names of mesh dimensions along which ranks see the same tokens, or parts of the same sequence."""
+_STOP = "stop"
+"""Key in the store: why the ranks do not wait any more."""
 _T = TypeVar("_T")
 _numbers = itertools.count()
 
@@ -45,6 +45,7 @@ class Ranks:
             home: Any = dist.distributed_c10d
             store = home._get_default_store()
             self._store = home.PrefixStore(f"moe-microscope/{next(_numbers)}", store)
+            self._store.set(str(self.rank), "0")
 
     def counts(self, sees_part: bool) -> bool:
         """Whether the tokens of this rank count; ``sees_part``: routers see a part of them."""
@@ -63,46 +64,42 @@ class Ranks:
         Raises:
             RuntimeError: it failed, or was not complete after ``LIMIT_S``; names the ranks behind.
         """
-        for second in range(LIMIT_S if work is not None else 0):
+        if work is None:
+            return
+        for _ in range(LIMIT_S):
             try:
                 work.wait(timedelta(seconds=1))
                 return
             except RuntimeError:
                 if work.is_completed():
                     raise
-            if second + 1 == LIMIT_S and not self._store.check(["stop"]):
-                self._store.set("stop", self._behind(step))
-            if self._store.check(["stop"]):
-                raise RuntimeError(self._store.get("stop").decode())
+            if self._store.check([_STOP]):
+                break
+        else:
+            self._store.set(_STOP, self._behind(step))
+        raise RuntimeError(self._store.get(_STOP).decode())
 
     def _behind(self, step: int) -> str:
-        steps: dict[int, int] = {}
-        for rank in range(self.size):
-            known = self._store.check([str(rank)])
-            steps[rank] = int(self._store.get(str(rank))) if known else 0
-        behind = [f"rank {rank} (step {own})" for rank, own in steps.items() if own < step]
+        steps = [int(self._store.get(str(rank))) for rank in range(self.size)]
+        behind = [f"rank {rank} (step {own})" for rank, own in enumerate(steps) if own < step]
         return (
             f"step {step} is not summed after {LIMIT_S} s, these ranks are behind: "
             f"{', '.join(behind[:8]) or 'none'}; call probe.step on every rank, every step"
         )
 
-    def all_gather(self, own: _T, step: int | None = None) -> list[_T]:
-        """``own`` of every rank; every rank must call it. ``step``: wait as ``finish`` does."""
-        everyone = [own] * self.size
-        if self.size > 1:
-            if step is not None:
-                self.finish(self.start(torch.zeros(1), step), step)
-            dist.all_gather_object(everyone, own, group=self._group)
-        return everyone
+    def all_gather(self, own: _T) -> list[_T]:
+        """``own`` of every rank; every rank must call it. What is the same is sent once."""
+        if self.size == 1:
+            return [own]
+        marks = self._exchange(zlib.crc32(pickle.dumps(own)))
+        is_first = marks.index(marks[self.rank]) == self.rank
+        sent = self._exchange(own if is_first else None)
+        return [sent[marks.index(mark)] for mark in marks]
 
-    def gather_kinds(self, own: _T) -> list[_T]:
-        """As ``all_gather``; what is the same on several ranks is sent once."""
-        mark = 0 if self.size == 1 else zlib.crc32(pickle.dumps(own))
-        marks = self.all_gather(mark)
-        if len(set(marks)) == 1:
-            return [own] * self.size
-        sent = self.all_gather(own if marks.index(mark) == self.rank else None)
-        return [sent[marks.index(one)] for one in marks]  # type: ignore[misc]  # the first sends
+    def _exchange(self, own: Any) -> list[Any]:
+        everyone = [None] * self.size
+        dist.all_gather_object(everyone, own, group=self._group)
+        return everyone
 
 
 def _tensor_parallel(modules: Sequence[nn.Module]) -> tuple[int, int]:
@@ -112,10 +109,4 @@ def _tensor_parallel(modules: Sequence[nn.Module]) -> tuple[int, int]:
         for dimension, name in enumerate(getattr(mesh, "mesh_dim_names", None) or ()):
             if name in _SAME_TOKENS and mesh.size(dimension) > 1:
                 return mesh.get_local_rank(dimension), mesh.size(dimension)
-    megatron = sys.modules.get("megatron.core.parallel_state")
-    if megatron is not None and megatron.model_parallel_is_initialized():
-        config = getattr(modules[0], "config", None)
-        if not getattr(config, "sequence_parallel", False):
-            size = megatron.get_tensor_model_parallel_world_size()
-            return megatron.get_tensor_model_parallel_rank(), size
     return 0, 1

@@ -21,7 +21,7 @@ from microscope_tui.probe.forward_hooks import ForwardHooks
 from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.sites import Site
 from microscope_tui.probe.step_sums import Row, Values
-from microscope_tui.probe.weights import Owner, Weight, inside, plain_path, weights_of
+from microscope_tui.probe.weights import Owner, Weight, inside, local_part, plain_path, weights_of
 
 _logger = logging.getLogger(__name__)
 FIRST, EVERY = range(3, 6), 100
@@ -197,11 +197,11 @@ class Looks:
         self._parts = self.attempt(_plan, self._hooks.model, self._hooks.sites) or []
         if any(hasattr(part.weight, "ds_id") for part in self._parts):
             self._parts = []
-            level = logging.WARNING if self._ranks.rank == 0 else logging.DEBUG
-            _logger.log(level, "ZeRO-3 keeps gradients in partitions: STILL cannot read any")
+            if self._ranks.rank == 0:
+                _logger.warning("ZeRO-3 keeps gradients in partitions: STILL cannot read any")
         self.attempt(self._sample)
         own = [key for part in self._parts for key in part.keys]
-        everyone = self._ranks.gather_kinds((own, [*filter(self._is_enough, self._kept)]))
+        everyone = self._ranks.all_gather((own, [*filter(self._is_enough, self._kept)]))
         keys = dict.fromkeys(itertools.chain.from_iterable(keys for keys, _ in everyone))
         self._numbers = {key: number for number, key in enumerate(keys)}
         self._enough = set(itertools.chain.from_iterable(enough for _, enough in everyone))
@@ -217,7 +217,7 @@ class Looks:
         weights: defaultdict[Group, list[Tensor]] = defaultdict(list)
         for part in self._parts:
             held = part.module._parameters.get(part.name)  # also while it is frozen: sizes stay
-            weights[part.group].append(torch.zeros(0) if held is None else _local(held))
+            weights[part.group].append(torch.zeros(0) if held is None else local_part(held))
         for group, some in weights.items():
             self._samples[group], self._ends[group] = _sample_of(some)
         self._kept = self._kept or self._samples
@@ -231,7 +231,7 @@ class Looks:
             at = [self._numbers[key] for key in part.keys]
             if weight is None or _is_elsewhere(weight):
                 blind += at
-            elif weight.grad is not None and (grad := _local(weight.grad)).numel():
+            elif weight.grad is not None and (grad := local_part(weight.grad)).numel():
                 rows = slice(_first_row(weight.grad), None) if len(at) > 1 else slice(None)
                 grads[grad.device, grad.dtype, len(at) > 1].append((at[rows][: len(grad)], grad))
         device = next(iter(grads), (torch.device("cpu"),))[0]
@@ -358,11 +358,6 @@ def _chosen(place: int, rows: Sequence[Row], counts: Sequence[Sequence[int]]) ->
     """Tokens of every expert of a router, over its passes."""
     passes = [n for n, row in zip(counts, rows, strict=True) if row.place == place]
     return [sum(column) for column in zip(*passes, strict=True)]
-
-
-def _local(tensor: Any) -> Tensor:
-    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return local.detach()
 
 
 def _first_row(grad: Any) -> int:

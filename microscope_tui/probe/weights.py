@@ -117,6 +117,12 @@ def inside(path: str, places: Collection[str]) -> str:
     return next((one for one in _up(path) if one in places), "")
 
 
+def local_part(tensor: Any) -> Tensor:
+    """What this rank holds of a DTensor."""
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local.detach()
+
+
 def plain_path(path: str) -> str:
     """A path without what PEFT, FSDP and ``torch.compile`` put into it."""
     return _WRAPPERS.sub("", path).removeprefix(".")

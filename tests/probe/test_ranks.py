@@ -19,7 +19,7 @@ from torch import nn
 from benchmarks.families.tiny import build
 from microscope_tui.probe import attach
 from tests.forked import ForkServer
-from tests.probe.layers import ADAPTER, Model, records
+from tests.probe.layers import records
 from tests.probe.real_text import small_mixtral
 from tests.probe.test_still import Setup, changed, looks, run, step_in_backward, without_gradients
 
@@ -40,7 +40,6 @@ def main(folder: Path, rank: int) -> None:
     for kind, setup in STILL.items():
         model = sharded(setup.model()) if "fsdp" in kind else setup.model()
         run(setup, folder / kind, model)
-    seen["refusal"] = refuse_stages(folder / "stages", rank)
     seen["alone"], seen["norms"] = split_models(folder, rank)
     (folder / f"seen{rank}.json").write_text(json.dumps(seen))
     dist.destroy_process_group()
@@ -91,14 +90,6 @@ def train(model: Any, inner: Any, folder: Path, breaks: bool = False) -> list[Co
             optimizer.zero_grad()
             probe.step(loss=output.loss)
     return steps
-
-
-def refuse_stages(folder: Path, rank: int) -> str:
-    """What is raised where both ranks have the same layers, and a router in other ones."""
-    with pytest.raises(ValueError, match="depths=") as refusal:
-        attach(Model(), folder, routers={f"layers.{rank + 1}.gate": ADAPTER})
-    attach(Model(), folder, routers={"layers.1.gate": ADAPTER}).detach()
-    return str(refusal.value)
 
 
 def split_models(folder: Path, rank: int) -> tuple[Counts, list[float]]:
@@ -170,12 +161,6 @@ def test_training_continues_if_a_probe_fails_and_lines_are_incomplete(trained: T
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert [line.get("incomplete") for line in lines] == [None] + ["1 ranks did not count"] * 2
     assert [line["tokens_per_expert"] for line in rest] == trained.seen[0]["broken"][1:]
-
-
-def test_layers_that_are_neither_replicas_nor_stages_are_refused(trained: Trained) -> None:
-    for seen in trained.seen:
-        assert "layers.2.gate has no router on rank 0, which has its layer" in seen["refusal"]
-        assert "pass attach(..., depths={'layers.2.gate': DEPTH})" in seen["refusal"]
 
 
 @pytest.mark.parametrize("kind", ["tensor", "expert"])

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from microscope_tui.probe.sites import arrange
-from microscope_tui.probe.stages import parts_of, rule, unite
+from microscope_tui.probe.stages import parts_of, unite
 from tests.forked import ForkServer
 from tests.probe.layers import ADAPTER, ROUTERS, VOCABULARY, Block, Gate, Model, records
 from tests.probe.pipelines import CASES, alone, batch, mask
@@ -88,32 +88,6 @@ def test_the_numbers_of_the_layers_in_megatron_are_their_depths() -> None:
             getattr(layer, "gate", layer).layer_number = start + at
     assert names(first, second) == ["L1", "L2", "L3"]
     assert names(second, second) == ["L2", "L3"]
-
-
-def test_layers_of_one_number_with_other_routers_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"layers.0.gate has no router on rank 0, .* depths="):
-        names(stage(False, True), stage(True, False))
-
-
-@pytest.mark.parametrize(
-    ("held", "tensor", "words"),
-    [
-        ([(0, 1, 2, 3), (4, 5, 6, 7)], 1, "8 ranks: 2 stages × 2 experts × 2 data; {} 4"),
-        ([range(8)], 2, "8 ranks: 2 tensor × 2 experts × 2 data; {} 4"),
-        ([(0, 1, 2, 3), (4, 5, 6, 7)], 4, "8 ranks: 2 stages × 4 tensor; {} 1"),
-    ],
-)
-def test_the_rule_names_the_layout_and_how_many_ranks_count(
-    held: Any, tensor: int, words: str
-) -> None:
-    module = Model()
-    (part,) = parts_of([module], [None], ROUTERS, {})
-    for site, ranks in zip(part.sites, held, strict=False):
-        site.holders, site.block = ranks, module.layers[1]
-        site.block.num_local_experts = site.num_experts // 2
-    counting = [rank % tensor == 0 for rank in range(8)]
-    said = words.format("each router is counted on")
-    assert rule(part.sites[: len(held)], counting, tensor) == said
 
 
 @pytest.mark.parametrize("case", ["1f1b", "zbv", "experts"])
