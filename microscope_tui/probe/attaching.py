@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from torch import nn
 
@@ -22,7 +22,6 @@ from microscope_tui.probe.step_sums import shortened
 from microscope_tui.runlog import LOG_NAME, glance
 
 _logger = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 
 def attach(
@@ -82,9 +81,9 @@ def attach(
         copies = [part._replace(sites=[site.elsewhere() for site in part.sites]) for part in parts]
         return ranks.counts(sees_part=False), copies
 
-    counting, found = zip(*_together(ranks, find), strict=True)
-    others = range(ranks.size)
-    sites = arrange(unite([parts if n == ranks.rank else found[n] for n in others], ranks.rank))
+    counting, everyone = map(list, zip(*_together(ranks, find), strict=True))
+    everyone[ranks.rank] = parts
+    sites = arrange(unite(everyone, ranks.rank))
     if not sites:
         raise ValueError(nothing_found(modules[0]))
     ranks.counting = sum(counting)
@@ -92,11 +91,8 @@ def attach(
         on = {sum(counting[rank] for rank in site.holders) for site in sites}
         counted = " to ".join(map(str, sorted({min(on), max(on)})))
         _logger.info("%d ranks: each router is counted on %s", ranks.size, counted)
-
-    def open_log() -> tuple[int, bool]:
-        return _open(folder, sites, start_step) if ranks.rank == 0 else (1, False)
-
-    first, resumed = _together(ranks, open_log)[0]
+    opened = _together(ranks, lambda: None if ranks.rank else _open(folder, sites, start_step))
+    first, resumed = opened[0]
     probe = Probe(
         modules, sites, ranks, folder, mode=mode, every=every, saliency=saliency, on_alert=on_alert,
         planned_steps=planned_steps, trainer_args=trainer_args, part=part,
@@ -106,7 +102,7 @@ def attach(
     return probe
 
 
-def _together(ranks: Ranks, call: Callable[[], _T]) -> list[_T]:
+def _together(ranks: Ranks, call: Callable[[], Any]) -> list[Any]:
     """What ``call`` returns on every rank; if it fails on one, all raise."""
     problem, found = None, None
     try:
@@ -119,7 +115,7 @@ def _together(ranks: Ranks, call: Callable[[], _T]) -> list[_T]:
     for rank, (text, _) in enumerate(everyone):
         if text is not None:
             raise ValueError(f"attach failed on rank {rank}: {text}")
-    return [cast("_T", one) for _, one in everyone]
+    return [one for _, one in everyone]
 
 
 def _open(folder: Path, sites: list[Site], start_step: int | None) -> tuple[int, bool]:

@@ -13,7 +13,7 @@ import logging
 import sys
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -49,12 +49,7 @@ class ForwardHooks:
     """Watches the routers of one model between two logged steps."""
 
     def __init__(
-        self,
-        modules: Sequence[nn.Module],
-        sites: list[Site],
-        mode: str,
-        saliency: bool,
-        ranks: Ranks,
+        self, modules: list[nn.Module], sites: list[Site], mode: str, saliency: bool, ranks: Ranks
     ) -> None:
         """``modules``: the model, or the chunks of it on this rank, called one after the other."""
         self.sites, self.problem = sites, ""
@@ -78,7 +73,7 @@ class ForwardHooks:
         self.padded = set[int]()
         """Places of the routers whose padding was left out."""
         self.sees_part = False
-        """Routers saw a part of the sequences: other tensor-parallel ranks saw the rest."""
+        """Routers saw a part of the sequences; other tensor-parallel ranks saw the rest."""
         self.trains = mode == "train"
         self._saliency = saliency
         self._ranks = ranks

@@ -42,19 +42,16 @@ from microscope_tui.probe.step_sums import (
 from microscope_tui.probe.still import Looks
 
 _logger = logging.getLogger(__name__)
-_Seen = tuple[list[Any], list[tuple[int, int, bool]]]
 claimed: set[Path] = set()
 """Run folders that a probe of this process writes to: closed to others until it is detached."""
 
 
 class _Sum(NamedTuple):
-    """The sum over ranks of a logged step, which may not be complete."""
+    """The sum over ranks of a logged step, for ``Ranks.finish``."""
 
     step: int
     work: Any
-    """For ``Ranks.finish``."""
     vector: Tensor
-    passes: int
     losses: Mapping[str, Any]
     scalars: Mapping[str, Any]
 
@@ -64,7 +61,7 @@ class Probe:
 
     def __init__(
         self,
-        modules: Sequence[nn.Module],
+        modules: list[nn.Module],
         sites: list[Site],
         ranks: Ranks,
         folder: Path,
@@ -90,6 +87,8 @@ class Probe:
         self._log: TrainingLog | None = None
         self._squares: Tensor | None = None
         self._warned: set[str] = set()
+        self._passes = 0
+        """Of a step, for the header."""
         self._unpadded: list[str] = []
         """Routers in other stages than those that show the padding."""
         self._is_whole = all(site.here for site in sites)
@@ -97,11 +96,10 @@ class Probe:
         """Of the last logged step, until it is read."""
         self._stop_requested = False
         self._logged = 0
-        """The step of the latest line."""
+        """The latest step that is summed."""
         self.is_over = False
         """The ranks are not together any more: nothing is counted or summed."""
-        self.hooks = ForwardHooks(modules, sites, mode, saliency, ranks)
-        self._model = modules[0]
+        self.hooks, self._model = ForwardHooks(modules, sites, mode, saliency, ranks), modules[0]
         self._looks = Looks(self.hooks, ranks)
 
     def begin(self, step: int, resumed: bool, judgement: bytes | None) -> None:
@@ -232,12 +230,10 @@ class Probe:
             extra = torch.cat([extra, self._biases(layout, extra.device)])
             vector = layout.vector((), extra, ranks.rank, ranks.size)
         work = self._together(ranks.start, vector, self._step)
-        if not self.is_over:
-            now = time.perf_counter()
-            seconds, self._tick = (now - self._tick) / self._every, now
-            cost = {"step_time_s": seconds, "memory_bytes": _memory_bytes()}
-            given = _now(losses or {}), cost | _now(scalars)
-            self._sum = _Sum(self._step, work, vector, hooks.passes, *given)
+        now = time.perf_counter()
+        seconds, self._tick = (now - self._tick) / self._every, now
+        cost = {"step_time_s": seconds, "memory_bytes": _memory_bytes()}
+        self._sum = _Sum(self._step, work, vector, _now(losses or {}), cost | _now(scalars))
         if ranks.size == 1:
             self._read_sum()
 
@@ -253,30 +249,27 @@ class Probe:
         """On the rows of the log, by what all ranks saw in the first logged step."""
         sites, ranks = self.sites, self.ranks
         ranks.finish(ranks.start(torch.zeros(1), self._step), self._step)
-        own: _Seen = self.hooks.attempt(self._seen) or ([], [])
-        everyone = ranks.all_gather(own)
-        check_replicas(sites, [marks for marks, _ in everyone])
-        nothing = [(0, 0, False)] * len(sites)
-        by_site = zip(*(seen or nothing for _, seen in everyone), strict=True)
-        passes, top_k, padded = zip(
-            *(map(max, *one, (0, 0, False)) for one in by_site), strict=True
-        )
+        own = self.hooks.attempt(self._seen) or [(None, 0, 0, False)] * len(sites)
+        by_site = [[*zip(*seen, strict=True)] for seen in zip(*ranks.all_gather(own), strict=True)]
+        check_replicas(sites, [marks for marks, *_ in by_site])
+        passes, top_k, padded = ([max(seen[n]) for seen in by_site] for n in (1, 2, 3))
         if self.hooks.trains:
             self._looks.agree()
         self.layout = Layout(rows_of(sites, passes, top_k))
+        self._passes = self.hooks.passes // len(self.hooks.modules)
         if any(padded) and len(sites[0].holders) < ranks.size:
             pairs = zip(sites, padded, strict=True)
             self._unpadded = [site.name for site, own in pairs if site.sees_text and not own]
 
-    def _seen(self) -> _Seen:
-        """Of every router a mark of its weights; and the passes through it, k, and whether padding
-        was left out."""
-        calls, seen = self.hooks.calls.seen, list[tuple[int, int, bool]]()
+    def _seen(self) -> list[tuple[Any, int, int, bool]]:
+        """Of every router: a mark of its weights, passes, k, and whether padding is left out."""
+        found: list[tuple[Any, int, int, bool]] = []
         for place, site in enumerate(self.sites):
-            own = {number: k for (at, number), k in calls.items() if at == place}
-            top_k = site.top_k or max(own.values(), default=0)
-            seen.append((max(own, default=-1) + 1, top_k, place in self.hooks.padded))
-        return [mark_of(site) for site in self.sites] if self.ranks.size > 1 else [], seen
+            calls = {n: k for (at, n), k in self.hooks.calls.seen.items() if at == place}
+            mark = mark_of(site) if self.ranks.size > 1 else None
+            top_k = site.top_k or max(calls.values(), default=0)
+            found.append((mark, max(calls, default=-1) + 1, top_k, place in self.hooks.padded))
+        return found
 
     def _biases(self, layout: Layout, device: torch.device) -> Tensor:
         """The bias of every row, from the first rank that holds the router; NaN without one."""
@@ -313,9 +306,8 @@ class Probe:
         seconds = pending.scalars["step_time_s"]
         rate = max(sums.tokens, default=0) / seconds if seconds > 0 else None
         scalars = {"tokens_per_s": rate, **pending.scalars}
-        record = hooks.attempt(
-            step_record, sums, layout.rows, self._saliency, pending.losses, scalars
-        )
+        losses = pending.losses
+        record = hooks.attempt(step_record, sums, layout.rows, self._saliency, losses, scalars)
         if record is None:
             return
         if not sums.extra[0]:
@@ -324,7 +316,7 @@ class Probe:
             found = looks.attempt(looks.conclude, looked, layout.rows, sums.counts)
             record["router"] |= found or {}
         self._warn_incomplete(sums, layout.rows)
-        self._write(pending, layout, record | {"step": pending.step})
+        self._write(layout, record | {"step": pending.step})
 
     def _vector(self, layout: Layout, loss: Any) -> Tensor:
         """What this rank adds to the step; only its state if it does not count."""
@@ -350,9 +342,9 @@ class Probe:
         extra = torch.cat([extra, squares, looked, biases])
         return layout.vector(parts if counts else (), extra, ranks.rank, ranks.size)
 
-    def _write(self, pending: _Sum, layout: Layout, record: dict[str, Any]) -> None:
+    def _write(self, layout: Layout, record: dict[str, Any]) -> None:
         if self._log is None:
-            self._log = TrainingLog(self.hooks.attempt(self._open, pending, layout))
+            self._log = TrainingLog(self.hooks.attempt(self._open, layout))
         self._log.step(record)
         for alert in self._log.alerts():
             if alert.rule != "LINT" or setting_of(alert) not in self._warned:
@@ -371,22 +363,21 @@ class Probe:
             return
         pairs = zip(sums.tokens, rows, strict=True)
         lacking = [row.name for tokens, row in pairs if not tokens and not row.optional]
-        training = self.hooks.modules[0].training
-        if not passes and training != (self._mode == "train"):
+        if not passes and self._model.training != (self._mode == "train"):
             self._once(
                 f"no forward pass was counted; call model.{self._mode}() before: passes in the "
-                "other mode are not counted",
+                "other mode are not counted"
             )
         elif not passes:
             self._once(
                 "no forward pass was counted; call the model that was given to attach; a model "
                 "that was compiled and run before attach, is replayed as a CUDA graph, or is a "
-                "copy, is not seen",
+                "copy, is not seen"
             )
         elif not any(sums.tokens):
             self._once(
                 "the model ran and no router was seen; a kernel that replaces the whole MoE "
-                "layer, or code compiled before attach, hides them",
+                "layer, or code compiled before attach, hides them"
             )
         elif lacking:
             self._once(
@@ -396,7 +387,7 @@ class Probe:
         if self.hooks.outside:
             self._once(
                 "routers run outside the forward of the model that was given to attach, and are "
-                "not counted: attach to the module that the training calls",
+                "not counted: attach to the module that the training calls"
             )
 
     def _once(self, text: str, *values: object) -> None:
@@ -404,11 +395,10 @@ class Probe:
             self._warned.add(text)
             _logger.warning(f"step %d: {text}", self._logged, *values)
 
-    def _open(self, pending: _Sum, layout: Layout) -> RunRecorder:
+    def _open(self, layout: Layout) -> RunRecorder:
         hooks = self.hooks
         aux = AuxLoss(self._trainer_args, hooks.asked, hooks.returned)
-        passes = pending.passes // len(hooks.modules)
-        described = describe(self._model, self.sites, layout.rows, passes, aux)
+        described = describe(self._model, self.sites, layout.rows, self._passes, aux)
         if names := self._unpadded:
             described["config"]["padding_counted"] = names
             self._once(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import pickle
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -35,7 +35,7 @@ class Ranks:
         together = dist.is_available() and dist.is_initialized()
         self.size = dist.get_world_size() if together else 1
         self.rank = dist.get_rank() if together else 0
-        self.tensor_rank, self.tensor_size = _tensor_parallel(modules)
+        self.tensor_rank, self.tensor_size = along(modules, _SAME_TOKENS)
         self.given = counts
         self.counting = 1
         """Ranks that count, if no router sees only a part of a sequence."""
@@ -102,11 +102,11 @@ class Ranks:
         return everyone
 
 
-def _tensor_parallel(modules: Sequence[nn.Module]) -> tuple[int, int]:
-    """Number of this rank among those with the same tokens, and how many these are."""
+def along(modules: Iterable[nn.Module], names: Sequence[str]) -> tuple[int, int]:
+    """Number of this rank in a mesh dimension of one of these names, and the size of that."""
     for parameter in (one for module in modules for one in module.parameters()):
         mesh: Any = getattr(parameter, "device_mesh", None)
         for dimension, name in enumerate(getattr(mesh, "mesh_dim_names", None) or ()):
-            if name in _SAME_TOKENS and mesh.size(dimension) > 1:
+            if name in names and mesh.size(dimension) > 1:
                 return mesh.get_local_rank(dimension), mesh.size(dimension)
     return 0, 1

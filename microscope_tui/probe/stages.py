@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from microscope_tui.probe.find_routers import sites_in
+from microscope_tui.probe.ranks import along
 from microscope_tui.probe.sites import Adapter, Site, is_size, setting
 from microscope_tui.probe.weights import inside, local_part
 
@@ -104,10 +105,12 @@ def different(path: str, what: str) -> ValueError:
 
 
 def check_replicas(sites: Sequence[Site], marks: Sequence[Sequence[Any]]) -> None:
-    """Raise ``ValueError`` if routers of one depth and path differ; ``marks``: of every rank, from
-    ``mark_of``, or nothing."""
-    for place, site in enumerate(sites):
-        own = {marks[rank][place]: rank for rank in reversed(site.holders) if marks[rank]}
+    """Raise ``ValueError`` if routers of one depth and path differ.
+
+    ``marks``: of every router, the results of ``mark_of`` by rank.
+    """
+    for site, by_rank in zip(sites, marks, strict=True):
+        own = {by_rank[rank]: rank for rank in reversed(site.holders)}
         own.pop(None, None)
         if len(own) > 1 and not site.is_placed:
             ranks = sorted(own.values())
@@ -128,16 +131,12 @@ def mark_of(site: Site) -> Any:
 
 def expert_ranks(sites: Sequence[Site]) -> int:
     """Over how many ranks experts are split, by their mesh or by the number of those here."""
+    blocks = [site.block for site in sites if site.block is not None]
+    parts = [along(blocks, _EXPERTS)[1]]
     for site in sites:
-        for parameter in () if site.block is None else site.block.parameters():
-            mesh: Any = getattr(parameter, "device_mesh", None)
-            for dimension, name in enumerate(getattr(mesh, "mesh_dim_names", None) or ()):
-                if name in _EXPERTS:
-                    return int(mesh.size(dimension))
         own = setting((site.block, site.experts), ("num_local_experts",), is_size)
-        if own is not None and own < site.num_experts:
-            return site.num_experts // int(own)
-    return 1
+        parts.append(site.num_experts // (own or site.num_experts))
+    return max(parts)
 
 
 def _shifts(stages: Mapping[int | None, list[Layer]]) -> dict[tuple[int | None, str], int]:

@@ -241,19 +241,6 @@ def flat(kind: str, folder: Path, rank: int) -> None:
         probe.step()
 
 
-def transformers(kind: str, folder: Path, rank: int) -> None:
-    """Experts over pairs of ranks, and FSDP."""
-    from transformers.distributed import DistributedConfig
-
-    split = DistributedConfig(tp_size=1, fsdp_size=4, ep_size=2)
-    weights = folder.parent / "weights"
-    model = type(deepseek()).from_pretrained(weights, distributed_config=split).train()
-    ids = batch(1).chunk(4)[rank]
-    with attach(model, folder) as probe:
-        model(input_ids=ids, labels=ids).loss.backward()
-        probe.step()
-
-
 def masked(kind: str, folder: Path, rank: int) -> None:
     """The mask is an argument of the first stage, or also given to the probe of the others."""
     stage = made([rank, rank + 4])
@@ -301,7 +288,6 @@ CASES: dict[str, Any] = {
     **dict.fromkeys(SEVERAL, several),
     **dict.fromkeys(("data", "experts"), combined),
     **dict.fromkeys(("context", "tensor", "sequence", "told"), flat),
-    "transformers": transformers,
     **dict.fromkeys(("mask given", "mask of the first"), masked),
     **dict.fromkeys(("same names", "depths", "fails", "falls behind"), wrong),
 }

@@ -4,16 +4,14 @@
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
-from torch import nn
 
-from microscope_tui.probe.sites import arrange
-from microscope_tui.probe.stages import parts_of, unite
+from microscope_tui.probe import attach
 from tests.forked import ForkServer
-from tests.probe.layers import ADAPTER, ROUTERS, VOCABULARY, Block, Gate, Model, records
+from tests.probe.layers import ROUTERS, VOCABULARY, Model, records
 from tests.probe.pipelines import CASES, alone, batch, mask
 
 NAMES = [f"L{n}" for n in range(1, 8)]
@@ -59,46 +57,24 @@ def is_same(log: Path, reference: Path) -> None:
 def _few(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("stages")
     alone(folder / "alone", 4)
-    elsewhere = ("gpipe", "interleaved", "zero bubble", "data", "transformers")
+    elsewhere = ("gpipe", "interleaved", "zero bubble", "data")
     cases = [name for name in CASES if name not in elsewhere]
     return trained(fork_server, folder, 4, *cases)
 
 
-def names(*modules: nn.Module) -> list[str]:
-    """Of the rows, if every module is that of a rank."""
-    ranks = [parts_of([one], [None], {path: ADAPTER for path in gates(one)}, {}) for one in modules]
-    return [site.name for site in arrange(unite(ranks, 0))]
-
-
-def gates(module: nn.Module) -> list[str]:
-    return [path for path, part in module.named_modules() if isinstance(part, Gate)]
-
-
-def stage(*moe: bool) -> Any:
-    """Layers that are counted from 0, with experts or dense."""
-    module = Model()
-    module.layers = nn.ModuleList(Block() if one else nn.Linear(8, 8) for one in moe)
-    return module
-
-
-def test_the_numbers_of_the_layers_in_megatron_are_their_depths() -> None:
-    first, second = stage(False, True), stage(True, True)
-    for module, start in ((first, 1), (second, 3)):
-        for at, layer in enumerate(module.layers):
-            getattr(layer, "gate", layer).layer_number = start + at
-    assert names(first, second) == ["L1", "L2", "L3"]
-    assert names(second, second) == ["L2", "L3"]
+def test_the_numbers_of_the_layers_in_megatron_are_their_depths(tmp_path: Path) -> None:
+    model = Model()
+    for number, path in enumerate(ROUTERS, start=6):
+        model.get_submodule(path).layer_number = number  # type: ignore[assignment]
+    with attach(model, tmp_path, routers=ROUTERS) as probe:
+        assert [site.name for site in probe.sites] == ["L5", "L6"]
 
 
 @pytest.mark.parametrize("case", ["1f1b", "zbv", "experts"])
 def test_ranks_with_stages_write_the_log_of_one_process(case: str, few: Trained) -> None:
     is_same(few.folder / case, few.folder / "alone")
-
-
-def test_the_experts_are_split_over_ranks_in_the_header(few: Trained) -> None:
-    sizes = {"1f1b": 1, "experts": 2}
-    for case, size in sizes.items():
-        assert records(few.folder / case, "run")[0]["expert_parallel_size"] == size
+    (run,) = records(few.folder / case, "run")
+    assert run["expert_parallel_size"] == (2 if case == "experts" else 1)
 
 
 @pytest.mark.parametrize("case", ["context", "tensor", "sequence", "told"])
