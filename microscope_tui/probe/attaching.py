@@ -17,7 +17,7 @@ from microscope_tui.probe.judge import Alert
 from microscope_tui.probe.probe import Probe, claimed
 from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.sites import Adapter, Site, arrange
-from microscope_tui.probe.stages import Part, parts_of, split, unite
+from microscope_tui.probe.stages import modules_of, sites_of, unite
 from microscope_tui.probe.step_sums import shortened
 from microscope_tui.runlog import LOG_NAME, glance
 
@@ -71,18 +71,17 @@ def attach(
         ValueError: no MoE layer is found, or an argument is invalid; raised on every rank.
         OSError: the folder cannot be written.
     """
-    modules, stages = split(model)
+    modules = modules_of(model)
     ranks, folder = Ranks(modules, counts), Path(run_folder).resolve() / (part or "")
-    parts: list[Part] = []
+    own: list[Site] = []
 
-    def find() -> tuple[bool, list[Part]]:
+    def find() -> tuple[bool, list[Site]]:
         _check(modules[0], mode, every, start_step, part)
-        parts.extend(parts_of(modules, stages, routers, depths or {}))
-        copies = [part._replace(sites=[site.elsewhere() for site in part.sites]) for part in parts]
-        return ranks.counts(sees_part=False), copies
+        own.extend(sites_of(modules, routers, depths or {}))
+        return ranks.counts(sees_part=False), [site.elsewhere() for site in own]
 
     counting, everyone = map(list, zip(*_together(ranks, find), strict=True))
-    everyone[ranks.rank] = parts
+    everyone[ranks.rank] = own
     sites = arrange(unite(everyone, ranks.rank))
     if not sites:
         raise ValueError(nothing_found(modules[0]))

@@ -15,7 +15,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -160,8 +160,8 @@ class ForwardHooks:
         self._inside += 1
         if self._inside > 1 or not self.on or self.problem or not self._pass_counts(module):
             return
-        micro = _micro_batch()
-        if micro is not None and micro.trains != self.trains:
+        trains, number, of = _micro_batch() or (self.trains, 0, 1)
+        if trains != self.trains:
             return
         self._rows.clear()
         self._logits.clear()
@@ -169,7 +169,7 @@ class ForwardHooks:
         self.asked = given.get("output_router_logits")
         mask = given.get("attention_mask")
         if mask is None and self.mask is not None:
-            mask = self.mask.tensor_split(micro.of)[micro.number] if micro else self.mask
+            mask = self.mask.tensor_split(of)[number]
         if isinstance(mask, Tensor) and mask.dim() == 2:  # it also shows how many tokens there are
             given = {"x": mask, **given, "attention_mask": mask}
         self._batch = Batch(given)
@@ -294,17 +294,9 @@ class ForwardHooks:
         counted.tally.add_values(NORMS, torch.stack(norms, dim=-1), counted.slots_LTK)
 
 
-class MicroBatch(NamedTuple):
-    """What torch's pipeline runs a stage for."""
-
-    trains: bool | None
-    """``None``: only to learn shapes, with any numbers."""
-    number: int = 0
-    of: int = 1
-
-
-def _micro_batch() -> MicroBatch | None:
-    """``None`` outside of a pipeline. It evaluates in training mode, with gradients."""
+def _micro_batch() -> tuple[bool | None, int, int] | None:
+    """In a pipeline of torch, which evaluates in training mode with gradients: whether it trains
+    (``None``: it learns shapes, from any numbers), number of the micro-batch, and how many."""
     name = "torch.distributed.pipelining.stage"
     if name not in sys.modules or torch.compiler.is_compiling():
         return None
@@ -313,9 +305,9 @@ def _micro_batch() -> MicroBatch | None:
             continue
         if frame.f_code.co_name == "forward_one_chunk":
             stage = frame.f_locals["self"]
-            return MicroBatch(stage.has_backward, frame.f_locals["fwd_chunk_id"], stage.chunks)
+            return stage.has_backward, frame.f_locals["fwd_chunk_id"], stage.chunks
         if frame.f_code.co_name == "_forward_metadata_inference":
-            return MicroBatch(None)
+            return None, 0, 1
     return None
 
 

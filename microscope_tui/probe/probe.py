@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from msgspec import UNSET
@@ -44,16 +44,6 @@ from microscope_tui.probe.still import Looks
 _logger = logging.getLogger(__name__)
 claimed: set[Path] = set()
 """Run folders that a probe of this process writes to: closed to others until it is detached."""
-
-
-class _Sum(NamedTuple):
-    """The sum over ranks of a logged step, for ``Ranks.finish``."""
-
-    step: int
-    work: Any
-    vector: Tensor
-    losses: Mapping[str, Any]
-    scalars: Mapping[str, Any]
 
 
 class Probe:
@@ -92,8 +82,8 @@ class Probe:
         self._unpadded: list[str] = []
         """Routers in other stages than those that show the padding."""
         self._is_whole = all(site.here for site in sites)
-        self._sum: _Sum | None = None
-        """Of the last logged step, until it is read."""
+        self._sum: tuple[Tensor, Mapping[str, Any], Mapping[str, Any]] | None = None
+        """Of the last logged step, until it is read; its losses, and other numbers of its line."""
         self._stop_requested = False
         self._logged = 0
         """The latest step that is summed."""
@@ -229,11 +219,11 @@ class Probe:
             extra[0] = 1.0
             extra = torch.cat([extra, self._biases(layout, extra.device)])
             vector = layout.vector((), extra, ranks.rank, ranks.size)
-        work = self._together(ranks.start, vector, self._step)
+        self._together(ranks.start, vector, self._step)
         now = time.perf_counter()
         seconds, self._tick = (now - self._tick) / self._every, now
-        cost = {"step_time_s": seconds, "memory_bytes": _memory_bytes()}
-        self._sum = _Sum(self._step, work, vector, _now(losses or {}), cost | _now(scalars))
+        own = {"step": self._step, "step_time_s": seconds, "memory_bytes": _memory_bytes()}
+        self._sum = vector, _now(losses or {}), own | _now(scalars)
         if ranks.size == 1:
             self._read_sum()
 
@@ -248,7 +238,8 @@ class Probe:
     def _agree(self) -> None:
         """On the rows of the log, by what all ranks saw in the first logged step."""
         sites, ranks = self.sites, self.ranks
-        ranks.finish(ranks.start(torch.zeros(1), self._step), self._step)
+        ranks.start(torch.zeros(1), self._step)
+        ranks.finish()
         own = self.hooks.attempt(self._seen) or [(None, 0, 0, False)] * len(sites)
         by_site = [[*zip(*seen, strict=True)] for seen in zip(*ranks.all_gather(own), strict=True)]
         check_replicas(sites, [marks for marks, *_ in by_site])
@@ -284,17 +275,18 @@ class Probe:
 
     def _read_sum(self) -> None:
         """Read the sum of the last logged step; on rank 0, write its line."""
-        pending, self._sum = self._sum, None
-        if pending is None or self.layout is None:
+        if self._sum is None or self.layout is None:
             return
-        self._together(self.ranks.finish, pending.work, pending.step)
+        vector, losses, scalars = self._sum
+        self._sum = None
+        self._together(self.ranks.finish)
         if self.is_over:
             return
         hooks, layout = self.hooks, self.layout
-        sums: StepSums | None = hooks.attempt(layout.read, pending.vector, self.ranks.size, [])
+        sums: StepSums | None = hooks.attempt(layout.read, vector, self.ranks.size, [])
         if sums is None:
             return
-        self._logged = pending.step
+        self._logged = scalars["step"]
         E, at = layout.num_experts, len(sums.extra) - layout.num_experts * len(layout.rows)
         for number, row in enumerate(layout.rows):
             bias = sums.extra[at + number * E :][: row.num_experts]
@@ -303,10 +295,9 @@ class Probe:
         if self.ranks.rank:
             self._log = self._log or TrainingLog(None)
             return
-        seconds = pending.scalars["step_time_s"]
+        seconds = scalars["step_time_s"]
         rate = max(sums.tokens, default=0) / seconds if seconds > 0 else None
-        scalars = {"tokens_per_s": rate, **pending.scalars}
-        losses = pending.losses
+        scalars = {"tokens_per_s": rate, **scalars}
         record = hooks.attempt(step_record, sums, layout.rows, self._saliency, losses, scalars)
         if record is None:
             return
@@ -316,7 +307,7 @@ class Probe:
             found = looks.attempt(looks.conclude, looked, layout.rows, sums.counts)
             record["router"] |= found or {}
         self._warn_incomplete(sums, layout.rows)
-        self._write(layout, record | {"step": pending.step})
+        self._write(layout, record)
 
     def _vector(self, layout: Layout, loss: Any) -> Tensor:
         """What this rank adds to the step; only its state if it does not count."""

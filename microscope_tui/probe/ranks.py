@@ -39,7 +39,6 @@ class Ranks:
         self.given = counts
         self.counting = 1
         """Ranks that count, if no router sees only a part of a sequence."""
-        self._group: Any = None
         if self.size > 1:
             self._group = dist.new_group(backend="gloo")
             home: Any = dist.distributed_c10d
@@ -51,35 +50,36 @@ class Ranks:
         """Whether the tokens of this rank count; ``sees_part``: routers see a part of them."""
         return self.tensor_rank == 0 or sees_part if self.given is None else self.given
 
-    def start(self, vector: Tensor, step: int) -> Any:
-        """Start to sum ``vector`` over all ranks, in place: ``finish`` takes what it returns."""
-        if self.size == 1:
-            return None
-        self._store.set(str(self.rank), str(step))
-        return dist.all_reduce(vector, group=self._group, async_op=True)
+    def start(self, vector: Tensor, step: int) -> None:
+        """Start to sum ``vector`` over all ranks, in place."""
+        if self.size > 1:
+            self._step = step
+            self._store.set(str(self.rank), str(step))
+            self._work = dist.all_reduce(vector, group=self._group, async_op=True)
 
-    def finish(self, work: Any, step: int) -> None:
-        """Wait for the sum of ``step``.
+    def finish(self) -> None:
+        """Wait for the sum.
 
         Raises:
             RuntimeError: it failed, or was not complete after ``LIMIT_S``; names the ranks behind.
         """
-        if work is None:
+        if self.size == 1:
             return
         for _ in range(LIMIT_S):
             try:
-                work.wait(timedelta(seconds=1))
+                self._work.wait(timedelta(seconds=1))
                 return
             except RuntimeError:
-                if work.is_completed():
+                if self._work.is_completed():
                     raise
             if self._store.check([_STOP]):
                 break
         else:
-            self._store.set(_STOP, self._behind(step))
+            self._store.set(_STOP, self._behind())
         raise RuntimeError(self._store.get(_STOP).decode())
 
-    def _behind(self, step: int) -> str:
+    def _behind(self) -> str:
+        step = self._step
         steps = [int(self._store.get(str(rank))) for rank in range(self.size)]
         behind = [f"rank {rank} (step {own})" for rank, own in enumerate(steps) if own < step]
         return (

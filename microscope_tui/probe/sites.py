@@ -102,7 +102,9 @@ class Site:
     holders: Sequence[int] = (0,)
     """Ranks that hold it."""
     is_placed: bool = False
-    """Its stage, or the user, determines its depth: the same one elsewhere is a replica."""
+    """Its depth is given: the same one elsewhere is a replica."""
+    start: str = ""
+    """Of its path: the number of its module, if the model is a list of them."""
     has_bias: bool = False
 
     def elsewhere(self) -> Site:

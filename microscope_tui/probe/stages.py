@@ -1,16 +1,14 @@
 """The routers of all ranks together, where a rank may hold only a stage of a pipeline.
 
 Routers of the same depth and path are replicas, if their weights agree; all others are rows of the
-log. The numbers in module paths are the depth, if stages keep those of the whole model. A
-``PipelineStage`` also shows how many layers precede a stage that counts its own from 0.
+log.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,80 +18,52 @@ from microscope_tui.probe.ranks import along
 from microscope_tui.probe.sites import Adapter, Site, is_size, setting
 from microscope_tui.probe.weights import inside, local_part
 
-Layer = tuple[str, str]
-"""Path of a list of modules, and a number in it."""
 _EXPERTS = ("ep", "expert", "experts", "expert_parallel")
 """Names of mesh dimensions over which experts are split."""
 
 
-class Part(NamedTuple):
-    """A module that a rank trains."""
-
-    start: str
-    """Its number, if there are several, as paths in ``ForwardHooks.model`` begin."""
-    stage: int | None
-    """Its number in a pipeline of torch."""
-    layers: list[Layer]
-    """In the outermost lists of modules."""
-    sites: list[Site]
+def modules_of(model: Any) -> list[nn.Module]:
+    """In what ``attach`` was given: modules, or stages of a pipeline of torch."""
+    given = model if isinstance(model, list | tuple) else [model]
+    return [_unwrapped(one if isinstance(one, nn.Module) else one.submod) for one in given]
 
 
-def split(model: Any) -> tuple[list[nn.Module], list[int | None]]:
-    """The modules in what ``attach`` was given, and their stages in a pipeline of torch."""
-    given = [*model] if isinstance(model, list | tuple) else [model]
-    stages = [None if isinstance(one, nn.Module) else one.stage_index for one in given]
-    modules = [one if isinstance(one, nn.Module) else one.submod for one in given]
-    return [_unwrapped(module) for module in modules], stages
-
-
-def parts_of(
+def sites_of(
     modules: Sequence[nn.Module],
-    stages: Sequence[int | None],
     routers: Mapping[str, Adapter] | None,
     depths: Mapping[str, int],
-) -> list[Part]:
-    parts: list[Part] = []
-    for number, (module, stage) in enumerate(zip(modules, stages, strict=True)):
+) -> list[Site]:
+    """The routers of this rank; with several modules, the number of one begins its paths."""
+    found: list[Site] = []
+    for number, module in enumerate(modules):
         start = f"{number}." if len(modules) > 1 else ""
         own = {p.removeprefix(start): a for p, a in (routers or {}).items() if p.startswith(start)}
-        sites = sites_in(module, own) if own or not routers else []
-        for site in sites:
-            site.path = start + site.path
+        for site in sites_in(module, own) if own or not routers else ():
+            site.start, site.path = start, start + site.path
             if path := inside(site.path, depths):
                 site.depth, site.is_placed = depths[path], True
-        paths = [path for path, one in module.named_modules() if not isinstance(one, nn.Identity)]
-        layers = dict.fromkeys(map(_layer, paths))
-        parts.append(Part(start, stage, [layer for layer in layers if layer[1]], sites))
-    return parts
+            found.append(site)
+    return found
 
 
-def unite(everyone: Sequence[Sequence[Part]], rank: int) -> list[Site]:
+def unite(everyone: Sequence[Sequence[Site]], rank: int) -> list[Site]:
     """The routers of all ranks; of those that are not on this rank, copies.
 
     Raises:
         ValueError: it is unknown which of them are the same.
     """
-    shifts = _shifts({part.stage: part.layers for parts in everyone for part in parts})
     found: dict[tuple[int, str], Site] = {}
     holders: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
-    placed = set[tuple[int, str]]()
-    everything = [
-        (n, p, site) for n, parts in enumerate(everyone) for p in parts for site in p.sites
-    ]
-    for number, part, site in everything:
-        path = site.path.removeprefix(part.start)
-        shift = 0 if site.is_placed else shifts.get((part.stage, _layer(path)[0]), 0)
-        key = site.depth + shift, path
+    for number, site in ((number, site) for number, own in enumerate(everyone) for site in own):
+        key = site.depth, site.path.removeprefix(site.start)
         first = found.setdefault(key, site)
         if first.num_experts != site.num_experts or number in holders[key]:
             raise different(site.path, f"another router on rank {holders[key][0]}")
         holders[key].append(number)
-        if number == rank:
-            found[key] = site
-        if site.is_placed or part.stage is not None:
-            placed.add(key)
+        if number == rank:  # all ranks treat it as the first that holds it
+            found[key], site.is_placed = site, first.is_placed
     for key, site in found.items():
-        site.depth, site.holders, site.is_placed = key[0], holders[key], key in placed
+        site.holders = holders[key]
     return [*found.values()]
 
 
@@ -137,25 +107,6 @@ def expert_ranks(sites: Sequence[Site]) -> int:
         own = setting((site.block, site.experts), ("num_local_experts",), is_size)
         parts.append(site.num_experts // (own or site.num_experts))
     return max(parts)
-
-
-def _shifts(stages: Mapping[int | None, list[Layer]]) -> dict[tuple[int | None, str], int]:
-    """How many layers precede a stage, in lists that stages count from 0 each."""
-    known = sorted((n, layers) for n, layers in stages.items() if n is not None)
-    times = Counter(layer for _, layers in known for layer in layers)
-    again = {path for (path, _), n in times.items() if n > 1}
-    shifts: dict[tuple[int | None, str], int] = {}
-    before = Counter[str]()
-    for stage, layers in known:
-        shifts |= {(stage, path): before[path] for path in again}
-        before.update(path for path, _ in layers)
-    return shifts
-
-
-def _layer(path: str) -> Layer:
-    """Of the first number in a path; empty without one."""
-    found = re.match(r"(.*?\.|)(\d+)(\.|$)", path)
-    return (found[1], found[2]) if found else ("", "")
 
 
 def _unwrapped(model: Any) -> Any:

@@ -107,11 +107,11 @@ EVALUATES = ("ScheduleGPipe", "Schedule1F1B", "ScheduleInterleaved1F1B")
 """Others cannot, nor a stage under DDP."""
 
 
-def made(numbers: Sequence[int], anew: bool = False) -> list[Any]:
+def made(numbers: Sequence[int]) -> list[Any]:
     """The stages of these numbers, of as many as there are layers: one layer each."""
     return [
         pipelining.PipelineStage(
-            Stage([n], n == 0, n == LAYERS - 1, anew), n, LAYERS, torch.device("cpu")
+            Stage([n], n == 0, n == LAYERS - 1), n, LAYERS, torch.device("cpu")
         )
         for n in numbers
     ]
@@ -155,7 +155,7 @@ def shapes(first: bool, last: bool) -> dict[str, Tensor]:
 
 def single(kind: str, folder: Path, rank: int) -> None:
     """GPipe with the shapes of what the stages pass on; else torch runs a pass to find them."""
-    module = Stage(CUTS[rank], rank == 0, rank == 3, anew=kind == "1f1b")
+    module = Stage(CUTS[rank], rank == 0, rank == 3)
     given = {} if kind == "1f1b" else shapes(rank == 0, rank == 3)
     stage = pipelining.PipelineStage(module, rank, 4, torch.device("cpu"), **given)
     schedule = SINGLE[kind](stage, BATCHES, loss_fn=loss_of)
@@ -163,7 +163,7 @@ def single(kind: str, folder: Path, rank: int) -> None:
 
 
 def several(kind: str, folder: Path, rank: int) -> None:
-    stages = made([rank, 7 - rank] if kind == "zbv" else [rank, rank + 4], anew=kind != "zbv")
+    stages = made([rank, 7 - rank] if kind == "zbv" else [rank, rank + 4])
     schedule = SEVERAL[kind](stages, BATCHES, loss_fn=loss_of)
     train(schedule, stages, folder, stages)
 
