@@ -71,7 +71,7 @@ def grad_squares(sites: Sequence[Site]) -> Tensor:
     Summed over all ranks it is the squared norm: a whole gradient is divided by the number of ranks
     that hold the router, a shard by the number of those that hold the same one.
     """
-    shares = [_square(site.router, len(site.holders)) for site in sites]
+    shares = [_square(site) for site in sites]
     device = next((share.device for share in shares if share is not None), torch.device("cpu"))
     nothing = torch.tensor([0.0, torch.nan], dtype=torch.float64, device=device)
     return torch.stack([
@@ -80,13 +80,13 @@ def grad_squares(sites: Sequence[Site]) -> Tensor:
     ])  # fmt: skip
 
 
-def _square(router: nn.Module | None, holders: int) -> Tensor | None:
+def _square(site: Site) -> Tensor | None:
     total: Tensor | None = None
-    for parameter in router.parameters() if router is not None else ():
+    for parameter in site.router.parameters() if site.router is not None else ():
         grad: Any = parameter.grad
         if grad is None or parameter.dim() < 2:
             continue
-        copies = holders
+        copies = len(site.holders)
         if hasattr(grad, "to_local"):  # a DTensor
             for size, placement in zip(grad.device_mesh.shape, grad.placements, strict=True):
                 copies //= size if placement.is_shard() else 1

@@ -202,9 +202,9 @@ class Looks:
         self.attempt(self._sample)
         own = [key for part in self._parts for key in part.keys]
         everyone = self._ranks.all_gather((own, [*filter(self._is_enough, self._kept)]))
-        keys = dict.fromkeys(itertools.chain.from_iterable(keys for keys, _ in everyone))
+        keys = dict.fromkeys(key for own, _ in everyone for key in own)
         self._numbers = {key: number for number, key in enumerate(keys)}
-        self._enough = set(itertools.chain.from_iterable(enough for _, enough in everyone))
+        self._enough = {group for _, enough in everyone for group in enough}
         self._end = max((key.place for key in keys if not key.part), default=0)
         if keys:
             self._width = len(self._hooks.sites) * self._E + 2 * len(keys)
@@ -258,16 +258,15 @@ class Looks:
                 with_loss_E = tally.with_loss_LE2[at, : tally.num_experts]
                 tokens_SE[place, : tally.num_experts] += with_loss_E.to(device)
         changed_N = torch.zeros(len(self._numbers), dtype=torch.float64, device=device)
-        groups = defaultdict[Group, list[Part]](list)
-        for part in self._parts:
-            groups[part.group].append(part)
+        changed = [changed_N[:0]]
         for group, new in self._samples.items():
             differs = self._kept[group].to(new.device) != new
             changed_P = nn.functional.pad(differs.cumsum(0), (1, 0))[self._ends[group]].diff()
             if new.element_size() < 4:  # rounding may lose the updates of a part
                 changed_P = changed_P.sum().expand(len(changed_P))
-            for part, n in zip(groups[group], changed_P.to(changed_N), strict=True):
-                changed_N[[self._numbers[key] for key in part.keys]] += n
+            changed.append(changed_P.to(changed_N))
+        for part, n in zip(self._parts, torch.cat(changed), strict=True):
+            changed_N[[self._numbers[key] for key in part.keys]] += n
         if self._logged % EVERY == 0:
             self._kept = self._samples
         return torch.cat([tokens_SE.flatten(), self._moves.to(device), changed_N])

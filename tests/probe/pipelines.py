@@ -77,11 +77,11 @@ def move_biases(modules: Sequence[nn.Module], step: int) -> None:
                 part.e_score_correction_bias += 0.01 * torch.linspace(-1, 1, 8) * (-1) ** step
 
 
-def alone(folder: Path, steps: int, **options: Any) -> None:
+def alone(folder: Path, steps: int) -> None:
     """The log of one process that sees the same tokens."""
     model = Stage(range(LAYERS), True, True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with attach(model, folder, **options) as probe:
+    with attach(model, folder) as probe:
         for step in range(1, steps + 1):
             losses = []
             for ids in batch(step).split(2):
@@ -123,8 +123,8 @@ def train(
     folder: Path,
     given: Any,
     share: tuple[int, int] = (0, 1),
-    after: Any = lambda step: None,
-    **options: Any,
+    after: Any = lambda: None,
+    masks: str = "",
 ) -> None:
     """``share``: number of this rank among those that share the batch, and how many they are;
     ``after``: called before the optimizer step."""
@@ -132,12 +132,15 @@ def train(
     parameters = [p for module in modules for p in module.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.1, foreach=False)
     first, last = any(s.is_first for s in stages), any(s.is_last for s in stages)
-    with attach(given, folder, **options) as probe:
+    with attach(given, folder) as probe:
         for step in range(1, STEPS + 1):
             ids, losses = batch(step).chunk(share[1])[share[0]], list[Tensor]()
             inputs, target = [ids] if first else [], ids if last else None
-            schedule.step(*inputs, target=target, losses=losses)
-            after(step)
+            more = {"attention_mask": mask(step)} if first and masks == "mask of the first" else {}
+            if masks == "mask given":
+                probe.mask(mask(step))
+            schedule.step(*inputs, target=target, losses=losses, **more)
+            after()
             optimizer.step()
             move_biases(modules, step)
             probe.step(loss=torch.stack(losses).mean() if losses else None)
@@ -147,6 +150,7 @@ def train(
 
 
 def shapes(first: bool, last: bool) -> dict[str, Tensor]:
+    """Of what a stage takes and gives; without them torch runs a pass to find them."""
     hidden = torch.zeros(2, 16, 32, dtype=torch.float64, requires_grad=True)
     logits = torch.zeros(2, 16, VOCABULARY, dtype=torch.float64)
     ids = torch.zeros(2, 16, dtype=torch.long)
@@ -154,7 +158,6 @@ def shapes(first: bool, last: bool) -> dict[str, Tensor]:
 
 
 def single(kind: str, folder: Path, rank: int) -> None:
-    """GPipe with the shapes of what the stages pass on; else torch runs a pass to find them."""
     module = Stage(CUTS[rank], rank == 0, rank == 3)
     given = {} if kind == "1f1b" else shapes(rank == 0, rank == 3)
     stage = pipelining.PipelineStage(module, rank, 4, torch.device("cpu"), **given)
@@ -164,8 +167,7 @@ def single(kind: str, folder: Path, rank: int) -> None:
 
 def several(kind: str, folder: Path, rank: int) -> None:
     stages = made([rank, 7 - rank] if kind == "zbv" else [rank, rank + 4])
-    schedule = SEVERAL[kind](stages, BATCHES, loss_fn=loss_of)
-    train(schedule, stages, folder, stages)
+    train(SEVERAL[kind](stages, BATCHES, loss_fn=loss_of), stages, folder, stages)
 
 
 def combined(kind: str, folder: Path, rank: int) -> None:
@@ -179,7 +181,7 @@ def combined(kind: str, folder: Path, rank: int) -> None:
     else:
         module = nn.parallel.DistributedDataParallel(module, process_group=group)
 
-    def average(step: int) -> None:
+    def average() -> None:
         for parameter in module.parameters() if kind == "experts" else ():
             if hasattr(parameter.grad, "to_local"):
                 parameter.grad.to_local().div_(2)
@@ -242,40 +244,23 @@ def flat(kind: str, folder: Path, rank: int) -> None:
 
 
 def masked(kind: str, folder: Path, rank: int) -> None:
-    """The mask is an argument of the first stage, or also given to the probe of the others."""
-    stage = made([rank, rank + 4])
-    modules = [one.submod for one in stage]
-    schedule = SEVERAL["interleaved"](stage, BATCHES, loss_fn=loss_of)
-    with attach(stage, folder) as probe:
-        for step in (1, 2):
-            ids = batch(step)
-            if kind == "mask given":
-                probe.mask(mask(step))
-            inputs = [ids] if rank == 0 else []
-            more = {"attention_mask": mask(step)} if rank == 0 and kind != "mask given" else {}
-            schedule.step(*inputs, target=ids if rank == 3 else None, **more)
-            probe.step()
-            for module in modules:
-                module.zero_grad()
+    stages = made([rank, rank + 4])
+    schedule = SEVERAL["zero bubble"](stages, BATCHES, loss_fn=loss_of)
+    train(schedule, stages, folder, stages, masks=kind)
 
 
 def wrong(kind: str, folder: Path, rank: int) -> None:
     """Every rank has layers of its own, and trains them alone; the probe does not know more."""
     torch.manual_seed(rank)
     model = Stage([[1, 2], [3, 4], [5, 6], [7]][rank], True, True, anew=kind != "falls behind")
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     depths = {f"layers.{n}": 1 + 2 * rank + n for n in range(len(model.layers))}
-    given = {"depths": depths} if kind == "depths" else {}
-    if kind == "fails":
-        given["depths"] = depths
+    given = {"depths": depths} if kind in ("depths", "fails") else {}
     sums = mock.Mock(side_effect=dist.all_reduce)
     with attach(model, folder, **given) as probe, mock.patch.object(dist, "all_reduce", sums):
         for step in range(1, 5):
             if kind == "fails" and rank == 2 and step == 2:
                 probe.sites[4].read = mock.Mock(side_effect=RuntimeError("made to fail"))
-            optimizer.zero_grad()
             loss_of(model(batch(step)), batch(step)).backward()
-            optimizer.step()
             if kind != "falls behind" or rank < 3 or step < 3:
                 sums.reset_mock()
                 probe.step(step=step)
