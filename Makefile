@@ -17,7 +17,7 @@ help:
 	@echo "make test         run all checks and tests, as CI does"
 	@echo "make quick        rules, oracles and pictures, without the checks: under a minute"
 	@echo "make test-peers   test with other training code and other loggers, in .venv-peers (3.1 GB with a CPU-only torch)"
-	@echo "make test-ranks   train on 2 and 4 processes in every layout of --parallel and --expert-parallel"
+	@echo "make test-ranks   train on 2 and 4 processes in every layout of --parallel and --expert-parallel, and in pipelines"
 	@echo "make check        format, lint, types, import contracts and the size of each package"
 	@echo "make format       format the code"
 	@echo "make bench        benchmarks that need neither training nor a large disk; docs/experiments.md has the others"
@@ -72,9 +72,9 @@ quick: .venv/.dev
 test-peers: .venv-peers/.installed
 	OMP_NUM_THREADS=1 .venv-peers/bin/pytest tests/peers
 
-# Every layout of ranks and experts, which takes minutes.
+# Every layout of ranks and experts, and every schedule of a pipeline, which takes minutes.
 test-ranks: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/training/every_layout.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/training/every_layout.py tests/probe/every_schedule.py
 
 format: .venv/.dev
 	$(BIN)/ruff format .

@@ -12,11 +12,12 @@ from typing import Any
 
 from torch import nn
 
-from microscope_tui.probe.find_routers import find_sites
+from microscope_tui.probe.find_routers import nothing_found
 from microscope_tui.probe.judge import Alert
 from microscope_tui.probe.probe import Probe, claimed
 from microscope_tui.probe.ranks import Ranks
-from microscope_tui.probe.sites import Adapter, Site
+from microscope_tui.probe.sites import Adapter, Site, arrange
+from microscope_tui.probe.stages import modules_of, sites_of, unite
 from microscope_tui.probe.step_sums import shortened
 from microscope_tui.runlog import LOG_NAME, glance
 
@@ -24,7 +25,7 @@ _logger = logging.getLogger(__name__)
 
 
 def attach(
-    model: nn.Module,
+    model: Any,
     run_folder: str | os.PathLike[str],
     *,
     mode: str = "train",
@@ -36,6 +37,8 @@ def attach(
     on_alert: Callable[[Alert], Any] | None = None,
     planned_steps: int | None = None,
     trainer_args: Any = None,
+    depths: Mapping[str, int] | None = None,
+    counts: bool | None = None,
     part: str | None = None,
 ) -> Probe:
     """Watch the routers of ``model`` and write ``run_folder/metrics.jsonl``.
@@ -44,7 +47,7 @@ def attach(
 
     Args:
         model: The model whose forward the training calls; wrapping it before or after (DDP, FSDP,
-            PEFT, ``torch.compile``) is fine.
+            PEFT, ``torch.compile``) is fine. In a pipeline the ``PipelineStage``, or a list.
         mode: ``train`` counts passes in training mode with gradients, ``eval`` those in
             evaluation mode.
         every: Count and log the steps that this number divides.
@@ -55,9 +58,12 @@ def attach(
         start_step: The next step: 1, or after a checkpoint its step + 1. In a folder with a log the
             default is the step after the last one there.
         judgement: From ``Probe.state_dict`` in the checkpoint.
-        on_alert: Called on rank 0 with every new ``Alert``.
+        on_alert: Called on rank 0 with every new ``Alert``; of many ranks one logged step later.
         planned_steps: Total steps of the run.
         trainer_args: Arguments of a Trainer, which may set the coefficient of an auxiliary loss.
+        depths: Number of the layer in the whole model, by path of a router or of its layer, if
+            stages have the same paths. In a list a path begins with the number of the module.
+        counts: Whether the tokens of this rank count; default: if no rank before it sees them.
         part: For actors without a common process group: the name of this one. It writes
             ``run_folder/PART/metrics.jsonl``, and the microscope shows the sum of ``run_folder``.
 
@@ -65,41 +71,50 @@ def attach(
         ValueError: no MoE layer is found, or an argument is invalid; raised on every rank.
         OSError: the folder cannot be written.
     """
-    inner, ranks = _unwrapped(model), Ranks(model)
-    folder = Path(run_folder).resolve() / (part or "")
-    problem, sites, first, resumed = None, [], 1, False
-    try:
-        _check(inner, mode, every, start_step, part)
-        sites = find_sites(inner, routers)
-        if ranks.rank == 0:
-            first, resumed = _open(folder, sites, start_step)
-    except Exception as error:
-        problem = error
-    _agree(ranks, problem, sites, folder)
+    modules = modules_of(model)
+    ranks, folder = Ranks(modules, counts), Path(run_folder).resolve() / (part or "")
+    own: list[Site] = []
+
+    def find() -> tuple[bool, list[Site]]:
+        _check(modules[0], mode, every, start_step, part)
+        own.extend(sites_of(modules, routers, depths or {}))
+        return ranks.counts(sees_part=False), [site.elsewhere() for site in own]
+
+    counting, everyone = map(list, zip(*_together(ranks, find), strict=True))
+    everyone[ranks.rank] = own
+    sites = arrange(unite(everyone, ranks.rank))
+    if not sites:
+        raise ValueError(nothing_found(modules[0]))
+    ranks.counting = sum(counting)
+    if ranks.size > 1 and ranks.rank == 0:
+        on = {sum(counting[rank] for rank in site.holders) for site in sites}
+        counted = " to ".join(map(str, sorted({min(on), max(on)})))
+        _logger.info("%d ranks: each router is counted on %s", ranks.size, counted)
+    opened = _together(ranks, lambda: None if ranks.rank else _open(folder, sites, start_step))
+    first, resumed = opened[0]
     probe = Probe(
-        inner, sites, ranks, folder, mode=mode, every=every, saliency=saliency, on_alert=on_alert,
+        modules, sites, ranks, folder, mode=mode, every=every, saliency=saliency, on_alert=on_alert,
         planned_steps=planned_steps, trainer_args=trainer_args, part=part,
     )  # fmt: skip
-    probe.begin(ranks.all_gather(first)[0], resumed, judgement)
+    probe.begin(first, resumed, judgement)
     probe.check_settings(warn=judgement is None)  # else the earlier run has reported it
     return probe
 
 
-def _agree(ranks: Ranks, problem: Exception | None, sites: list[Site], folder: Path) -> None:
-    """Return if no rank has a problem and all have the same routers; otherwise all raise."""
-    routers = ", ".join(f"{site.name}×{site.num_experts}" for site in sites)
-    gathered = ranks.all_gather((None if problem is None else str(problem), routers))
+def _together(ranks: Ranks, call: Callable[[], Any]) -> list[Any]:
+    """What ``call`` returns on every rank; if it fails on one, all raise."""
+    problem, found = None, None
+    try:
+        found = call()
+    except Exception as error:
+        problem = error
+    everyone = ranks.all_gather((None if problem is None else str(problem), found))
     if problem is not None:
         raise problem
-    for rank, (text, other) in enumerate(gathered):
-        if text is not None or other != gathered[0][1]:
-            claimed.discard(folder)
-            if text is not None:
-                raise ValueError(f"attach failed on rank {rank}: {text}")
-            raise ValueError(
-                "every rank must have all routers of the model (no pipeline parallelism): rank 0 "
-                f"has {gathered[0][1]:.300}, rank {rank} {other:.300}"
-            )
+    for rank, (text, _) in enumerate(everyone):
+        if text is not None:
+            raise ValueError(f"attach failed on rank {rank}: {text}")
+    return [one for _, one in everyone]
 
 
 def _open(folder: Path, sites: list[Site], start_step: int | None) -> tuple[int, bool]:
@@ -147,16 +162,3 @@ def _check(
         raise ValueError(f"start_step is {start_step}: the first step is 1")
     if part is not None and not re.fullmatch(r"\w[\w.-]{,39}", part):
         raise ValueError(f"part is {part!r:.60}: use up to 40 letters, digits and . _ -")
-
-
-def _unwrapped(model: Any) -> Any:
-    """The model itself, without DDP, ``torch.compile`` and PEFT around it."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and type(model).__name__ == "DistributedDataParallel":
-            inner = model.module
-        if inner is None and hasattr(model, "get_base_model"):
-            inner = model.get_base_model()
-        if not isinstance(inner, nn.Module) or inner is model:
-            return model
-        model = inner

@@ -24,8 +24,9 @@ from microscope_tui.probe.sites import (
     Scores,
     Site,
     argument_names,
+    arrange,
     is_size,
-    place,
+    locate,
     setting,
     site_at_router,
 )
@@ -42,10 +43,14 @@ def find_sites(model: nn.Module, routers: Mapping[str, Adapter] | None) -> list[
     Raises:
         ValueError: no router is found, or a path of ``routers`` is not in the model.
     """
-    sites = _adapted(model, routers) if routers else _known(model)
-    if not sites:
-        raise ValueError(_nothing_found(model))
-    return place(sites, model)
+    if sites := sites_in(model, routers):
+        return arrange(sites)
+    raise ValueError(nothing_found(model))
+
+
+def sites_in(model: nn.Module, routers: Mapping[str, Adapter] | None) -> list[Site]:
+    """As ``find_sites``, for a part of a model: without names, perhaps none."""
+    return locate(_adapted(model, routers) if routers else _known(model), model)
 
 
 def _adapted(model: nn.Module, routers: Mapping[str, Adapter]) -> list[Site]:
@@ -157,7 +162,7 @@ def _experts_of(module: nn.Module, router: nn.Module | None, split: bool) -> int
     return int(first.shape[0]) if value is None and first is not None else value
 
 
-def _nothing_found(model: nn.Module) -> str:
+def nothing_found(model: nn.Module) -> str:
     kinds: dict[str, str] = {}
     for path, module in model.named_modules():
         kinds.setdefault(type(module).__name__, path)

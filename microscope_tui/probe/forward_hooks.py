@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from microscope_tui.probe.counter import NORMS, WEIGHTS, Call, Calls, Counted, Tracer
 from microscope_tui.probe.losses import StepLosses
+from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.sites import Choice, Site, argument_names
 
 _logger = logging.getLogger(__name__)
@@ -48,9 +49,9 @@ class ForwardHooks:
     """Watches the routers of one model between two logged steps."""
 
     def __init__(
-        self, model: nn.Module, sites: list[Site], mode: str, saliency: bool, together: bool
+        self, modules: list[nn.Module], sites: list[Site], mode: str, saliency: bool, ranks: Ranks
     ) -> None:
-        """``together``: other processes may share a sequence."""
+        """``modules``: the model, or the chunks of it on this rank, called one after the other."""
         self.sites, self.problem = sites, ""
         self.on = False
         """Whether the current step is counted."""
@@ -67,11 +68,17 @@ class ForwardHooks:
         self.outside = 0
         """Calls of routers with gradients outside a pass of the whole model."""
         self.calls = Calls()
-        self.model = model
+        self.modules = modules
+        self.model = modules[0] if len(modules) == 1 else nn.ModuleList(modules)
+        self.padded = set[int]()
+        """Places of the routers whose padding was left out."""
+        self.sees_part = False
+        """Routers saw a part of the sequences; other tensor-parallel ranks saw the rest."""
         self.trains = mode == "train"
         self._saliency = saliency
-        self._names = argument_names(model)
-        self._together = together
+        self._ranks = ranks
+        self.mask: Tensor | None = None
+        """The attention mask of the step, if the inputs do not show it."""
         self._batch: Batch | None = None
         self._inside = 0
         self._rows: defaultdict[int, int] = defaultdict(int)
@@ -83,6 +90,7 @@ class ForwardHooks:
     def reset(self, on: bool) -> None:
         self.on, self.passes, self.outside = on, 0, 0
         self._inside, self._batch = 0, None  # also after a pass that Ctrl-C ended
+        self.mask = None
         self.calls.clear()
         if self.losses is not None:
             self.losses.reset()
@@ -102,13 +110,13 @@ class ForwardHooks:
         self._batch = None
 
     def _install(self) -> None:
-        model = self.model
-        self.hook(model.register_forward_pre_hook, self._enter, with_kwargs=True)
-        self.hook(model.register_forward_hook, self._leave, always_call=True)
+        for model in self.modules:
+            enter = partial(self._enter, argument_names(model))
+            self.hook(model.register_forward_pre_hook, enter, with_kwargs=True)
+            self.hook(model.register_forward_hook, self._leave, always_call=True)
         for place, site in enumerate(self.sites):
-            scores = site.scores
-            if scores is not None and scores.index is not None:
-                self._after(scores.module, place, partial(self._take_logits, scores.index))
+            if not site.here:
+                continue
             for module, pre_hook in site.pre_hooks:
                 self.hook(module.register_forward_pre_hook, pre_hook, with_kwargs=True)
             if site.before:
@@ -116,6 +124,9 @@ class ForwardHooks:
                 self.hook(site.module.register_forward_pre_hook, see, with_kwargs=True)
             else:
                 self._after(site.module, place, self._see)
+            scores = site.scores
+            if scores is not None and scores.index is not None:  # it runs before the one above
+                self._after(scores.module, place, partial(self._take_logits, scores.index))
             if self._saliency and site.experts is not None:
                 self._after(site.experts, place, self._measure_norms)
 
@@ -143,19 +154,29 @@ class ForwardHooks:
         except Exception as error:  # any failure: the training matters more
             self.fail(error)
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter(
+        self, names: list[str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         self._inside += 1
-        if self._inside > 1 or not self.on or self.problem or not self._pass_counts():
+        if self._inside > 1 or not self.on or self.problem or not self._pass_counts(module):
+            return
+        trains, number, of = _micro_batch() or (self.trains, 0, 1)
+        if trains != self.trains:
             return
         self._rows.clear()
         self._logits.clear()
-        given = dict(zip(self._names, args, strict=False)) | kwargs
+        given = dict(zip(names, args, strict=False)) | kwargs
         self.asked = given.get("output_router_logits")
+        mask = given.get("attention_mask")
+        if mask is None and self.mask is not None:
+            mask = self.mask.tensor_split(of)[number]
+        if isinstance(mask, Tensor) and mask.dim() == 2:  # it also shows how many tokens there are
+            given = {"x": mask, **given, "attention_mask": mask}
         self._batch = Batch(given)
         self.passes += 1
 
-    def _pass_counts(self) -> bool:
-        if self.model.training != self.trains:
+    def _pass_counts(self, module: nn.Module) -> bool:
+        if module.training != self.trains:
             return False
         if not self.trains:
             return True
@@ -179,7 +200,9 @@ class ForwardHooks:
             of_batch = batch.rows(site.stack)
             if not of_batch or rows % of_batch == 0 or output is None:  # None: an exception
                 continue
-            if self._together or batch.real(site.stack) is not None:
+            if rows * self._ranks.tensor_size % of_batch == 0:
+                self.sees_part = True
+            elif self._ranks.size > 1 or batch.real(site.stack) is not None:
                 what = f"{site.name} ({site.path}) saw {rows % of_batch} of {of_batch} tokens"
                 self.fail(ValueError(f"{what} of the batch: it is not known which these are"))
 
@@ -209,6 +232,10 @@ class ForwardHooks:
         if batch is not None and at is not None:
             masks = batch.real(site.stack), batch.loss(site.stack)
             real_T, loss_T = (None if mask_N is None else mask_N[at] for mask_N in masks)
+        if real_T is not None:
+            if len(real_T) != rows:
+                raise ValueError(f"a mask of {len(real_T)} tokens for {rows}: see Probe.mask")
+            self.padded.add(place)
         logits = choice.logits_TE if choice.logits_TE is not None else self._logits.pop(place, None)
         self.calls.add(Call.of(site, (place, number), choice, real_T, logits, loss_T))
         if self.tracer is None and not self._saliency:
@@ -242,6 +269,8 @@ class ForwardHooks:
                 f"{site.name} ({site.path}) is called with {rows} rows and the batch has "
                 f"{of_batch} tokens: it is not known which of them these are"
             )
+        if rows < of_batch and rows * self._ranks.tensor_size == of_batch:
+            return before // rows, batch.share(site.stack, self._ranks)
         start = before % of_batch  # a layer may take its tokens in pieces
         return before // of_batch, slice(start, start + rows)
 
@@ -263,6 +292,23 @@ class ForwardHooks:
             _logger.warning("no mean_output_norm of %s: %r", self.sites[place].name, error)
             return
         counted.tally.add_values(NORMS, torch.stack(norms, dim=-1), counted.slots_LTK)
+
+
+def _micro_batch() -> tuple[bool | None, int, int] | None:
+    """In a pipeline of torch, which evaluates in training mode with gradients: whether it trains
+    (``None``: it learns shapes, from any numbers), number of the micro-batch, and how many."""
+    name = "torch.distributed.pipelining.stage"
+    if name not in sys.modules or torch.compiler.is_compiling():
+        return None
+    for frame, _ in traceback.walk_stack(sys._getframe()):
+        if frame.f_code.co_filename != sys.modules[name].__file__:
+            continue
+        if frame.f_code.co_name == "forward_one_chunk":
+            stage = frame.f_locals["self"]
+            return stage.has_backward, frame.f_locals["fwd_chunk_id"], stage.chunks
+        if frame.f_code.co_name == "_forward_metadata_inference":
+            return None, 0, 1
+    return None
 
 
 def _in_backward() -> bool:
@@ -292,6 +338,12 @@ class Batch:
         """Tokens of the stack, padding included; ``None`` if unknown."""
         shape = self._shape(stack)
         return None if shape is None else shape[0] * shape[1]
+
+    def share(self, stack: str, ranks: Ranks) -> Tensor:
+        """Places of the tokens that this tensor-parallel rank has of every sequence."""
+        shape = self._shape(stack) or (0, 0)
+        places_BS = torch.arange(shape[0] * shape[1]).view(shape)
+        return places_BS.chunk(ranks.tensor_size, dim=1)[ranks.tensor_rank].reshape(-1)
 
     def real(self, stack: str) -> Tensor | None:
         """Bool ``[B·S]``, false for padding; ``None`` where every token is real."""

@@ -92,7 +92,7 @@ def _balance(
     always = {"frozen_routers": frozen} if frozen else {}
     if known := next((site.balance for site in sites if site.balance), None):
         return known | always
-    home, has_bias = _home(model), any(site.bias() is not None for site in sites)
+    home, has_bias = _home(model), any(site.has_bias or site.bias() is not None for site in sites)
     adds = _adds_loss(home, config, aux)
     name, given = _named(aux.trainer_args, *_AUX_WEIGHT)
     weight = _named(config, *_AUX_WEIGHT)[1]

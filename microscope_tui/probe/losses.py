@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from microscope_tui.probe.find_routers import text_config
-from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.sites import Site, setting
 
 
@@ -66,25 +65,28 @@ def _part(output: Any, name: str) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def grad_squares(sites: Sequence[Site], ranks: Ranks) -> Tensor:
+def grad_squares(sites: Sequence[Site]) -> Tensor:
     """This rank's share of the squared norm per site; NaN if a router has no gradient.
 
-    Summed over all ranks it is the squared norm: a whole gradient is divided by the number of
-    ranks, a shard by the number of ranks that hold the same one.
+    Summed over all ranks it is the squared norm: a whole gradient is divided by the number of ranks
+    that hold the router, a shard by the number of those that hold the same one.
     """
-    shares = [_square(site.router, ranks) for site in sites]
+    shares = [_square(site) for site in sites]
     device = next((share.device for share in shares if share is not None), torch.device("cpu"))
-    nothing = torch.full((), float("nan"), dtype=torch.float64, device=device)
-    return torch.stack([nothing if share is None else share.to(device) for share in shares])
+    nothing = torch.tensor([0.0, torch.nan], dtype=torch.float64, device=device)
+    return torch.stack([
+        nothing[int(site.here)] if share is None else share.to(device)
+        for site, share in zip(sites, shares, strict=True)
+    ])  # fmt: skip
 
 
-def _square(router: nn.Module | None, ranks: Ranks) -> Tensor | None:
+def _square(site: Site) -> Tensor | None:
     total: Tensor | None = None
-    for parameter in router.parameters() if router is not None else ():
+    for parameter in site.router.parameters() if site.router is not None else ():
         grad: Any = parameter.grad
         if grad is None or parameter.dim() < 2:
             continue
-        copies = ranks.size
+        copies = len(site.holders)
         if hasattr(grad, "to_local"):  # a DTensor
             for size, placement in zip(grad.device_mesh.shape, grad.placements, strict=True):
                 copies //= size if placement.is_shard() else 1

@@ -1,13 +1,15 @@
 """The probe: it watches the routers of a model while other code trains it, and writes the log.
 
-The hooks of ``forward_hooks.py`` count; a step becomes a line here: one sum over ranks, one copy to
-the host, one record. After ``attach`` nothing raises. A process whose probe has failed still takes
-part in every sum, and its lines are marked as incomplete.
+The hooks of ``forward_hooks.py`` count; a step becomes a line here: one sum over ranks, which is
+read when the next step is logged, one copy to the host, one record. After ``attach`` nothing
+raises. A process whose probe has failed still takes part in every sum, and its lines are marked as
+incomplete.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import resource
 import sys
 import time
@@ -27,7 +29,16 @@ from microscope_tui.probe.losses import grad_squares
 from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.recorder import RunRecorder, TrainingLog
 from microscope_tui.probe.sites import Site
-from microscope_tui.probe.step_sums import EXTRA, Layout, Row, StepSums, shortened, step_record
+from microscope_tui.probe.stages import check_replicas, expert_ranks, mark_of
+from microscope_tui.probe.step_sums import (
+    EXTRA,
+    Layout,
+    Row,
+    StepSums,
+    rows_of,
+    shortened,
+    step_record,
+)
 from microscope_tui.probe.still import Looks
 
 _logger = logging.getLogger(__name__)
@@ -40,7 +51,7 @@ class Probe:
 
     def __init__(
         self,
-        model: nn.Module,
+        modules: list[nn.Module],
         sites: list[Site],
         ranks: Ranks,
         folder: Path,
@@ -58,7 +69,7 @@ class Probe:
         self.stops = self.wants_stop = False
         """``stops``: the training should end, on all ranks. Rank 0 requests it by ``wants_stop``;
         the sum of the next logged step passes it on."""
-        self._model, self._folder, self._mode, self._every = model, folder, mode, every
+        self._folder, self._mode, self._every = folder, mode, every
         self._saliency, self._on_alert, self._trainer_args = saliency, on_alert, trainer_args
         self._planned_steps, self._part = planned_steps, part
         self.layout: Layout | None = None
@@ -66,7 +77,19 @@ class Probe:
         self._log: TrainingLog | None = None
         self._squares: Tensor | None = None
         self._warned: set[str] = set()
-        self.hooks = ForwardHooks(model, sites, mode, saliency, ranks.size > 1)
+        self._passes = 0
+        """Of a step, for the header."""
+        self._unpadded: list[str] = []
+        """Routers in other stages than those that show the padding."""
+        self._is_whole = all(site.here for site in sites)
+        self._sum: tuple[Tensor, Mapping[str, Any], Mapping[str, Any]] | None = None
+        """Of the last logged step, until it is read; its losses, and other numbers of its line."""
+        self._stop_requested = False
+        self._logged = 0
+        """The latest step that is summed."""
+        self.is_over = False
+        """The ranks are not together any more: nothing is counted or summed."""
+        self.hooks, self._model = ForwardHooks(modules, sites, mode, saliency, ranks), modules[0]
         self._looks = Looks(self.hooks, ranks)
 
     def begin(self, step: int, resumed: bool, judgement: bytes | None) -> None:
@@ -85,7 +108,7 @@ class Probe:
             return
         try:
             text, alerts = check_settings(self._model, self.sites, self._mode, self._trainer_args)
-            if self._mode == "train":
+            if self._mode == "train" and self._is_whole:
                 _logger.info("%s", text)
             for alert in alerts if warn else ():
                 self._warned.add(setting_of(alert))
@@ -121,15 +144,25 @@ class Probe:
         """For a trainer that clears the gradients before it calls ``step``."""
         if self.hooks.on:
             self._looks.read()
-            self._squares = self.hooks.attempt(grad_squares, self.sites, self.ranks)
+            self._squares = self.hooks.attempt(grad_squares, self.sites)
+
+    def mask(self, mask: Tensor) -> None:
+        """For a stage of a pipeline whose inputs do not show padding.
+
+        ``mask``: the real tokens, as an attention mask ``[B, S]``: of all micro-batches of the step
+        under a schedule of torch, called before it; else of the next forward passes.
+        """
+        self.hooks.mask = mask
 
     def event(self, event: str, values: Mapping[str, Any], step: int | None = None) -> None:
         """Write an event of the run: ``eval``, ``checkpoint`` or your own."""
+        self._read_sum()
         if self._log is not None:
             self._log.event(self._step if step is None else step, event, values)
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: a resumed run is judged as if never stopped."""
+        self._read_sum()
         judgement = self._judgement if self._log is None else self._log.judgement()
         if self._log is not None:
             self._log.sync()
@@ -147,6 +180,7 @@ class Probe:
         ``reason``: see ``RunRecorder.close``.
         """
         self.hooks.detach()
+        self._read_sum()
         claimed.discard(self._folder)
         if self._log is not None:
             self._log.end(self._step, reason)
@@ -154,6 +188,7 @@ class Probe:
 
     def verdict(self) -> str:
         """The verdict so far, on a few lines; empty without one."""
+        self._read_sum()
         return "" if self._log is None else self._log.verdict()
 
     def __enter__(self) -> Probe:
@@ -164,45 +199,120 @@ class Probe:
 
     def _next(self) -> None:
         self._squares = None
-        self.hooks.reset(on=(self._step + 1) % self._every == 0)
+        self.hooks.reset(on=(self._step + 1) % self._every == 0 and not self.is_over)
         self._looks.begin(self.hooks.on)
 
     def _record(self, loss: Any, losses: Any, scalars: Mapping[str, Any]) -> None:
         """The sums over ranks are made even if everything else fails."""
         hooks, ranks, looks = self.hooks, self.ranks, self._looks
+        self._read_sum()
+        self.stops = self.stops or self._stop_requested
         looks.count(scalars.get("learning_rate"))
-        if self.layout is None:
-            self.layout = Layout.agreed(self.sites, hooks.calls.seen, ranks)
+        if self.layout is None and not self.is_over:
+            self._together(self._agree)
+        if self.is_over or self.layout is None:
+            return
         layout = self.layout
         vector = hooks.attempt(self._vector, layout, loss)
         if vector is None:  # it still takes part in the sum
             extra = torch.zeros(len(EXTRA) + len(layout.rows) + looks.size, dtype=torch.float64)
             extra[0] = 1.0
+            extra = torch.cat([extra, self._biases(layout, extra.device)])
             vector = layout.vector((), extra, ranks.rank, ranks.size)
-        vector = ranks.sum(vector)
-        biases = hooks.attempt(lambda: [self.sites[row.place].bias() for row in layout.rows])
-        sums: StepSums | None = hooks.attempt(layout.read, vector, ranks.size, biases)
+        self._together(ranks.start, vector, self._step)
+        now = time.perf_counter()
+        seconds, self._tick = (now - self._tick) / self._every, now
+        own = {"step": self._step, "step_time_s": seconds, "memory_bytes": _memory_bytes()}
+        self._sum = vector, _now(losses or {}), own | _now(scalars)
+        if ranks.size == 1:
+            self._read_sum()
+
+    def _together(self, call: Callable[..., Any], *args: Any) -> Any:
+        """What ``call`` returns, in which all ranks take part; if it fails, the probe ends."""
+        try:
+            return call(*args)
+        except Exception as error:
+            self.is_over = True
+            self.hooks.fail(error)
+
+    def _agree(self) -> None:
+        """On the rows of the log, by what all ranks saw in the first logged step."""
+        sites, ranks = self.sites, self.ranks
+        ranks.start(torch.zeros(1), self._step)
+        ranks.finish()
+        own = self.hooks.attempt(self._seen) or [(None, 0, 0, False)] * len(sites)
+        by_site = [[*zip(*seen, strict=True)] for seen in zip(*ranks.all_gather(own), strict=True)]
+        check_replicas(sites, [marks for marks, *_ in by_site])
+        passes, top_k, padded = ([max(seen[n]) for seen in by_site] for n in (1, 2, 3))
+        if self.hooks.trains:
+            self._looks.agree()
+        self.layout = Layout(rows_of(sites, passes, top_k))
+        self._passes = self.hooks.passes // len(self.hooks.modules)
+        if any(padded) and len(sites[0].holders) < ranks.size:
+            pairs = zip(sites, padded, strict=True)
+            self._unpadded = [site.name for site, own in pairs if site.sees_text and not own]
+
+    def _seen(self) -> list[tuple[Any, int, int, bool]]:
+        """Of every router: a mark of its weights, passes, k, and whether padding is left out."""
+        found: list[tuple[Any, int, int, bool]] = []
+        for place, site in enumerate(self.sites):
+            calls = {n: k for (at, n), k in self.hooks.calls.seen.items() if at == place}
+            mark = mark_of(site) if self.ranks.size > 1 else None
+            top_k = site.top_k or max(calls.values(), default=0)
+            found.append((mark, max(calls, default=-1) + 1, top_k, place in self.hooks.padded))
+        return found
+
+    def _biases(self, layout: Layout, device: torch.device) -> Tensor:
+        """The bias of every row, from the first rank that holds the router; NaN without one."""
+        found: list[Tensor] = []
+        for row in layout.rows:
+            site, bias_E = self.sites[row.place], torch.zeros(layout.num_experts)
+            if site.holders[0] == self.ranks.rank:
+                bias_E = bias_E.fill_(torch.nan) if (own := site.bias()) is None else own
+            bias_E = bias_E.to(device, torch.float64)
+            found.append(nn.functional.pad(bias_E, (0, layout.num_experts - len(bias_E))))
+        return torch.cat(found)
+
+    def _read_sum(self) -> None:
+        """Read the sum of the last logged step; on rank 0, write its line."""
+        if self._sum is None or self.layout is None:
+            return
+        vector, losses, scalars = self._sum
+        self._sum = None
+        self._together(self.ranks.finish)
+        if self.is_over:
+            return
+        hooks, layout = self.hooks, self.layout
+        sums: StepSums | None = hooks.attempt(layout.read, vector, self.ranks.size, [])
         if sums is None:
             return
-        self.stops = self.stops or sums.extra[EXTRA.index("stop")] > 0
-        if ranks.rank:
+        self._logged = scalars["step"]
+        E, at = layout.num_experts, len(sums.extra) - layout.num_experts * len(layout.rows)
+        for number, row in enumerate(layout.rows):
+            bias = sums.extra[at + number * E :][: row.num_experts]
+            sums.biases.append([] if all(map(math.isnan, bias)) else bias)
+        self._stop_requested = sums.extra[EXTRA.index("stop")] > 0
+        if self.ranks.rank:
             self._log = self._log or TrainingLog(None)
             return
-        scalars = {**self._cost(sums), **scalars}
+        seconds = scalars["step_time_s"]
+        rate = max(sums.tokens, default=0) / seconds if seconds > 0 else None
+        scalars = {"tokens_per_s": rate, **scalars}
         record = hooks.attempt(step_record, sums, layout.rows, self._saliency, losses, scalars)
         if record is None:
             return
         if not sums.extra[0]:
-            looked = sums.extra[len(EXTRA) + len(layout.rows) :]
+            looked = sums.extra[len(EXTRA) + len(layout.rows) : at]
+            looks = self._looks
             found = looks.attempt(looks.conclude, looked, layout.rows, sums.counts)
             record["router"] |= found or {}
         self._warn_incomplete(sums, layout.rows)
-        self._write(layout, record | {"step": self._step})
+        self._write(layout, record)
 
     def _vector(self, layout: Layout, loss: Any) -> Tensor:
         """What this rank adds to the step; only its state if it does not count."""
         hooks, ranks = self.hooks, self.ranks
-        counts = ranks.counts and not hooks.problem
+        counts = ranks.counts(hooks.sees_part) and not hooks.problem
         parts = list(hooks.calls.parts(layout.num_experts))
         device = parts[0][1].device if parts else torch.device("cpu")
         extra = torch.zeros(len(EXTRA), dtype=torch.float64, device=device)
@@ -215,21 +325,13 @@ class Probe:
             loss = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
             extra[3], extra[4] = loss.double().mean(), 1.0
         if self._squares is None:
-            self._squares = grad_squares(self.sites, ranks)
+            self._squares = grad_squares(self.sites)
         places = torch.tensor([row.place for row in layout.rows], device=device)
         self._looks.read()
         looked = self._looks.vector(counts, device)
-        extra = torch.cat([extra, self._squares.to(device)[places], looked])
+        squares, biases = self._squares.to(device)[places], self._biases(layout, device)
+        extra = torch.cat([extra, squares, looked, biases])
         return layout.vector(parts if counts else (), extra, ranks.rank, ranks.size)
-
-    def _cost(self, sums: StepSums) -> dict[str, float | None]:
-        now = time.perf_counter()
-        seconds, self._tick = (now - self._tick) / self._every, now
-        return {
-            "tokens_per_s": max(sums.tokens, default=0) / seconds if seconds > 0 else None,
-            "step_time_s": seconds,
-            "memory_bytes": _memory_bytes(),
-        }
 
     def _write(self, layout: Layout, record: dict[str, Any]) -> None:
         if self._log is None:
@@ -282,26 +384,40 @@ class Probe:
     def _once(self, text: str, *values: object) -> None:
         if text not in self._warned:
             self._warned.add(text)
-            _logger.warning(f"step %d: {text}", self._step, *values)
+            _logger.warning(f"step %d: {text}", self._logged, *values)
 
     def _open(self, layout: Layout) -> RunRecorder:
         hooks = self.hooks
         aux = AuxLoss(self._trainer_args, hooks.asked, hooks.returned)
-        described = describe(self._model, self.sites, layout.rows, hooks.passes, aux)
-        if self._mode == "eval":
+        described = describe(self._model, self.sites, layout.rows, self._passes, aux)
+        if names := self._unpadded:
+            described["config"]["padding_counted"] = names
+            self._once(
+                "padding counts in %s: their stages do not see it; pass it to probe.mask",
+                shortened(names),
+            )
+        if self._mode == "eval" or not self._is_whole:
             del described["training"]
+        if not self._is_whole:  # these are of one stage
+            del described["model"]["parameters"]
         return RunRecorder(
             self._folder,
             run=(self._folder.parent if self._part else self._folder).name,
             part=self._part or UNSET,
             planned_steps=self._planned_steps,
-            resumed_at_step=self._step if self._resumed else None,
-            profile="eval" if self._mode == "eval" else profile(self._model),
+            resumed_at_step=self._logged if self._resumed else None,
+            profile="eval" if self._mode == "eval" else profile(self.hooks.model),
             writer="microscope_tui.probe",
             world_size=self.ranks.size,
+            expert_parallel_size=expert_ranks(self.sites),
             judgement=self._judgement,
             **described,
         )
+
+
+def _now(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As they are: the trainer may change its tensors before the line is written."""
+    return {n: v.detach().clone() if isinstance(v, Tensor) else v for n, v in values.items()}
 
 
 def _report(alert: Alert, when: str) -> None:

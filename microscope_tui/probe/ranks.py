@@ -1,56 +1,112 @@
-"""The processes that train together: one sum over all of them for every logged step.
+"""The processes that train together, and the sum of a logged step over all of them.
 
-Ranks that see the same tokens (tensor-parallel siblings) take part with zeros, so that nothing is
-counted twice. So does a rank whose probe has failed, so that no other rank waits for it.
+The sum is started without waiting, on a gloo group that nothing else uses, and read at the next
+logged step: no collective of the trainer waits for one of the probe. A rank that does not count,
+because another counts the same tokens or its probe has failed, takes part with zeros.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+import itertools
+import pickle
+import zlib
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+LIMIT_S = 60
+"""Seconds that a rank waits for the others."""
 _SAME_TOKENS = ("tp", "tensor", "tensor_parallel", "tensor_model_parallel", "model")
-"""Names of mesh dimensions along which every rank sees the same tokens."""
+"""Names of mesh dimensions along which ranks see the same tokens, or parts of the same sequence."""
+_STOP = "stop"
+"""Key in the store: why the ranks do not wait any more."""
 _T = TypeVar("_T")
+_numbers = itertools.count()
 
 
 class Ranks:
     """The processes of the training; a single one without a process group."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, modules: Sequence[nn.Module], counts: bool | None = None) -> None:
+        """``counts``: whether the tokens of this rank count; ``None``: found out."""
         together = dist.is_available() and dist.is_initialized()
         self.size = dist.get_world_size() if together else 1
         self.rank = dist.get_rank() if together else 0
-        self.counts = not _is_sibling(model)
-        """Whether its tokens count: not if a rank before it sees the same ones."""
-        self._device = torch.device("cpu")
-        if together and "nccl" in str(dist.get_backend()):
-            self._device = torch.device("cuda", torch.cuda.current_device())
-        self.counting = round(float(self.sum(torch.tensor(float(self.counts)))))
-        """Ranks that count."""
-
-    def sum(self, values: Tensor) -> Tensor:
+        self.tensor_rank, self.tensor_size = along(modules, _SAME_TOKENS)
+        self.given = counts
+        self.counting = 1
+        """Ranks that count, if no router sees only a part of a sequence."""
         if self.size > 1:
-            values = values.to(self._device).contiguous()
-            dist.all_reduce(values)
-        return values
+            self._group = dist.new_group(backend="gloo")
+            home: Any = dist.distributed_c10d
+            store = home._get_default_store()
+            self._store = home.PrefixStore(f"moe-microscope/{next(_numbers)}", store)
+            self._store.set(str(self.rank), "0")
+
+    def counts(self, sees_part: bool) -> bool:
+        """Whether the tokens of this rank count; ``sees_part``: routers see a part of them."""
+        return self.tensor_rank == 0 or sees_part if self.given is None else self.given
+
+    def start(self, vector: Tensor, step: int) -> None:
+        """Start to sum ``vector`` over all ranks, in place."""
+        if self.size > 1:
+            self._step = step
+            self._store.set(str(self.rank), str(step))
+            self._work = dist.all_reduce(vector, group=self._group, async_op=True)
+
+    def finish(self) -> None:
+        """Wait for the sum.
+
+        Raises:
+            RuntimeError: it failed, or was not complete after ``LIMIT_S``; names the ranks behind.
+        """
+        if self.size == 1:
+            return
+        for _ in range(LIMIT_S):
+            try:
+                self._work.wait(timedelta(seconds=1))
+                return
+            except RuntimeError:
+                if self._work.is_completed():
+                    raise
+            if self._store.check([_STOP]):
+                break
+        else:
+            self._store.set(_STOP, self._behind())
+        raise RuntimeError(self._store.get(_STOP).decode())
+
+    def _behind(self) -> str:
+        step = self._step
+        steps = [int(self._store.get(str(rank))) for rank in range(self.size)]
+        behind = [f"rank {rank} (step {own})" for rank, own in enumerate(steps) if own < step]
+        return (
+            f"step {step} is not summed after {LIMIT_S} s, these ranks are behind: "
+            f"{', '.join(behind[:8]) or 'none'}; call probe.step on every rank, every step"
+        )
 
     def all_gather(self, own: _T) -> list[_T]:
-        """``own`` of every rank; every rank must call it."""
-        everyone = [own] * self.size
-        if self.size > 1:
-            dist.all_gather_object(everyone, own)
+        """``own`` of every rank; every rank must call it. What is the same is sent once."""
+        if self.size == 1:
+            return [own]
+        marks = self._exchange(zlib.crc32(pickle.dumps(own)))
+        is_first = marks.index(marks[self.rank]) == self.rank
+        sent = self._exchange(own if is_first else None)
+        return [sent[marks.index(mark)] for mark in marks]
+
+    def _exchange(self, own: Any) -> list[Any]:
+        everyone = [None] * self.size
+        dist.all_gather_object(everyone, own, group=self._group)
         return everyone
 
 
-def _is_sibling(model: nn.Module) -> bool:
-    """Another rank counts the same tokens."""
-    for parameter in model.parameters():
-        mesh = getattr(parameter, "device_mesh", None)
+def along(modules: Iterable[nn.Module], names: Sequence[str]) -> tuple[int, int]:
+    """Number of this rank in a mesh dimension of one of these names, and the size of that."""
+    for parameter in (one for module in modules for one in module.parameters()):
+        mesh: Any = getattr(parameter, "device_mesh", None)
         for dimension, name in enumerate(getattr(mesh, "mesh_dim_names", None) or ()):
-            if mesh is not None and name in _SAME_TOKENS and mesh.get_local_rank(dimension) > 0:
-                return True
-    return False
+            if name in names and mesh.size(dimension) > 1:
+                return mesh.get_local_rank(dimension), mesh.size(dimension)
+    return 0, 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -97,6 +97,25 @@ class Site:
     """Bool over the tokens of the batch: which of them this call sees; ``None`` for all."""
     pre_hooks: list[tuple[nn.Module, PreHook]] = field(default_factory=list)
     """Modules whose arguments ``own_rows`` needs, and the hook that takes them."""
+    here: bool = True
+    """This process holds it, and not only other ranks; see ``elsewhere``."""
+    holders: Sequence[int] = (0,)
+    """Ranks that hold it."""
+    is_placed: bool = False
+    """Its depth is given: the same one elsewhere is a replica."""
+    start: str = ""
+    """Of its path: the number of its module, if the model is a list of them."""
+    has_bias: bool = False
+
+    def elsewhere(self) -> Site:
+        """As other ranks see it: without its modules, it can be sent to them."""
+        nothing: Any = nn.Module()
+        has_bias = self.bias() is not None
+        scores = None if self.scores is None else Scores(nothing, None, self.scores.kind)
+        return replace(
+            self, module=nothing, read=nothing, router=None, block=None, experts=None,
+            scores=scores, own_rows=None, pre_hooks=[], here=False, has_bias=has_bias,
+        )  # fmt: skip
 
     def bias(self) -> Tensor | None:
         """The selection bias as it is now, ``[E]``."""
@@ -146,18 +165,23 @@ def is_size(value: Any) -> bool:
     return isinstance(value, int) and value >= 1
 
 
-def place(sites: list[Site], model: nn.Module) -> list[Site]:
-    """Set depth, stack and name of every site from its path; sort them in forward order."""
+def locate(sites: list[Site], model: nn.Module) -> list[Site]:
+    """Set the depth and the stack of every site from its path."""
     for position, site in enumerate(sites):
         parts = site.path.split(".")
         at = _depth_at(parts, model)
         site.depth = position if at is None else int(parts[at])
         number = getattr(site.module, "layer_number", None)  # Megatron: true under pipelines too
         if isinstance(number, int) and number >= 1:
-            site.depth = number - 1
+            site.depth, site.is_placed = number - 1, True
         site.stack = next(filter(None, map(_stack, parts[:at])), "")
         site.sees_text = site.stack not in _NO_TEXT
         site.optional = site.optional or not site.sees_text
+    return sites
+
+
+def arrange(sites: list[Site]) -> list[Site]:
+    """Name the routers of a whole model and sort them in forward order."""
     stacks = {site.stack for site in sites}
     for site in sites:
         if len(stacks) == 1 or (site.stack == "dec" and "enc" not in stacks):

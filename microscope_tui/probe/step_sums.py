@@ -1,8 +1,8 @@
 """One step's sums of all routers as one vector: summed over ranks at once, copied to the host
 once, and turned into a line of the log.
 
-The ranks agree on the layout at the first logged step: a rank that does not contribute (its probe
-failed, or it sees the tokens of another rank) adds zeros of the same length.
+The ranks agree on the rows at the first logged step: a rank that does not contribute to one (it has
+not this router, its probe failed, or it sees the tokens of another rank) adds zeros.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.sites import Site
 
 Key = tuple[int, int]
@@ -28,8 +27,8 @@ SUMS = ("entropy", "z_loss", "selected_mass", "margin")
 MEANS = (*SUMS, "mean_entropy", "max_logit")
 EXTRA = ("failed", "passes", "stop", "loss", "losses", "aux", "auxes")
 """Further numbers in the vector of a probe: failed ranks, forward passes, whether rank 0 requests
-the training to stop, sums of losses and how many; then the squared gradient norm of every row, and
-what ``Looks.vector`` returns."""
+the training to stop, sums of losses and how many; then the squared gradient norm of every row, what
+``Looks.vector`` returns, and the selection biases."""
 _OWN_KEYS = ("kind", "time", "expert_bias", "mean_weight", "mean_output_norm", "incomplete")
 """Keys of a line that no further number may replace."""
 
@@ -110,16 +109,6 @@ class Layout:
         self.num_experts = max((row.num_experts for row in rows), default=0)
         """Of the largest router: smaller ones have zeros at the end."""
         self._width = 4 * self.num_experts + 4 + len(SUMS)
-
-    @classmethod
-    def agreed(cls, sites: Sequence[Site], seen: Mapping[Key, int], ranks: Ranks) -> Layout:
-        """From the calls, and their k, in the first step of all ranks."""
-        passes, top_k = [0] * len(sites), [site.top_k for site in sites]
-        for (place, number), k in seen.items():
-            passes[place] = max(passes[place], number + 1)
-            top_k[place] = sites[place].top_k or k
-        most = torch.tensor(ranks.all_gather((passes, top_k))).amax(dim=0).tolist()
-        return cls(rows_of(sites, *most))
 
     def vector(
         self, parts: Iterable[tuple[Key, Tensor, Tensor]], extra: Tensor, rank: int, ranks: int
@@ -237,12 +226,12 @@ def _per_pair(sums: list[list[float]], counts: list[list[int]]) -> list[list[flo
 
 def _incomplete(extra: Mapping[str, float], rows: Sequence[Row], unseen: Sequence[bool]) -> str:
     """Empty if the line holds all of the step."""
-    if (failed := round(extra["failed"])) > 0:
-        return f"{failed} ranks did not count"
-    if not extra["passes"]:
-        return "no forward pass was counted"
+    failed = round(extra["failed"])
     names = [row.name for none, row in zip(unseen, rows, strict=True) if none]
-    return f"not seen: {shortened(names)}" if names else ""
+    lacking = [f"{failed} ranks did not count"] if failed else []
+    if extra["passes"] and names:
+        lacking.append(f"not seen: {shortened(names)}")
+    return "; ".join(lacking) or ("" if extra["passes"] else "no forward pass was counted")
 
 
 def shortened(names: Sequence[str]) -> str:

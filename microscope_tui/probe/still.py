@@ -10,7 +10,6 @@ import itertools
 import logging
 import math
 import re
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from microscope_tui.probe.forward_hooks import ForwardHooks
 from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.sites import Site
 from microscope_tui.probe.step_sums import Row, Values
-from microscope_tui.probe.weights import Owner, Weight, inside, plain_path, weights_of
+from microscope_tui.probe.weights import Owner, Weight, inside, local_part, plain_path, weights_of
 
 _logger = logging.getLogger(__name__)
 FIRST, EVERY = range(3, 6), 100
@@ -62,10 +61,11 @@ def is_due(step: int) -> bool:
 
 def _plan(model: nn.Module, sites: Sequence[Site]) -> list[Part]:
     """Of the weights beside routers and experts only the smallest."""
-    layers = {_layer(plain_path(site.path)): place for place, site in enumerate(sites)}
+    places = [place for place, site in enumerate(sites) if site.here]
+    layers = {_layer(plain_path(sites[place].path)): place for place in places}
     parts: list[Part] = []
     others: defaultdict[Owner, list[tuple[int, Part]]] = defaultdict(list)
-    after = 0
+    after = min(places, default=0)  # the routers of earlier stages
     for weight in weights_of(model, sites):
         place = layers.get(inside(weight.path, layers), -1)
         after = max(after, place + 1)
@@ -160,6 +160,8 @@ class Looks:
         self._samples: dict[Group, Tensor] = {}
         self._kept: dict[Group, Tensor] = {}
         """Samples after the first step, then of the last look at a hundredth."""
+        self._enough = set[Group]()
+        """Groups of all ranks whose samples are large enough to show that nothing changes."""
         self._ends: dict[Group, list[int]] = {}
         self._moves: Any = None
         self.size = self._width = self._end = 0
@@ -172,7 +174,7 @@ class Looks:
         """Before a step that is logged if ``on``."""
         self._moves, self._samples = None, {}
         self.size = self._width if on and is_due(self._logged + 1) else 0
-        if self.size or (self._width and not self._kept):
+        if self.size:
             self.attempt(self._sample)
 
     def attempt(self, call: Callable[..., Any], *args: Any) -> Any:
@@ -189,21 +191,23 @@ class Looks:
         self._logged += 1
         if isinstance(rate, int | float) and rate != 0:
             self._rated += 1
-        if self._logged == 1 and self._hooks.trains:
-            self._agree()
 
-    def _agree(self) -> None:
-        """Plan what is looked at; nothing where ranks differ."""
+    def agree(self) -> None:
+        """Plan what is looked at, in the first logged step; every rank calls it."""
         self._parts = self.attempt(_plan, self._hooks.model, self._hooks.sites) or []
-        keys = dict.fromkeys(key for part in self._parts for key in part.keys)
+        if any(hasattr(part.weight, "ds_id") for part in self._parts):
+            self._parts = []
+            if self._ranks.rank == 0:
+                _logger.warning("ZeRO-3 keeps gradients in partitions: STILL cannot read any")
+        self.attempt(self._sample)
+        own = [key for part in self._parts for key in part.keys]
+        everyone = self._ranks.all_gather((own, [*filter(self._is_enough, self._kept)]))
+        keys = dict.fromkeys(key for own, _ in everyone for key in own)
         self._numbers = {key: number for number, key in enumerate(keys)}
+        self._enough = {group for _, enough in everyone for group in enough}
         self._end = max((key.place for key in keys if not key.part), default=0)
-        zero = any(hasattr(part.weight, "ds_id") for part in self._parts)
-        marks = self._ranks.all_gather(0 if zero else zlib.crc32(repr([*keys]).encode()))
-        if keys and not zero and len(set(marks)) == 1:
-            self._width = len(self._hooks.sites) * self._E + len(keys) + len(self._parts)
-        if zero and self._ranks.rank == 0:
-            _logger.warning("ZeRO-3 keeps gradients in partitions: STILL cannot read any")
+        if keys:
+            self._width = len(self._hooks.sites) * self._E + 2 * len(keys)
 
     def read(self) -> None:
         if self.size and self._moves is None:
@@ -213,7 +217,7 @@ class Looks:
         weights: defaultdict[Group, list[Tensor]] = defaultdict(list)
         for part in self._parts:
             held = part.module._parameters.get(part.name)  # also while it is frozen: sizes stay
-            weights[part.group].append(torch.zeros(0) if held is None else _local(held))
+            weights[part.group].append(torch.zeros(0) if held is None else local_part(held))
         for group, some in weights.items():
             self._samples[group], self._ends[group] = _sample_of(some)
         self._kept = self._kept or self._samples
@@ -227,7 +231,7 @@ class Looks:
             at = [self._numbers[key] for key in part.keys]
             if weight is None or _is_elsewhere(weight):
                 blind += at
-            elif weight.grad is not None and (grad := _local(weight.grad)).numel():
+            elif weight.grad is not None and (grad := local_part(weight.grad)).numel():
                 rows = slice(_first_row(weight.grad), None) if len(at) > 1 else slice(None)
                 grads[grad.device, grad.dtype, len(at) > 1].append((at[rows][: len(grad)], grad))
         device = next(iter(grads), (torch.device("cpu"),))[0]
@@ -241,7 +245,7 @@ class Looks:
 
     def vector(self, counts: bool, device: torch.device) -> Tensor:
         """What this rank adds, always ``size``: tokens with loss of every expert, what ``_read``
-        returns, how many sampled elements of every part changed."""
+        returns, how many sampled elements of every tensor changed."""
         found = None if self._moves is None else self.attempt(self._vector, counts, device)
         unknown = torch.full((self.size,), math.nan, dtype=torch.float64, device=device)
         return found if found is not None and found.shape == unknown.shape else unknown
@@ -253,26 +257,29 @@ class Looks:
             for at, (place, _) in enumerate(tally.keys):
                 with_loss_E = tally.with_loss_LE2[at, : tally.num_experts]
                 tokens_SE[place, : tally.num_experts] += with_loss_E.to(device)
-        changed: list[Tensor] = []
+        changed_N = torch.zeros(len(self._numbers), dtype=torch.float64, device=device)
+        changed = [changed_N[:0]]
         for group, new in self._samples.items():
             differs = self._kept[group].to(new.device) != new
             changed_P = nn.functional.pad(differs.cumsum(0), (1, 0))[self._ends[group]].diff()
             if new.element_size() < 4:  # rounding may lose the updates of a part
                 changed_P = changed_P.sum().expand(len(changed_P))
-            changed.append(changed_P.to(tokens_SE))
+            changed.append(changed_P.to(changed_N))
+        for part, n in zip(self._parts, torch.cat(changed), strict=True):
+            changed_N[[self._numbers[key] for key in part.keys]] += n
         if self._logged % EVERY == 0:
             self._kept = self._samples
-        return torch.cat([tokens_SE.flatten(), self._moves.to(device), *changed])
+        return torch.cat([tokens_SE.flatten(), self._moves.to(device), changed_N])
 
     def conclude(
         self, numbers: Sequence[float], rows: Sequence[Row], counts: Sequence[Sequence[int]]
     ) -> dict[str, Values]:
         """``numbers``: the sum of all vectors; ``counts``: pairs of every row."""
-        if not self.size:
+        if not numbers:
             return {}
         E, rest = self._E, numbers[len(self._hooks.sites) * self._E :]
         moving = dict(zip(self._numbers, rest, strict=False))
-        changed = _by_key(self._parts, rest[len(moving) :])
+        changed = dict(zip(self._numbers, rest[len(moving) :], strict=True))
         self._warn_if_cleared(moving)
         same = self._unchanged(changed)
         updated = same is not None or any(changed.values())
@@ -315,21 +322,13 @@ class Looks:
         if rated < EVERY // 2 and not any(changed.values()):
             return None
         same = {key for key, n in changed.items() if key.part and not n}
-        places = {key.place for key in same if self._is_enough((key.place, key.path))}
+        places = {key.place for key in same if (key.place, key.path) in self._enough}
         return {key for key in same if key.place in places}
 
     def _is_enough(self, group: Group) -> bool:
-        sample = self._samples[group]
+        sample = self._kept[group]
         few = _EXACT * len(self._ends[group])
         return len(sample) >= (SAMPLE if sample.element_size() < 4 else min(SAMPLE, few))
-
-
-def _by_key(parts: Sequence[Part], numbers: Sequence[float]) -> dict[Owner, float]:
-    found: defaultdict[Owner, float] = defaultdict(float)
-    for part, n in zip(parts, numbers, strict=True):
-        for key in part.keys:
-            found[key] += n
-    return found
 
 
 def _around(rows: Sequence[Row], changed: Mapping[Owner, float]) -> Values:
@@ -358,11 +357,6 @@ def _chosen(place: int, rows: Sequence[Row], counts: Sequence[Sequence[int]]) ->
     """Tokens of every expert of a router, over its passes."""
     passes = [n for n, row in zip(counts, rows, strict=True) if row.place == place]
     return [sum(column) for column in zip(*passes, strict=True)]
-
-
-def _local(tensor: Any) -> Tensor:
-    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return local.detach()
 
 
 def _first_row(grad: Any) -> int:

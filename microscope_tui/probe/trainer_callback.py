@@ -49,8 +49,8 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         """
         Args:
             run: Name of the run; by default ``args.run_name``, else the name of ``output_dir``.
-            on_collapse: ``log``, or ``stop``: end the training on all ranks at the next logged
-                step after a critical COLLAPSE or DIVERGED; a warning does not.
+            on_collapse: ``log``, or ``stop``: end the training on all ranks one logged step
+                (with several ranks two) after a critical COLLAPSE or DIVERGED; a warning does not.
             alerts: Also send a critical finding as an alert of the run of W&B or Trackio that is
                 active in this process: once per cause, or per rule where the cause is unknown.
             every, routers, saliency, on_alert: See ``attach``.

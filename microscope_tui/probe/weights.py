@@ -8,7 +8,7 @@ the flat parameter of FSDP1) belongs to nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -49,7 +49,8 @@ class Weight(NamedTuple):
 
 def weights_of(model: nn.Module, sites: Sequence[Site]) -> Iterator[Weight]:
     """The weights of the model and of its adapters, in the order of the model."""
-    modules, owners = dict(model.named_modules()), _owners(model, sites)
+    here = {place: site for place, site in enumerate(sites) if site.here}
+    modules, owners = dict(model.named_modules()), _owners(model, here)
     wraps = {n for n, m in modules.items() if isinstance(getattr(m, "base_layer", None), nn.Module)}
     for full, tensor in model.named_parameters():
         if "original_module" in full:  # PEFT trains a copy of it
@@ -66,12 +67,12 @@ def weights_of(model: nn.Module, sites: Sequence[Site]) -> Iterator[Weight]:
         yield Weight(modules[home], name, tensor, path, adapter, owner)
 
 
-def _owners(model: nn.Module, sites: Sequence[Site]) -> dict[str, Owner]:
+def _owners(model: nn.Module, sites: Mapping[int, Site]) -> dict[str, Owner]:
     """By path of a module or weight. What was replaced after ``attach`` is not found."""
     modules = {plain_path(name): module for name, module in model.named_modules()}
     path_of = {id(module): plain_path(name) for name, module in model.named_modules()}
     owners: dict[str, Owner] = {}
-    for place, site in enumerate(sites):
+    for place, site in sites.items():
         above = plain_path(site.path).rpartition(".")[0]
         block = site.block or modules.get(above, site.module)
         start = path_of.get(id(block), "?")
@@ -114,6 +115,12 @@ def shape_of(parameter: Any) -> tuple[int, ...]:
 def inside(path: str, places: Collection[str]) -> str:
     """The path, or else the innermost module above it, that is in ``places``."""
     return next((one for one in _up(path) if one in places), "")
+
+
+def local_part(tensor: Any) -> Tensor:
+    """What this rank holds of a DTensor."""
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local.detach()
 
 
 def plain_path(path: str) -> str:

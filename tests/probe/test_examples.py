@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from tests.forked import ForkServer, free_port
 from tests.probe.layers import records
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+PIPELINE = "pipeline_loop"
+NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != PIPELINE)
 PARTS = {"actors": ["critic", "policy"]}
 """Runs of an example that writes several."""
 
@@ -39,6 +41,25 @@ def test_an_example_trains_without_network_and_names_its_run(
         for line in lines:
             assert "incomplete" not in line
             assert {sum(row) for row in line["tokens_per_expert"]} == {2 * line["tokens"]}
+
+
+def test_the_example_of_a_pipeline_writes_one_run_of_both_stages(
+    fork_server: ForkServer, tmp_path: Path
+) -> None:
+    program = f"""import runpy, warnings
+warnings.simplefilter("default")  # of torch, not of the probe
+runpy.run_path({str(EXAMPLES / f"{PIPELINE}.py")!r}, run_name="__main__")"""
+    words = "-c", program, "--steps", "3", "--logs", str(tmp_path)
+    together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
+    first, second = (fork_server.start(*words, RANK=str(rank), **together) for rank in (0, 1))
+    printed, errors = first.communicate()
+    assert [first.returncode, second.wait()] == [0, 0], errors
+    assert printed.splitlines()[-1] == f"next: moe-microscope {tmp_path / 'pipeline-loop'}"
+    (run,) = records(tmp_path / "pipeline-loop", "run")
+    assert run["model"]["layer_names"] == ["L0", "L1", "L2", "L3"]
+    for line in records(tmp_path / "pipeline-loop"):
+        assert {sum(row) for row in line["tokens_per_expert"]} == {2 * 16 * 64}
+        assert line["loss"] > 0
 
 
 def test_the_example_of_the_trainer_names_the_extra_that_installs_accelerate() -> None:

@@ -19,7 +19,7 @@ from torch import nn
 from benchmarks.families.tiny import build
 from microscope_tui.probe import attach
 from tests.forked import ForkServer
-from tests.probe.layers import ADAPTER, Model, records
+from tests.probe.layers import records
 from tests.probe.real_text import small_mixtral
 from tests.probe.test_still import Setup, changed, looks, run, step_in_backward, without_gradients
 
@@ -40,7 +40,6 @@ def main(folder: Path, rank: int) -> None:
     for kind, setup in STILL.items():
         model = sharded(setup.model()) if "fsdp" in kind else setup.model()
         run(setup, folder / kind, model)
-    seen["refusal"] = refuse_stages(folder / "stages", rank)
     seen["alone"], seen["norms"] = split_models(folder, rank)
     (folder / f"seen{rank}.json").write_text(json.dumps(seen))
     dist.destroy_process_group()
@@ -91,14 +90,6 @@ def train(model: Any, inner: Any, folder: Path, breaks: bool = False) -> list[Co
             optimizer.zero_grad()
             probe.step(loss=output.loss)
     return steps
-
-
-def refuse_stages(folder: Path, rank: int) -> str:
-    """What is raised where each rank has a router of its own, as the stages of a pipeline have."""
-    with pytest.raises(ValueError, match="pipeline") as refusal:
-        attach(Model(), folder, routers={f"layers.{rank + 1}.gate": ADAPTER})
-    attach(Model(), folder, routers={"layers.1.gate": ADAPTER}).detach()
-    return str(refusal.value)
 
 
 def split_models(folder: Path, rank: int) -> tuple[Counts, list[float]]:
@@ -170,14 +161,6 @@ def test_training_continues_if_a_probe_fails_and_lines_are_incomplete(trained: T
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert [line.get("incomplete") for line in lines] == [None] + ["1 ranks did not count"] * 2
     assert [line["tokens_per_expert"] for line in rest] == trained.seen[0]["broken"][1:]
-
-
-def test_the_stages_of_a_pipeline_are_refused_on_all_ranks(trained: Trained) -> None:
-    for seen in trained.seen:
-        assert seen["refusal"] == (
-            "every rank must have all routers of the model (no pipeline parallelism): rank 0 has "
-            "L1×6, rank 1 L2×6"
-        )
 
 
 @pytest.mark.parametrize("kind", ["tensor", "expert"])

@@ -1,0 +1,122 @@
+"""The routers of all ranks together, where a rank may hold only a stage of a pipeline.
+
+Routers of the same depth and path are replicas, if their weights agree; all others are rows of the
+log.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from microscope_tui.probe.find_routers import sites_in
+from microscope_tui.probe.ranks import along
+from microscope_tui.probe.sites import Adapter, Site, is_size, setting
+from microscope_tui.probe.weights import inside, local_part
+
+_EXPERTS = ("ep", "expert", "experts", "expert_parallel")
+"""Names of mesh dimensions over which experts are split."""
+
+
+def modules_of(model: Any) -> list[nn.Module]:
+    """In what ``attach`` was given: modules, or stages of a pipeline of torch."""
+    given = model if isinstance(model, list | tuple) else [model]
+    return [_unwrapped(one if isinstance(one, nn.Module) else one.submod) for one in given]
+
+
+def sites_of(
+    modules: Sequence[nn.Module],
+    routers: Mapping[str, Adapter] | None,
+    depths: Mapping[str, int],
+) -> list[Site]:
+    """The routers of this rank; with several modules, the number of one begins its paths."""
+    found: list[Site] = []
+    for number, module in enumerate(modules):
+        start = f"{number}." if len(modules) > 1 else ""
+        own = {p.removeprefix(start): a for p, a in (routers or {}).items() if p.startswith(start)}
+        for site in sites_in(module, own) if own or not routers else ():
+            site.start, site.path = start, start + site.path
+            if path := inside(site.path, depths):
+                site.depth, site.is_placed = depths[path], True
+            found.append(site)
+    return found
+
+
+def unite(everyone: Sequence[Sequence[Site]], rank: int) -> list[Site]:
+    """The routers of all ranks; of those that are not on this rank, copies.
+
+    Raises:
+        ValueError: it is unknown which of them are the same.
+    """
+    found: dict[tuple[int, str], Site] = {}
+    holders: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
+    for number, site in ((number, site) for number, own in enumerate(everyone) for site in own):
+        key = site.depth, site.path.removeprefix(site.start)
+        first = found.setdefault(key, site)
+        if first.num_experts != site.num_experts or number in holders[key]:
+            raise different(site.path, f"another router on rank {holders[key][0]}")
+        holders[key].append(number)
+        if number == rank:  # all ranks treat it as the first that holds it
+            found[key], site.is_placed = site, first.is_placed
+    for key, site in found.items():
+        site.holders = holders[key]
+    return [*found.values()]
+
+
+def different(path: str, what: str) -> ValueError:
+    return ValueError(
+        f"{path} has {what}: different layers, or replicas that differ; pass attach(..., depths="
+        f"{{{path!r}: DEPTH}}) on every rank, with its number in the whole model"
+    )
+
+
+def check_replicas(sites: Sequence[Site], marks: Sequence[Sequence[Any]]) -> None:
+    """Raise ``ValueError`` if routers of one depth and path differ.
+
+    ``marks``: of every router, the results of ``mark_of`` by rank.
+    """
+    for site, by_rank in zip(sites, marks, strict=True):
+        own = {by_rank[rank]: rank for rank in reversed(site.holders)}
+        own.pop(None, None)
+        if len(own) > 1 and not site.is_placed:
+            ranks = sorted(own.values())
+            raise different(site.path, f"other weights on rank {ranks[0]} than on rank {ranks[1]}")
+
+
+def mark_of(site: Site) -> Any:
+    """The sum of a router's bits, or the ranks that have a part of it each; ``None`` if this rank
+    holds no matrix of it."""
+    weights = () if site.router is None else site.router.parameters()
+    weight: Any = next((one for one in weights if one.dim() > 1 and one.numel()), None)
+    if weight is None:
+        return None
+    if any(placement.is_shard() for placement in getattr(weight, "placements", ())):
+        return tuple(weight.device_mesh.mesh.flatten().tolist())
+    return int(local_part(weight).flatten().view(torch.int16).sum())
+
+
+def expert_ranks(sites: Sequence[Site]) -> int:
+    """Over how many ranks experts are split, by their mesh or by the number of those here."""
+    blocks = [site.block for site in sites if site.block is not None]
+    parts = [along(blocks, _EXPERTS)[1]]
+    for site in sites:
+        own = setting((site.block, site.experts), ("num_local_experts",), is_size)
+        parts.append(site.num_experts // (own or site.num_experts))
+    return max(parts)
+
+
+def _unwrapped(model: Any) -> Any:
+    """The model itself, without DDP, ``torch.compile`` and PEFT around it."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and type(model).__name__ == "DistributedDataParallel":
+            inner = model.module
+        if inner is None and hasattr(model, "get_base_model"):
+            inner = model.get_base_model()
+        if not isinstance(inner, nn.Module) or inner is model:
+            return model
+        model = inner

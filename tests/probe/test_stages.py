@@ -1,0 +1,136 @@
+"""Four processes against one on the same tokens: the stages of a pipeline, and layouts with them.
+
+``every_schedule.py`` has the rest, with 30 steps.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from microscope_tui.probe import attach
+from tests.forked import ForkServer
+from tests.probe.layers import ROUTERS, VOCABULARY, Model, records
+from tests.probe.pipelines import CASES, alone, batch, mask
+
+NAMES = [f"L{n}" for n in range(1, 8)]
+UNEQUAL = ("time", "tokens_per_s", "step_time_s", "memory_bytes")
+
+
+class Trained(NamedTuple):
+    folder: Path
+    errors: list[str]
+    """Standard error of each rank."""
+
+
+def trained(server: ForkServer, folder: Path, steps: int, *cases: str) -> Trained:
+    module = "tests.probe.pipelines"
+    ranks = [
+        server.start("-m", module, str(folder), str(rank), *cases, PIPELINE_STEPS=str(steps))
+        for rank in range(4)
+    ]
+    errors = [rank.communicate(timeout=600)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * 4, "\n".join(errors)
+    return Trained(folder, errors)
+
+
+def is_same(log: Path, reference: Path) -> None:
+    """Lines and header are those of one process, but for the last bits of sums in another order."""
+    for line, other in zip(records(log), records(reference), strict=True):
+        assert line.keys() == other.keys()
+        for name in line.keys() - set(UNEQUAL) - {"router", "loss", "losses"}:
+            assert line[name] == other[name], (line["step"], name)
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-6)
+        assert line["router"].keys() == other["router"].keys()
+        for name, row in other["router"].items():
+            near = [value if value is None else pytest.approx(value, rel=1e-4) for value in row]
+            assert line["router"][name] == near, (line["step"], name)
+    (run,), (other,) = records(log, "run"), records(reference, "run")
+    assert run["world_size"] == 4
+    assert run["balance"] == other["balance"]
+    other["model"].pop("parameters", None)  # not known of stages
+    assert run["model"] | {"parameters": 0} == other["model"] | {"parameters": 0}
+
+
+@pytest.fixture(name="few", scope="module")
+def _few(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("stages")
+    alone(folder / "alone", 4)
+    elsewhere = ("gpipe", "interleaved", "zero bubble", "data")
+    cases = [name for name in CASES if name not in elsewhere]
+    return trained(fork_server, folder, 4, *cases)
+
+
+def test_the_numbers_of_the_layers_in_megatron_are_their_depths(tmp_path: Path) -> None:
+    model = Model()
+    for number, path in enumerate(ROUTERS, start=6):
+        model.get_submodule(path).layer_number = number  # type: ignore[assignment]
+    with attach(model, tmp_path, routers=ROUTERS) as probe:
+        assert [site.name for site in probe.sites] == ["L5", "L6"]
+
+
+@pytest.mark.parametrize("case", ["1f1b", "zbv", "experts"])
+def test_ranks_with_stages_write_the_log_of_one_process(case: str, few: Trained) -> None:
+    is_same(few.folder / case, few.folder / "alone")
+    (run,) = records(few.folder / case, "run")
+    assert run["expert_parallel_size"] == (2 if case == "experts" else 1)
+
+
+@pytest.mark.parametrize("case", ["context", "tensor", "sequence", "told"])
+def test_every_real_token_counts_once_however_it_is_shared(case: str, few: Trained) -> None:
+    chosen: list[torch.Tensor] = []
+    model = Model()
+    for path in ROUTERS:
+        model.get_submodule(path).register_forward_hook(lambda m, args, out: chosen.append(out[1]))
+    model(batch(1) % VOCABULARY)
+    (line,) = records(few.folder / case)
+    for row, ids in zip(line["tokens_per_expert"], chosen, strict=True):
+        assert row == ids[mask(1).flatten()].flatten().bincount(minlength=len(row)).tolist()
+    assert "incomplete" not in line
+
+
+@pytest.mark.parametrize("case", ["mask given", "mask of the first"])
+def test_padding_is_left_out_in_the_stages_that_see_the_mask(case: str, few: Trained) -> None:
+    (run,) = records(few.folder / case, "run")
+    unseen = [] if case == "mask given" else [name for name in NAMES if name != "L4"]
+    assert run["config"].get("padding_counted", []) == unseen
+    assert few.errors[0].count("padding counts in L1, L2, L3, L5, L6, L7: their stages") == 1
+    for line in records(few.folder / case):
+        real = int(mask(line["step"]).sum())
+        for name, row in zip(NAMES, line["tokens_per_expert"], strict=True):
+            assert sum(row) == 2 * (batch(1).numel() if name in unseen else real)
+
+
+def test_different_layers_of_one_path_are_not_summed_and_training_continues(few: Trained) -> None:
+    for errors in few.errors:
+        assert errors.count("layers.0.mlp.experts has other weights on rank 0 than on rank 1") == 1
+        assert "pass attach(..., depths={'layers.0.mlp.experts': DEPTH})" in errors
+        assert "same names: trained 4 steps" in errors
+    assert not records(few.folder / "same names")
+
+
+def test_given_depths_make_them_rows_of_one_model(few: Trained) -> None:
+    (run,) = records(few.folder / "depths", "run")
+    assert run["model"]["layer_names"] == NAMES
+    for line in records(few.folder / "depths"):
+        assert {sum(row) for row in line["tokens_per_expert"]} == {2 * batch(1).numel()}
+
+
+def test_only_the_rows_of_a_stage_whose_probe_has_failed_are_lacking(few: Trained) -> None:
+    first, *rest = records(few.folder / "fails")
+    assert "incomplete" not in first
+    assert len(rest) == 3
+    for line in rest:
+        assert line["incomplete"] == "1 ranks did not count; not seen: L5, L6"
+        lacking = [row is None for row in line["tokens_per_expert"]]
+        assert lacking == [name in ("L5", "L6") for name in NAMES]
+    assert few.errors[2].count("made to fail") == 1
+
+
+def test_a_rank_that_does_not_step_ends_the_probe_and_is_named(few: Trained) -> None:
+    assert [line["step"] for line in records(few.folder / "falls behind")] == [1, 2]
+    for rank, errors in enumerate(few.errors):
+        assert "falls behind: trained 4 steps" in errors
+        behind = "step 3 is not summed after 4 s, these ranks are behind: rank 3 (step 2)"
+        assert (behind in errors) == (rank < 3)
