@@ -1,7 +1,4 @@
-"""CPU time of the four processes of a pipeline with and without the probe, in pairs.
-
-python -m benchmarks.pipeline_overhead [--pairs 40] [--width 256] [--tokens 2048]
-"""
+"""CPU time of four processes with a pipeline with and without the probe, in pairs."""
 
 import copy
 import statistics
@@ -47,7 +44,7 @@ def run(rank: int, home: str, pairs: int, width: int, tokens: int) -> None:
     for one in (module, copy.deepcopy(module)):
         stage = PipelineStage(one, rank, RANKS, torch.device("cpu"))
         sides.append((stage, Schedule1F1B(stage, 8, loss_fn=loss_of), tokens))
-    ratios: list[float] = []
+    ratios = list[float]()
     with attach(sides[0][0], Path(home) / "run") as probe:
         for pair in range(-2, pairs):  # two pairs to warm up
             order = (0, 1) if pair % 2 else (1, 0)

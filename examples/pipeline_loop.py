@@ -18,11 +18,9 @@ from microscope_tui.probe import attach
 class Stage(nn.Module):
     def __init__(self, width: int, rank: int, ranks: int) -> None:
         super().__init__()
-        config = MixtralConfig(
-            vocab_size=256, hidden_size=width, intermediate_size=2 * width, num_local_experts=8,
-            num_hidden_layers=2 * ranks, num_attention_heads=8, num_key_value_heads=4,
-        )  # fmt: skip
-        model, numbers = MixtralForCausalLM(config), (2 * rank, 2 * rank + 1)
+        sizes = {"vocab_size": 256, "hidden_size": width, "intermediate_size": 2 * width}
+        model = MixtralForCausalLM(MixtralConfig(**sizes, num_hidden_layers=2 * ranks))
+        numbers = 2 * rank, 2 * rank + 1
         self.embed = model.model.embed_tokens if rank == 0 else None
         # Under their numbers in the whole model, these are the depths in the log.
         self.layers = nn.ModuleDict({str(n): model.model.layers[n] for n in numbers})
@@ -42,26 +40,24 @@ def loss_of(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--logs", type=Path, default=Path("logs"))
     given = parser.parse_args()
     dist.init_process_group("gloo")
     torch.manual_seed(0)
     place = dist.get_rank(), dist.get_world_size()
-    module = Stage(64, *place)
-    stage = PipelineStage(module, *place, torch.device("cpu"))
+    stage = PipelineStage(Stage(64, *place), *place, torch.device("cpu"))
     schedule = Schedule1F1B(stage, n_microbatches=4, loss_fn=loss_of)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=2e-3)
-    run = given.logs / "pipeline-loop"
-    with attach(stage, run, start_step=1, planned_steps=given.steps) as probe:
+    optimizer = torch.optim.AdamW(stage.submod.parameters(), lr=2e-3)
+    with attach(stage, given.logs / "pipeline-loop", start_step=1) as probe:
         for _ in range(given.steps):
             ids, losses = torch.arange(64) + torch.randint(192, (16, 1)), list[Tensor]()
-            inputs, target = [ids] if stage.is_first else [], ids if stage.is_last else None
-            schedule.step(*inputs, target=target, losses=losses)
+            inputs = [ids] if stage.is_first else []
+            schedule.step(*inputs, target=ids if stage.is_last else None, losses=losses)
             optimizer.step()
             probe.step(loss=torch.stack(losses).mean() if losses else None)  # of the last stage
             optimizer.zero_grad()
     if stage.is_first:
-        print(f"next: moe-microscope {run}")
+        print(f"next: moe-microscope {given.logs / 'pipeline-loop'}")
     dist.destroy_process_group()

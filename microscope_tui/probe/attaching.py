@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,25 +74,10 @@ def attach(
     """
     modules = modules_of(model)
     ranks, folder = Ranks(modules, counts), Path(run_folder).resolve() / (part or "")
-    own: list[Site] = []
-
-    def find() -> tuple[bool, list[Site]]:
-        _check(modules[0], mode, every, start_step, part)
-        own.extend(sites_of(modules, routers, depths or {}))
-        return ranks.counts(sees_part=False), [site.elsewhere() for site in own]
-
-    counting, everyone = map(list, zip(*_together(ranks, find), strict=True))
-    everyone[ranks.rank] = own
-    sites = arrange(unite(everyone, ranks.rank))
-    if not sites:
-        raise ValueError(nothing_found(modules[0]))
-    ranks.counting = sum(counting)
-    if ranks.size > 1 and ranks.rank == 0:
-        on = {sum(counting[rank] for rank in site.holders) for site in sites}
-        counted = " to ".join(map(str, sorted({min(on), max(on)})))
-        _logger.info("%d ranks: each router is counted on %s", ranks.size, counted)
-    opened = _together(ranks, lambda: None if ranks.rank else _open(folder, sites, start_step))
-    first, resumed = opened[0]
+    check = partial(_check, modules[0], mode, every, start_step, part)
+    find = partial(sites_of, modules, routers, depths or {})
+    sites = _agreed(ranks, check, find, modules[0])
+    first, resumed = _together(ranks, lambda: ranks.rank or _open(folder, sites, start_step))[0]
     probe = Probe(
         modules, sites, ranks, folder, mode=mode, every=every, saliency=saliency, on_alert=on_alert,
         planned_steps=planned_steps, trainer_args=trainer_args, part=part,
@@ -99,6 +85,30 @@ def attach(
     probe.begin(first, resumed, judgement)
     probe.check_settings(warn=judgement is None)  # else the earlier run has reported it
     return probe
+
+
+def _agreed(
+    ranks: Ranks, check: Callable[[], None], find: Callable[[], list[Site]], model: nn.Module
+) -> list[Site]:
+    """The routers of all ranks, in forward order; ``find`` returns those of this one."""
+    own: list[Site] = []
+
+    def send() -> tuple[bool, list[Site]]:
+        check()
+        own.extend(find())
+        return ranks.counts(sees_part=False), [site.elsewhere() for site in own]
+
+    counting, everyone = map(list, zip(*_together(ranks, send), strict=True))
+    everyone[ranks.rank] = own
+    sites = arrange(unite(everyone, ranks.rank))
+    if not sites:
+        raise ValueError(nothing_found(model))
+    ranks.counting = sum(counting)
+    if ranks.size > 1 and ranks.rank == 0:
+        on = [sum(counting[rank] for rank in site.holders) for site in sites]
+        how_many = "%d ranks: each router is counted on %d to %d"
+        _logger.info(how_many, ranks.size, min(on), max(on))
+    return sites
 
 
 def _together(ranks: Ranks, call: Callable[[], Any]) -> list[Any]:

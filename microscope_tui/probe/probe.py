@@ -287,14 +287,14 @@ class Probe:
         if sums is None:
             return
         self._logged = scalars["step"]
-        E, at = layout.num_experts, len(sums.extra) - layout.num_experts * len(layout.rows)
-        for number, row in enumerate(layout.rows):
-            bias = sums.extra[at + number * E :][: row.num_experts]
-            sums.biases.append([] if all(map(math.isnan, bias)) else bias)
         self._stop_requested = sums.extra[EXTRA.index("stop")] > 0
         if self.ranks.rank:
             self._log = self._log or TrainingLog(None)
             return
+        E, at = layout.num_experts, len(sums.extra) - layout.num_experts * len(layout.rows)
+        for number, row in enumerate(layout.rows):
+            bias = sums.extra[at + number * E :][: row.num_experts]
+            sums.biases.append([] if all(map(math.isnan, bias)) else bias)
         seconds = scalars["step_time_s"]
         rate = max(sums.tokens, default=0) / seconds if seconds > 0 else None
         scalars = {"tokens_per_s": rate, **scalars}
