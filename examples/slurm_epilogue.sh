@@ -5,8 +5,12 @@ job=${SLURM_JOB_ID:?runs inside Slurm}
 folder=$(scontrol show job "$job" | sed -n 's/^ *WorkDir=//p')
 state=$(sacct -X -n -P -j "$job" -o State | head -n 1)
 report=$folder/moe-$job.txt
-moe-microscope check "${LOGS:-$folder/logs}" --all > "$report" 2>&1
-code=$?
-echo "job $job: ${state:-unknown}, moe-microscope check: $code" >> "$report"
+rm -f "$report"
+set -C  # a new file: never through a link that the owner of the job left there
+{
+  moe-microscope check "${LOGS:-$folder/logs}" --all 2>&1
+  code=$?
+  echo "job $job: ${state:-unknown}, moe-microscope check: $code"
+} > "$report"
 [ "$code" != 2 ] || scontrol update "JobId=$job" "AdminComment=router collapse, see $report"
 exit 0

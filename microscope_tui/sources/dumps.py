@@ -263,19 +263,21 @@ class ExactCounts:
         top_k: int | None = None,
         num_experts: int = 0,
         is_live: bool = False,
+        is_whole: bool = False,
         **header: Any,
     ) -> None:
         """``request`` wins over the others.
 
         Args:
             is_live: whether one step alone is not all there is.
+            is_whole: whether the run has ended with what is read.
             header: ``profile``, ``note`` … as in ``run_record``.
         """
         self._request = request
         self._header_facts = {"counts": "exact", **header, "run": run, "writer": writer}
         if request.profile:
             self._header_facts["profile"] = request.profile
-        self._is_live = is_live
+        self._is_live, self._is_whole = is_live, is_whole
         self._top_k = request.top_k or top_k
         self._num_experts = request.num_experts or num_experts
         self._width = 0  # experts seen
@@ -290,7 +292,7 @@ class ExactCounts:
         if not self._started:
             self._waiting.append(counted)
             if len(self._waiting) >= LOOK_AHEAD:
-                yield from self.flush()
+                yield from self._waited()
             return
         if grown or self._is_moment:
             self._is_moment = False
@@ -298,6 +300,12 @@ class ExactCounts:
         yield self._record(counted)
 
     def flush(self) -> Iterator[Record]:
+        """The records that are left when everything was read."""
+        yield from self._waited()
+        if self._is_moment or self._is_whole:
+            yield {"kind": "event", "event": "end", "reason": "finished"}
+
+    def _waited(self) -> Iterator[Record]:
         """The records of the steps that still wait for the header."""
         if self._waiting and not self._started:
             self._started = True
@@ -306,8 +314,6 @@ class ExactCounts:
             yield self._header()
         while self._waiting:
             yield self._record(self._waiting.popleft())
-        if self._is_moment:
-            yield {"kind": "event", "event": "end", "reason": "finished"}
 
     def _grow(self, counted: Counted) -> bool:
         before = len(self._routers), self._experts, self._top_k

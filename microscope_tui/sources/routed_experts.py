@@ -18,7 +18,7 @@ import math
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -121,10 +121,13 @@ class _Sample:
             out.extend([*chosen, *[empty] * (k - len(chosen))])
         return out
 
-    def layers_with_choices(self) -> list[int]:
-        _, ids = next(self.pieces())
-        layers = range(self.shape[1])
-        return [one for one in layers if min(self.packed(ids, one, MOST_EXPERTS)) < MOST_EXPERTS]
+    def layers_with_choices(self, known: Collection[int]) -> set[int]:
+        """In its first piece, beside those that are known."""
+        ids = next((ids for _, ids in self.pieces()), None)
+        if not ids:
+            return set()
+        layers = (one for one in range(self.shape[1]) if one not in known)
+        return {one for one in layers if min(self.packed(ids, one, MOST_EXPERTS)) < MOST_EXPERTS}
 
 
 def convert_choices(path: Path, target: Path, beside: Shape | None = None) -> bool:
@@ -134,14 +137,15 @@ def convert_choices(path: Path, target: Path, beside: Shape | None = None) -> bo
     another form, or expert ids that the model of ``beside`` lacks.
     """
     known = (None, ()) if beside is None else (beside.top_k, beside.layers)
-    tokens, has_ids, kept = 0, True, list[int]()
+    tokens, has_ids, found = 0, True, set[int]()
     with opened(path) as data:
         try:
             for _, sample in _samples(data, *known):
                 tokens += sample.tokens
                 has_ids = has_ids and sample.token_ids is not None
-                kept = kept or sample.layers_with_choices()
+                found |= sample.layers_with_choices(found)
             _, layers, k = sample.shape
+            kept = sorted(found)
             if not kept or (beside is not None and len(beside.layers) == layers):
                 kept = list(range(layers))
             experts = MOST_EXPERTS if beside is None else beside.num_experts
@@ -188,7 +192,7 @@ class RoutedReader(DumpReader):
                 yield from self._steps(data)
 
     def _steps(self, data: Bytes) -> Iterator[tuple[float, Record]]:
-        run = self._begin("routed-experts", profile="eval")
+        run = self._begin("routed-experts", profile="eval", is_whole=True)
         experts = min(MOST_EXPERTS, self._request.num_experts or MOST_EXPERTS)
         for step, (done, sample) in enumerate(_samples(data, self._request.top_k), 1):
             _, layers, k = sample.shape

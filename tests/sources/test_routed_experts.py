@@ -12,8 +12,16 @@ import numpy as np
 import pytest
 
 from microscope_tui.routing import Routing, Shape
-from microscope_tui.sources import Unreadable, convert_choices, dumps, plain_pickle
+from microscope_tui.sources import (
+    FORMATS,
+    SourceRequest,
+    Unreadable,
+    convert_choices,
+    dumps,
+    plain_pickle,
+)
 from tests.sources.damage import damaged
+from tests.sources.reading import drained, settle
 from tests.sources.sound import saved
 
 BESIDE = Shape((1, 3), ("L1", "L3"), 8, 2, 1)
@@ -184,10 +192,18 @@ def test_the_last_token_of_a_top_1_model_does_not_credit_expert_0(tmp_path: Path
 
 def test_without_a_probe_the_layers_are_those_that_chose(tmp_path: Path) -> None:
     choices = [[(-1, -1), *token] for token in rows(3)]
-    convert_choices(lines(tmp_path, {"routed_experts": choices}), tmp_path / "routing.bin")
+    lost = [[(-1, -1), token[1], (-1, -1)] for token in choices]  # one layer in one response
+    file = lines(tmp_path, *({"routed_experts": one} for one in (lost, choices)))
+    convert_choices(file, tmp_path / "routing.bin")
     with Routing(tmp_path / "routing.bin") as routing:
         assert routing.shape.layers == (1, 2)
         assert routing.choice(0, 1).experts == choices[1][1]
+
+
+def test_choices_are_a_run_that_has_ended(tmp_path: Path) -> None:
+    path = lines(tmp_path, *[{"routed_experts": rows(3)}] * 2)
+    reader = FORMATS["routed-experts"].open(settle(path), "", "a", SourceRequest())
+    assert drained(reader)[-1]["reason"] == "finished"
 
 
 @pytest.mark.parametrize(
