@@ -12,14 +12,14 @@ from typing import ClassVar, cast
 from msgspec import Raw
 
 from microscope_tui import runlog
-from microscope_tui.runlog import RunFile, RunRecord, StepEntry, drop_from
+from microscope_tui.runlog import EventRecord, RunFile, RunRecord, StepEntry, drop_from
 from microscope_tui.sources.dumps import Late
 from microscope_tui.sources.part_sums import summed
 from microscope_tui.sources.reader import DEFAULT, Batch, Record, RecordReader
 from microscope_tui.sources.translated_log import TranslatedLog
 
 LAG_S = 300.0
-"""A part that keeps the others waiting so long is left out."""
+"""A part that keeps the others waiting so long is left out until it writes again."""
 MOST_WAITING = 16 << 20  # bytes of all parts that are not summed yet
 LOOK_S = 2.0
 
@@ -66,6 +66,8 @@ class Part:
         self.given = -1  # the last step that was summed
         self.goes_back = False
         self.why = ""  # it is not summed
+        self.is_late = False
+        self.ended = ""  # and why, if the last record of its log is the end
 
     def read(self, size: int) -> bool:
         """False if nothing is new, or ``size`` bytes wait; ``Late`` if the log was replaced."""
@@ -90,6 +92,10 @@ class Part:
             self.goes_back |= cut <= self.given
             if len(self.restarts) > 1000:
                 self.why = "it restarts more than 1,000 times"
+        if isinstance(entry, EventRecord):
+            self.ended = (entry.reason or "finished") if entry.event == "end" else self.ended
+        else:
+            self.ended = ""
         if isinstance(entry, RunRecord):
             other, self.layout = self.layout, (entry.run, entry.routers, entry.counts)
             if other not in (None, self.layout):
@@ -110,7 +116,7 @@ class PartsReader(RecordReader):
     def _start(self, new: Sequence[RunFile] = ()) -> None:
         self._files |= {file.path: (file, {}) for file in new}
         self._parts = [Part(*self._files[path]) for path in sorted(self._files)]
-        self._begun = False
+        self._begun = self._ended = False
         self._lacking = 0
         self._waits_since = 0.0  # by the clock of the file system; 0: it does not wait
         self._next_look = time.monotonic() + LOOK_S
@@ -130,19 +136,26 @@ class PartsReader(RecordReader):
 
     def _read_parts(self) -> bool:
         """Whether there was anything; ``Late`` if all, with its new parts, has to be read again."""
-        if time.monotonic() > self._next_look:
-            self._next_look = time.monotonic() + LOOK_S
-            found = runlog.find_runs(self.path, self._known)
-            if new := [file for file in found if file.part_of and file.path not in self._files]:
-                raise Late(*new)
+        self._look_for_new()
         size = max(1 << 16, MOST_WAITING // len(self._parts))
         moved = any([part.read(size) for part in self._parts if not part.why])
+        if any(part.is_late and part.read(size) for part in self._parts):
+            raise Late  # it is back
+        if self._ended and any(not part.ended for part in self._parts if not part.why):
+            raise Late
         if any(part.goes_back for part in self._parts):
             for part in self._parts:
                 part.waiting.clear()
             if not moved:
                 raise Late
         return moved
+
+    def _look_for_new(self) -> None:
+        if time.monotonic() > self._next_look:
+            self._next_look = time.monotonic() + LOOK_S
+            found = runlog.find_runs(self.path, self._known)
+            if new := [file for file in found if file.part_of and file.path not in self._files]:
+                raise Late(*new)
 
     def _describe(self) -> None:
         front = max(part.course.last_step for part in self._parts)
@@ -165,6 +178,17 @@ class PartsReader(RecordReader):
                 part.why = f"its run, routers, top-k or counts are not those of {first.name}"
             if not misfits:
                 yield from self._next(active)
+        yield from self._end()
+
+    def _end(self) -> Iterator[Record]:
+        """Once all parts have ended; "finished" only if each of them finished."""
+        parts = [part for part in self._parts if not part.why]
+        left = any(part.waiting or not part.ended or not part.source.exhausted for part in parts)
+        if left or not self._begun or self._ended:
+            return
+        self._ended = True
+        reasons = [part.ended for part in parts if part.ended != "finished"]
+        yield {"kind": "event", "event": "end", "reason": reasons[0] if reasons else "finished"}
 
     def _ready(self) -> Sequence[Part]:
         """The parts of the next step; none while it is waited for."""
@@ -177,6 +201,7 @@ class PartsReader(RecordReader):
             if time.time() - self._waits_since < LAG_S:
                 return ()
         for part in late:
+            part.is_late = True
             part.why = f"no step after {part.course.last_step:,} for {LAG_S:.0f} s"
         return [part for part in active if part.waiting]
 

@@ -136,3 +136,22 @@ def test_hostile_parts_are_read_like_any_log(tmp_path: Path) -> None:
         watch = RunWatch(merge(tmp_path, [RunFile(log.stem, log, OLD) for log in logs]))
         watch.read_all()
         assert watch.error is None or hurts(watch.error) is None
+
+
+def test_the_sum_ends_once_every_part_has_ended(tmp_path: Path) -> None:
+    end = {"kind": "event", "event": "end", "step": 2, "reason": "finished"}
+    write(tmp_path, {"a": [*steps(1, 2), end], "b": steps(1, 2)})
+    watch = watched(tmp_path)
+    assert b"finished" not in watch.source.path.read_bytes()
+    write(tmp_path, {"b": [end]}, None)
+    watch.read_all()
+    assert b"finished" in watch.source.path.read_bytes()
+
+
+def test_a_late_part_is_summed_again_once_it_writes(tmp_path: Path) -> None:
+    write(tmp_path, {"a": steps(1, 2, 3), "b": steps(1)})
+    watch = watched(tmp_path)
+    assert summed(watch) == {1: 16, 2: 8, 3: 8}
+    write(tmp_path, {"b": steps(2, 3)})
+    watch.read_all()
+    assert summed(watch) == {1: 16, 2: 16, 3: 16}
