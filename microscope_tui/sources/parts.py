@@ -40,6 +40,7 @@ class MergedRun(RunFile, frozen=True, kw_only=True):
 
 def merge(path: Path, parts: Sequence[RunFile]) -> MergedRun:
     """``parts`` as one run; new ones are looked for at ``path``."""
+    parts = sorted(parts, key=lambda part: part.path)  # the first one gives the name
     newest, size = max(part.modified for part in parts), sum(part.size for part in parts)
     return MergedRun(parts[0].part_of or parts[0].name, path, newest, size, parts=parts)
 
