@@ -4,5 +4,5 @@
 moe-microscope check "$@" --fail-on crit > verdict.txt
 code=$?
 { echo '```'; cat verdict.txt; echo '```'; } >> "${GITHUB_STEP_SUMMARY:-/dev/stdout}"
-[ "$code" = 3 ] && echo "no verdict: the run is too short to be judged" >&2
+[ "$code" = 3 ] && echo "no verdict: verdict.txt has the reason" >&2
 exit "$code"

@@ -257,7 +257,7 @@ class LatentCache:
         return layer_BNW[:, :end]
 
     def append_valid(self, tokens: int, valid_BS: Tensor | None) -> Tensor | None:
-        """A view of the whole mask, ``(B, used + S)``; ``None`` if there is no padding at all."""
+        """A view of the whole mask, ``(B, used + S)``; ``None`` without padding."""
         end = self.end_of(tokens)
         if self.valid_BN is None:
             if valid_BS is None:

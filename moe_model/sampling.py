@@ -19,8 +19,6 @@ from moe_model.model import LanguageModel
 
 @dataclass(frozen=True, slots=True)
 class SamplingRules:
-    """Sampling options."""
-
     temperature: float = 0.8
     """Divides the logits; 0 always takes the most likely token."""
     top_k: int = 0

@@ -123,7 +123,6 @@ OPEN_EXPERT = key("expert.open", "enter", "open_expert", "open the expert", "exp
 
 
 def with_keymap(bindings: Iterable[BindingType], keymap: Mapping[str, str]) -> list[Binding]:
-    """Our bindings with the user's keys."""
     ours = [one for one in bindings if isinstance(one, Binding) and one.id]
     return [one.with_key(keys) if (keys := keymap.get(one.id or "")) else one for one in ours]
 

@@ -105,6 +105,7 @@ def check(
         judged = _follow if options.follow else _judge_now
         return judged(search, request, options, baseline)
     except NoRuns as error:
+        _write_gauges(options.prometheus, ())
         if options.as_json:
             nothing = verdict_json([no_run(path, str(error))])
             print_json(nothing, indent=None if options.follow else 2)
@@ -197,7 +198,6 @@ def _check_format(path: Path, options: CheckOptions) -> int:
 def _follow(
     search: Search, request: CheckRequest, options: CheckOptions, baseline: Baseline | None
 ) -> int:
-    """Follow the newest run to its end."""
     notifier = Notifier(options.notify_command) if options.notify_command else None
     stop = Event()
 

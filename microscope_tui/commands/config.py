@@ -40,8 +40,6 @@ class _BadConfig(ValueError):
 
 
 class ViewConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The ``[view]`` table."""
-
     palette: Palette = Palette.DIVERGING
     glyphs: GlyphChoice = "auto"
     color: Color = "auto"
@@ -53,8 +51,6 @@ class ViewConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UserConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """A config file."""
-
     path: Path
     limits: Limits = DEFAULTS
     changes: tuple[str, ...] = ()

@@ -126,7 +126,7 @@ def import_runs(
     dst
         Folder for the run logs. A run folder that exists is never overwritten.
     merge
-        Sum the runs at SRC, which may be several, as the parts of one run.
+        Sum the runs at SRC, which may be several, as parts of one run; 3 if one is left out.
     """
     if not dst:
         fail("DST is missing: name a folder for the run logs", USAGE)
@@ -134,7 +134,7 @@ def import_runs(
     found = [run for source in sources for run in runs_at(reading.search(source))]
     runs = [run for run in found if run.foreign]
     if merge and len(found) > 1:
-        runs = [merge_parts(Path(f"{src} …"), found)]
+        runs = [merge_parts(src, found, named=True)]
     if not runs:
         fail(f"{src}: holds run logs already; name a file of another tool", USAGE)
     folders = _folders(runs, into)
@@ -154,7 +154,7 @@ def _folders(runs: Sequence[RunFile], dst: Path) -> dict[Path, RunFile]:
 
 
 def _write_log(run: RunFile, folder: Path) -> bool:
-    """False if it holds nothing."""
+    """False if it holds nothing, or not all of its parts."""
     log = folder / LOG_NAME
     lines = 0
     try:
@@ -182,7 +182,7 @@ def _write_log(run: RunFile, folder: Path) -> bool:
         none = "holds no reading of a router; --map names the keys to use"
         say(f"{run.path}: {source.missing or none}")
         return False
+    print_data(f"{log}: {lines:,} records")
     if source.parts:
         say(f"{run.path}: {source.missing}")
-    print_data(f"{log}: {lines:,} records")
-    return True
+    return not source.parts

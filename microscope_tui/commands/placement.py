@@ -100,7 +100,6 @@ class PlacementOptions:
     as_json: AsJson = False
 
     def request(self) -> Request:
-        """What to study."""
         refuse_below(1, ranks=self.ranks, nodes=self.nodes, groups=self.groups)
         refuse_below(1, hidden_layers=self.hidden_layers)
         refuse_below(0, replicas=self.replicas)
@@ -143,7 +142,6 @@ def placement(
 
 
 def _study(run: RunFile, request: Request, options: PlacementOptions) -> Study:
-    """Read, fit, score and write."""
     counts = read_counts(run, lambda share: show_progress(f"reading: {share:4.0%}"))
     routers = [layer.router for layer in counts.layers]
     if options.ranks is None:

@@ -33,7 +33,6 @@ from .episodes import (
     Facts as Facts,
     Finding as Finding,
     Grade as Grade,
-    Reason as Reason,
     Severity as Severity,
     key_of as key_of,
     overall as overall,

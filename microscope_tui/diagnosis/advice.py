@@ -217,7 +217,6 @@ def _leaves_damage(cause: Cause, profile: str) -> bool:
 
 
 def _first(text: str) -> str:
-    """The first statement of ``text``."""
     return text.split("; ")[0].split(". ")[0].split(" (")[0].rstrip(".")
 
 

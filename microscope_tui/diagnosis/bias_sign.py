@@ -27,8 +27,6 @@ _RIGHT, _UNDECIDED, _WRONG = -1, 0, 1
 
 
 class Trial(msgspec.Struct):
-    """Of one router."""
-
     first: list[float]
     """Bias at the start of the trial."""
     bias: list[float]

@@ -45,8 +45,6 @@ _SPREADS = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One series of a chart."""
-
     steps: Sequence[int]
     columns: Sequence[Column]
     role: str = "value"

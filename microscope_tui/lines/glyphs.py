@@ -111,7 +111,6 @@ def load_glyph(level: int | None) -> str:
 
 
 def load_mark(level: int | None) -> str:
-    """The mark in a coloured cell."""
     return "×" if level is None else "▴" if level >= HOT_LEVEL else " "
 
 

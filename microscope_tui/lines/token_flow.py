@@ -126,8 +126,6 @@ class TextLine:
 
 @dataclass(frozen=True, order=True, slots=True)
 class Place:
-    """A line in its chunk."""
-
     chunk: int
     line: int
 

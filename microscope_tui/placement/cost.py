@@ -196,7 +196,6 @@ def _parts(values: Sequence[float], parts: int) -> Sequence[float]:
 def _uneven(
     tally: Tally, steps: Sequence[StepEntry], routers: Sequence[int], capped: bool
 ) -> tuple[float, float | None, float | None]:
-    """The fields of ``Uneven``."""
     if not capped:
         return tally.ratio, 1 - tally.balancedness, None
     rates = [value_at(e.record.router.drop_rate, index) for e in steps for index in routers]

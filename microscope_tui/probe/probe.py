@@ -283,7 +283,7 @@ class Probe:
         if self.is_over:
             return
         hooks, layout = self.hooks, self.layout
-        sums: StepSums | None = hooks.attempt(layout.read, vector, self.ranks.size, [])
+        sums: StepSums | None = hooks.attempt(self._sums_of, layout, vector)
         if sums is None:
             return
         self._logged = scalars["step"]
@@ -291,10 +291,6 @@ class Probe:
         if self.ranks.rank:
             self._log = self._log or TrainingLog(None)
             return
-        E, at = layout.num_experts, len(sums.extra) - layout.num_experts * len(layout.rows)
-        for number, row in enumerate(layout.rows):
-            bias = sums.extra[at + number * E :][: row.num_experts]
-            sums.biases.append([] if all(map(math.isnan, bias)) else bias)
         seconds = scalars["step_time_s"]
         rate = max(sums.tokens, default=0) / seconds if seconds > 0 else None
         scalars = {"tokens_per_s": rate, **scalars}
@@ -302,12 +298,23 @@ class Probe:
         if record is None:
             return
         if not sums.extra[0]:
-            looked = sums.extra[len(EXTRA) + len(layout.rows) : at]
+            looked = sums.extra[len(EXTRA) + len(layout.rows) :]
             looks = self._looks
             found = looks.attempt(looks.conclude, looked, layout.rows, sums.counts)
             record["router"] |= found or {}
         self._warn_incomplete(sums, layout.rows)
         self._write(layout, record)
+
+    def _sums_of(self, layout: Layout, vector: Tensor) -> StepSums:
+        rows, E = layout.rows, layout.num_experts
+        summed, biases = torch.split(vector, [len(vector) - len(rows) * E, len(rows) * E])
+        own = [
+            bias_E[: row.num_experts]
+            for row, bias_E in zip(rows, torch.split(biases, E), strict=True)
+        ]
+        sums = layout.read(summed, self.ranks.size, own)
+        sums.biases = [[] if all(map(math.isnan, bias)) else bias for bias in sums.biases]
+        return sums
 
     def _vector(self, layout: Layout, loss: Any) -> Tensor:
         """What this rank adds to the step; only its state if it does not count."""

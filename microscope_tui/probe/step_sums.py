@@ -28,7 +28,7 @@ MEANS = (*SUMS, "mean_entropy", "max_logit")
 EXTRA = ("failed", "passes", "stop", "loss", "losses", "aux", "auxes")
 """Further numbers in the vector of a probe: failed ranks, forward passes, whether rank 0 requests
 the training to stop, sums of losses and how many; then the squared gradient norm of every row, what
-``Looks.vector`` returns, and the selection biases."""
+``Looks.vector`` returns."""
 _OWN_KEYS = ("kind", "time", "expert_bias", "mean_weight", "mean_output_norm", "incomplete")
 """Keys of a line that no further number may replace."""
 

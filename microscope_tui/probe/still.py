@@ -45,7 +45,6 @@ class Part(NamedTuple):
 
     @property
     def weight(self) -> Any:
-        """The parameter if it is trained."""
         found = self.module._parameters.get(self.name)
         return found if found is not None and found.requires_grad else None
 

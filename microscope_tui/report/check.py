@@ -65,7 +65,6 @@ class CheckRequest(msgspec.Struct, frozen=True):
     """The same on a run of another tool."""
 
     def counts(self, episode: Episode) -> bool:
-        """For the exit code."""
         return episode.onset >= self.since_step or (episode.active and not self.new_only)
 
 
@@ -398,7 +397,6 @@ class Alerts:
 
 
 def _event(before: _Known | None, key: _Key, episode: Episode) -> Event | None:
-    """Since the last look."""
     if before is None:
         return "opened" if episode.active else None
     if key not in before:

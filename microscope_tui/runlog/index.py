@@ -39,8 +39,6 @@ _LONGEST_LINE = 8 << 20
 
 
 class Glance(msgspec.Struct, frozen=True):
-    """The ends of one log."""
-
     run: RunRecord | None = None
     last: StepRecord | None = None
     """The last whole step."""

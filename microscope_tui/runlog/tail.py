@@ -87,7 +87,6 @@ class LineSplitter:
         self._fed += len(chunk)
 
     def report(self, defects: Defects) -> None:
-        """Count the lines that were skipped."""
         for number in self.overlong:
             defects.add(number, f"longer than {self._max >> 20} MB, skipped")
         self.overlong = []

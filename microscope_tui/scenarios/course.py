@@ -124,7 +124,6 @@ class _Biases:
         return [[updates / per_unit for updates in row] for row in self._rows]
 
     def update(self, step: int, counts: Sequence[Sequence[int]]) -> None:
-        """Move every bias against the load."""
         if self._per_unit is None:
             return
         rows, goals = self._rows, self._goals

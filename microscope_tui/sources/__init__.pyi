@@ -7,8 +7,7 @@ from .catalogue import (
 )
 from .databases import MlflowReader as MlflowReader, TrackioReader as TrackioReader
 from .dumps import SETTLED_S as SETTLED_S, opened as opened
-from .histograms import NotChoices as NotChoices, choices as choices
-from .imatrix import GgufHeader as GgufHeader, ImatrixReader as ImatrixReader
+from .histograms import choices as choices
 from .keys import (
     BadMapping as BadMapping,
     Keys as Keys,

@@ -39,8 +39,6 @@ _ANY = (Rule("max_load", re.compile(r"(?!_).+", re.DOTALL)),)
 
 
 class _Seen(NamedTuple):
-    """A file at the last search."""
-
     state: tuple[int, float]
     runs: list[RunFile]
     known: bool

@@ -349,7 +349,6 @@ class Keys(dict[str, Target | None]):
         return {str(expert): found[expert] for expert in range(first, len(found))}
 
     def refuse(self, name: str, why: str) -> None:
-        """Count an object that is left out."""
         self.refused[name] = why, self.refused.get(name, ("", 0))[1] + 1
 
     @property

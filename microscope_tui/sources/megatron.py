@@ -65,8 +65,6 @@ STAGES = "the ranks count as one pipeline stage; if that is wrong, give --pipeli
 
 
 class _Line(msgspec.Struct):
-    """One call of one router."""
-
     step: Annotated[int, msgspec.Meta(ge=0, lt=2**60)]
     layer: Annotated[int, msgspec.Meta(ge=0, lt=MAX_LAYERS)]
     num_tokens: _Natural

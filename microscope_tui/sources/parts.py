@@ -27,6 +27,8 @@ LOOK_S = 2.0
 class MergedRun(RunFile, frozen=True, kw_only=True):
     foreign: ClassVar[bool] = True
     parts: Sequence[RunFile]
+    named: bool = False
+    """By the user: the parts may have runs of their own, and no other is looked for."""
 
     def open(self) -> runlog.Source:
         return TranslatedLog(PartsReader(self))
@@ -38,11 +40,13 @@ class MergedRun(RunFile, frozen=True, kw_only=True):
         return runlog.Stamp(0, 0, self.size, round(self.modified * 1e9), str(self.path))
 
 
-def merge(path: Path, parts: Sequence[RunFile]) -> MergedRun:
-    """``parts`` as one run; new ones are looked for at ``path``."""
-    parts = sorted(parts, key=lambda part: part.path)  # the first one gives the name
+def merge(path: Path, parts: Sequence[RunFile], *, named: bool = False) -> MergedRun:
+    """``parts`` as one run; unless they are ``named``, new ones are looked for at ``path``."""
+    if not named:
+        parts = sorted(parts, key=lambda part: part.path)
     newest, size = max(part.modified for part in parts), sum(part.size for part in parts)
-    return MergedRun(parts[0].part_of or parts[0].name, path, newest, size, parts=parts)
+    name = parts[0].part_of or parts[0].name
+    return MergedRun(name, path, newest, size, parts=parts, named=named)
 
 
 def merged(root: Path, logs: Sequence[RunFile]) -> list[RunFile]:
@@ -55,8 +59,9 @@ def merged(root: Path, logs: Sequence[RunFile]) -> list[RunFile]:
 
 
 class Part:
-    def __init__(self, file: RunFile, restarts: dict[int, int]) -> None:
+    def __init__(self, file: RunFile, restarts: dict[int, int], named: bool) -> None:
         """``restarts``: the first step that each one in the log replaces, by its offset."""
+        self._named = named
         self.name = file.name
         self.source = file.open()
         self.reader = runlog.RunReader(self.name)
@@ -98,7 +103,8 @@ class Part:
         else:
             self.ended = ""
         if isinstance(entry, RunRecord):
-            other, self.layout = self.layout, (entry.run, entry.routers, entry.counts)
+            run = "" if self._named else entry.run
+            other, self.layout = self.layout, (run, entry.routers, entry.counts)
             if other not in (None, self.layout):
                 self.why = "another model begins in its log"
         elif isinstance(entry, StepEntry) and not self.course.repeats:
@@ -112,11 +118,13 @@ class PartsReader(RecordReader):
         super().__init__(run.path, run.name, DEFAULT)
         self._files: dict[Path, tuple[RunFile, dict[int, int]]] = {}
         self._known = runlog.KnownLogs()
+        self._named = run.named
         self._start(run.parts)
 
     def _start(self, new: Sequence[RunFile] = ()) -> None:
         self._files |= {file.path: (file, {}) for file in new}
-        self._parts = [Part(*self._files[path]) for path in sorted(self._files)]
+        paths = self._files if self._named else sorted(self._files)
+        self._parts = [Part(*self._files[path], self._named) for path in paths]
         self._begun = self._ended = False
         self._lacking = 0
         self._waits_since = 0.0  # by the clock of the file system; 0: it does not wait
@@ -152,7 +160,7 @@ class PartsReader(RecordReader):
         return moved
 
     def _look_for_new(self) -> None:
-        if time.monotonic() > self._next_look:
+        if not self._named and time.monotonic() > self._next_look:
             self._next_look = time.monotonic() + LOOK_S
             found = runlog.find_runs(self.path, self._known)
             if new := [file for file in found if file.part_of and file.path not in self._files]:

@@ -41,8 +41,6 @@ _Matrix = Sequence[Sequence[float] | None]
 
 
 class Layout:
-    """The rows of one run."""
-
     def __init__(self, request: SourceRequest, source: RowReader) -> None:
         self._request = request
         self._source = source

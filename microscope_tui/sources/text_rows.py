@@ -236,8 +236,6 @@ class CsvReader(LineRows):
 
 
 class _Columns:
-    """What each column of the table is."""
-
     def __init__(self, line: bytes, keys: Keys) -> None:
         """Raises ``BadLine`` if the line does not name a column for the step."""
         text = line.decode("utf-8", "replace")

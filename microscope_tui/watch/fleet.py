@@ -33,8 +33,6 @@ from microscope_tui.watch.verdict import Trouble, Verdict, VerdictCache, verdict
 
 
 class RunCard(msgspec.Struct, frozen=True):
-    """One run in the list."""
-
     file: RunFile
     state: RunState
     life: Life

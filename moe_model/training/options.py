@@ -93,8 +93,6 @@ the load before it ends."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """The options of a run."""
-
     preset: Annotated[str, _DATA] = "tiny"
     """Model and defaults: see the table below."""
     data: Annotated[str, _DATA] = _PRESET

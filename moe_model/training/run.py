@@ -125,8 +125,6 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """The parts of a run."""
-
     options: Options
     world: World
     """The processes that train together, often one."""

@@ -102,7 +102,6 @@ def clip_gradients(
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """What this rank holds of it."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

@@ -27,7 +27,7 @@ def parsed(text: str) -> dict[tuple[str, str], float]:
 def test_a_run_has_three_gauges_while_it_lives(call: Any, scenario: Any, tmp_path: Path) -> None:
     for name in ("collapse", "shock", "healthy"):
         log = scenario(name, routers=3, steps=450) / "metrics.jsonl"
-        log.write_bytes(b"".join(log.read_bytes().splitlines(True)[:-1]))  # it goes on
+        log.write_bytes(b"".join(log.read_bytes().splitlines(True)[:-1]))  # without its end
     os.utime(log, (1e9, 1e9))  # or has probably crashed
     out = tmp_path / "node" / "moe.prom"
     out.parent.mkdir()
@@ -41,6 +41,8 @@ def test_a_run_has_three_gauges_while_it_lives(call: Any, scenario: Any, tmp_pat
     assert 0 <= found["balance", "collapse-0"] < 0.15 < 0.5 < found["balance", "healthy-0"]
     ages = [found["seconds_without_step", run] for run in ("collapse-0", "healthy-0")]
     assert ages[0] < 600 < ages[1]
+    call("check", tmp_path / "gone", "--prometheus", out)
+    assert out.read_text() == "", "what is unknown is absent"
 
 
 def test_an_ended_run_has_no_age_an_unjudged_one_no_severity(write_log: Any, balanced: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 from microscope_tui.runlog import RunFile
 from microscope_tui.sources import MergedRun, Search, merge
 from microscope_tui.watch import RunWatch
-from tests.conftest import Call, header, step
+from tests.conftest import Call, header, open_log, step
 from tests.hostile.logs import hostile_log
 from tests.hostile.outcome import hurts
 
@@ -155,3 +155,19 @@ def test_a_late_part_is_summed_again_once_it_writes(tmp_path: Path) -> None:
     write(tmp_path, {"b": steps(2, 3)})
     watch.read_all()
     assert summed(watch) == {1: 16, 2: 16, 3: 16}
+
+
+def test_named_runs_are_summed_whatever_their_names_and_one_that_differs_is_an_error(
+    call: Call, tmp_path: Path
+) -> None:
+    logs = [tmp_path / f"{name}/metrics.jsonl" for name in "bac"]
+    for log, top_k in zip(logs, (2, 2, 1), strict=True):
+        log.parent.mkdir()
+        records = [header(run=log.parent.name, model={"top_k": top_k}), *steps(1, 2)]
+        log.write_text("".join(json.dumps(record) + "\n" for record in records))
+        os.utime(log, (OLD, OLD))
+    assert call("import", *logs[:2], tmp_path / "sum", "--merge")[0] == 0
+    assert summed(open_log(tmp_path / "sum/b/metrics.jsonl")) == {1: 16, 2: 16}
+    code, _, err = call("import", *logs, tmp_path / "other", "--merge")
+    assert code == 3
+    assert "c is not summed" in err
