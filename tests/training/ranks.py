@@ -544,10 +544,7 @@ TOGETHER: dict[int, dict[str, Claim]] = {
     4: {
         **steps_of("ddp experts recompute", "fsdp experts"),
         **SHARED,
-        **by_name(
-            a_loss_that_is_nan_on_one_rank_gives_all_the_same_norm,
-            every_layout_reads_the_shards_of_any_other_and_of_one_rank,
-        ),
+        **by_name(a_loss_that_is_nan_on_one_rank_gives_all_the_same_norm),
     },
     3: {
         **steps_of("ddp", "fsdp recompute"),
@@ -562,6 +559,10 @@ TOGETHER: dict[int, dict[str, Claim]] = {
         ),
     },
 }
+
+READS = by_name(every_layout_reads_the_shards_of_any_other_and_of_one_rank)
+IN_TURN = {"together": TOGETHER, "shards": {2: READS, 4: READS}}
+"""Worlds by kind; ``every_layout.py`` asks for ``shards``."""
 
 
 TIMEOUT_S, PATIENT_S = 1.5, 2.0
@@ -694,8 +695,8 @@ def check(claims: dict[str, Claim], name: str, folder: Path, timeout_s: float, r
 def main(kind: str, folder: Path) -> None:
     torch.set_num_threads(1)
     import_module("torch._dynamo")  # an optimizer imports it, which takes a second: once for all
-    if kind == "together":
-        for size, claims in TOGETHER.items():
+    if kind in IN_TURN:
+        for size, claims in IN_TURN[kind].items():
             for child in fork_ranks(size, partial(check, claims, str(size), folder, 30.0)):
                 os.waitpid(child, 0)
         return
