@@ -3,8 +3,6 @@
 import asyncio
 import os
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -35,32 +33,16 @@ from microscope_tui.console import (
 )
 from microscope_tui.lines import glyphs_for, snapshot_text
 from microscope_tui.placement import CostRequest, cost_of
-from microscope_tui.report import (
-    NO_VERDICT,
-    compared_probes,
-    mismatch_json,
-    runs_json,
-    slices_json,
-    tokens_json,
-    view_json,
-)
-from microscope_tui.routing import FILE_NAME, BadRouting, NotComparable, Routing
-from microscope_tui.runlog import PipedLog, RunFile, encode_record, safe_text
+from microscope_tui.report import NO_VERDICT, view_json
+from microscope_tui.routing import FILE_NAME, BadRouting, Routing
+from microscope_tui.runlog import PipedLog, RunFile, safe_text
 from microscope_tui.sources import Search
-from microscope_tui.watch import (
-    JUDGING_S,
-    Fleet,
-    Pin,
-    RunCard,
-    RunWatch,
-    VerdictCache,
-    pin_at,
-    view_of,
-)
+from microscope_tui.watch import Fleet, Pin, RunWatch, VerdictCache, pin_at, view_of
 
 _SMALLEST = (20, 5)
 _WIDTH = 100
 _OF_PROBES = ("tokens", "slices")
+_WITHOUT_DATA = (*_OF_PROBES, "mismatch", "runs")
 if TYPE_CHECKING:
     ScreenName = str
 else:
@@ -144,54 +126,13 @@ def _other(against: Path | None, screen: str, search: Search) -> RunFile | None:
 
 
 def _as_json(search: Search, user: UserConfig, wanted: PictureRequest) -> str:
-    if wanted.screen == "mismatch":
-        return _mismatch(runs_at(search)[0], wanted.against)
-    if wanted.screen == "runs":
-        return runs_json(_cards(_fleet(search, user)))
+    if wanted.screen in _WITHOUT_DATA:
+        how = "use text or svg, or --json of `mismatch` and `check --all`"
+        fail(f"--format json: the screen {wanted.screen} shows no step of a run; {how}", USAGE)
     watched = newest(search, user.criteria)
-    if wanted.screen in _OF_PROBES:
-        return _of_probe(watched, wanted)
     moment = _moment(watched, wanted.step)
     cost = cost_of(watched, moment, wanted.preferences.cost)
     return view_json(view_of(watched, 1, 1, moment), cost)
-
-
-def _of_probe(run: RunFile | RunWatch, wanted: PictureRequest) -> str:
-    path = run.path.with_name(FILE_NAME)
-    layer = wanted.layer
-    token = wanted.token or 0
-    try:
-        with Routing(path) as routing:
-            names = routing.shape.layer_names
-            if layer and layer not in names:
-                shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
-                fail(f"no layer {safe_text(layer, 20)!r}: there are {shown}", NO_VERDICT)
-            at = names.index(layer) if layer else 0
-            if wanted.screen == "slices":
-                return slices_json(routing, at)
-            if not 0 <= token < routing.tokens:
-                fail(f"no token {token:,}: there are {routing.tokens:,}, from 0", NO_VERDICT)
-            return tokens_json(routing, at, token)
-    except FileNotFoundError:
-        fail(f"{path.parent}: no probe; moe-microscope probe MODEL TEXT makes one", NO_VERDICT)
-    except BadRouting as error:
-        fail(safe_text(error, 300), NO_VERDICT)
-    except OSError as error:
-        fail(f"{path}: cannot be read: {error.strerror or error}", NO_VERDICT)
-
-
-def _mismatch(run: RunFile, against: RunFile | None) -> str:
-    if against is None:
-        fail("--screen mismatch as JSON needs the other run: --against PATH", USAGE)
-    paths = [run.path.with_name(FILE_NAME) for run in (against, run)]
-    try:
-        found = compared_probes(*paths)
-    except (NotComparable, BadRouting) as error:
-        fail(str(error), NO_VERDICT)
-    except OSError as error:
-        fail(f"{error.filename}: {error.strerror or error}; no probe there", NO_VERDICT)
-    names = [safe_text(path, 200) for path in paths]
-    return encode_record(mismatch_json(found, *names)).decode().rstrip()
 
 
 def _drawn(
@@ -210,8 +151,8 @@ def _drawn(
     if search.root == PIPE:
         fail("a pipe cannot be drawn like this: save it to a file first, or use text", USAGE)
     fleet = _fleet(search, user)
-    if wanted.screen in _OF_PROBES:  # exits if it cannot be read
-        _of_probe(runs_at(search)[0], PictureRequest(wanted.screen))
+    if wanted.screen in _OF_PROBES:
+        _fail_without_probe(runs_at(search)[0])
     # The exporter always uses truecolor; the palette has to match.
     os.environ["TEXTUAL_COLOR_SYSTEM"] = "truecolor"
     os.environ.pop("NO_COLOR", None)
@@ -224,24 +165,24 @@ def _drawn(
     return picture.svg if svg else picture.text
 
 
+def _fail_without_probe(run: RunFile) -> None:
+    path = run.path.with_name(FILE_NAME)
+    try:
+        Routing(path).close()
+    except FileNotFoundError:
+        fail(f"{path.parent}: no probe; moe-microscope probe MODEL TEXT makes one", NO_VERDICT)
+    except BadRouting as error:
+        fail(safe_text(error, 300), NO_VERDICT)
+    except OSError as error:
+        fail(f"{path}: cannot be read: {error.strerror or error}", NO_VERDICT)
+
+
 def _fleet(search: Search, user: UserConfig) -> Fleet:
     runs = runs_at(search)
     if len(runs) == 1:
         fail_if_unreadable(runs[0])
     kept = VerdictCache(user.criteria, keeps=False) if user.view.remember else None
     return Fleet(search.root, search=search, criteria=user.criteria, kept=kept)
-
-
-def _cards(fleet: Fleet) -> Sequence[RunCard]:
-    """Live runs are judged, finished ones as far as time allows."""
-    for _ in range(2):  # it follows the live ones once all are found
-        fleet.search(now=True)
-        while fleet.turn():
-            pass
-    until = time.monotonic() + JUDGING_S
-    while time.monotonic() < until and fleet.judge_finished():
-        pass
-    return fleet.cards()
 
 
 def print_snapshot(search: Search, user: UserConfig, memory: int, cost: CostRequest) -> int:

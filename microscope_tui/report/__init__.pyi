@@ -32,16 +32,10 @@ from .export import (
     Row as Row,
     effective_experts as effective_experts,
     rows_of as rows_of,
-    runs_json as runs_json,
     view_csv as view_csv,
     view_json as view_json,
     write_csv as write_csv,
 )
 from .placement import placement_json as placement_json, placement_text as placement_text
-from .probes import (
-    compared_probes as compared_probes,
-    mismatch_json as mismatch_json,
-    slices_json as slices_json,
-    tokens_json as tokens_json,
-)
+from .probes import mismatch_json as mismatch_json
 from .prometheus import gauges_text as gauges_text

@@ -29,7 +29,7 @@ from microscope_tui.runlog import (
     entries_of,
     safe_text,
 )
-from microscope_tui.watch import LayerView, RunCard, RunView, Trouble, balance_now
+from microscope_tui.watch import LayerView, RunView, balance_now
 
 _PLACE = ("run", "step", "router", "layer", "depth")
 _STEP = ("time", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_s", "step_time_s")
@@ -78,33 +78,6 @@ def view_json(view: RunView, cost: Cost | None = None) -> str:
         "findings": [finding_json(finding, advice) for finding, advice in view.findings],
     }
     return encode_record(document).decode()
-
-
-def runs_json(cards: Sequence[RunCard]) -> str:
-    """``findings`` are the active ones, null for a run that is not judged; ``judged`` is false
-    without a verdict, and ``no_verdict`` the reason, if known."""
-    runs = [
-        {
-            "run": card.file.name,
-            "path": safe_text(card.file.path, 4096),
-            **_values(card, "state", "age_s", "step", "planned_steps", "loss"),
-            **_values(card, "end_reason", "error"),
-            "judged": card.verdict is not None and card.verdict.no_verdict is None,
-            "no_verdict": card.verdict.no_verdict if card.verdict is not None else None,
-            "evidence": (card.verdict.evidence or None) if card.verdict is not None else None,
-            "findings": None if card.findings is None else _in_short(card.findings),
-            "recovered": _in_short(card.recovered),
-        }
-        for card in cards
-    ]
-    return encode_record({"schema_version": 1, "runs": runs}).decode()
-
-
-def _in_short(findings: Iterable[Trouble]) -> list[dict[str, Any]]:
-    return [
-        {"rule": f.rule, "severity": f.severity.label, "layers": f.layers, "onset": f.onset}
-        for f in findings
-    ]
 
 
 def _values(thing: object, *names: str) -> dict[str, Any]:

@@ -1,102 +1,10 @@
-"""Probes as data: the tokens from the cursor on, the slices of a layer, and two probes compared.
+"""Two probes compared, as data."""
 
-``schema_version`` is 1: keys may be added. What was not measured is null. The bytes of a token that
-is not text on its own are ``�``.
-"""
-
-from pathlib import Path
 from typing import Any
 
-from microscope_tui.lines import NoTables, explained, found_ahead, slice_table
-from microscope_tui.report.check import finite
-from microscope_tui.routing import Mismatch, Routing, compare
-from microscope_tui.runlog import encode_record, safe_text
+from microscope_tui.routing import Mismatch
 
-_MOST_TOKENS = 200
-_MOST_CHARACTERS = 256
 _MOST_SWAPS = 100
-
-
-def tokens_json(routing: Routing, layer: int, token: int) -> str:
-    """The choices of the tokens from ``token`` on, at most 200, in one layer."""
-    end = min(routing.tokens, token + _MOST_TOKENS)
-    ids, slices = routing.token_ids(token, end), routing.slices_of(token, end)
-    rows = []
-    for at, text in enumerate(routing.text(token, end, _MOST_CHARACTERS)):
-        choice = routing.choice(layer, token + at)
-        known = slices[at] < len(routing.slices)
-        rows.append(
-            {
-                "token": token + at,
-                "text": _text(text),
-                "id": ids[at],
-                "slice": routing.slices[slices[at]] if known else None,
-                "window": routing.window_of(token + at),
-                "experts": choice.experts,
-                "weights": [finite(weight) for weight in choice.weights],
-                "margin": finite(choice.margin),
-                "entropy": finite(choice.entropy),
-            }
-        )
-    return encode_record({**_head(routing, layer), "tokens": rows}).decode()
-
-
-def slices_json(routing: Routing, layer: int) -> str:
-    """The slices of one layer; ``why`` explains why no rows are given."""
-    document = _head(routing, layer)
-    identity, shuffled = explained(routing.tables, layer)
-    document |= {"identity": identity, "identity_shuffled": shuffled}
-    try:
-        table = slice_table(routing.tables, layer, len(routing.slices), routing.shape.num_experts)
-    except NoTables as error:
-        return encode_record({**document, "slices": [], "experts": [], "why": str(error)}).decode()
-    slices = [
-        {"slice": name, "choices": size, "noise": finite(noise)}
-        for name, size, noise in zip(routing.slices, table.sizes, table.noise, strict=True)
-    ]
-    document["next_layer"] = found_ahead(routing.tables, layer, table, routing.shape.top_k)
-    experts = [
-        {
-            "expert": row.expert,
-            "share": row.share,
-            "counts": [cell.count for cell in row.cells],
-            "log2_ratios": [cell.ratio for cell in row.cells],
-            "beyond_chance": [cell.beyond for cell in row.cells],
-            "tokens": [
-                {
-                    "id": token_id,
-                    "text": _text(routing.text_of_id(token_id)),
-                    "count": count,
-                    "lift": lift,
-                }
-                for token_id, count, lift in row.lifts
-            ],
-        }
-        for row in table.rows
-    ]
-    return encode_record({**document, "slices": slices, "experts": experts}).decode()
-
-
-def _head(routing: Routing, layer: int) -> dict[str, Any]:
-    shape = routing.shape
-    return {
-        "schema_version": 1,
-        "model": routing.model,
-        "layer": shape.layer_names[layer],
-        "depth": shape.layers[layer],
-        "num_experts": shape.num_experts,
-        "top_k": shape.top_k,
-        "num_tokens": routing.tokens,
-    }
-
-
-def _text(text: bytes | None) -> str | None:
-    return None if text is None else safe_text(text.decode("utf-8", "replace"), _MOST_CHARACTERS)
-
-
-def compared_probes(a: Path, b: Path) -> Mismatch:
-    with Routing(a) as first, Routing(b) as second:
-        return compare(first, second)
 
 
 def mismatch_json(found: Mismatch, a: str, b: str) -> dict[str, Any]:

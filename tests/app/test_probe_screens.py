@@ -1,9 +1,6 @@
 """The screens of a probe: its text, and what its experts prefer, against the file itself."""
 
-import json
 from pathlib import Path
-
-import pytest
 
 from microscope_tui.app.rows import Rows
 from microscope_tui.app.screens.main_screen import MainScreen
@@ -175,21 +172,12 @@ async def test_hostile_tokens_never_reach_the_terminal(own_probed: Path) -> None
         assert app.session.anatomy.token == 4
 
 
-async def test_the_tokens_in_view_are_written_and_the_cursor_stays_in_view(
-    probed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+async def test_the_cursor_stays_in_view(probed: Path) -> None:
     async with open_app(probed, "7", *":1200", "enter") as app:
         for size in ((60, 20), (71, 10), (72, 10), (20, 5), (80, 24)):
             await app.resize(*size)
         assert app.session.anatomy.token == 1200
         assert max(len(line.rstrip()) for line in app.text("token-text").split("\n")) <= 80 - 26
-        await app.enter(":7")
-        await app.press("W")
-        await app.until(lambda: app.session.written, "the file")
-        found = json.loads(app.session.written[0].read_text())
-        assert found["tokens"][0]["token"] == 7
-        assert tuple(found["tokens"][0]["experts"]) == routing_of(app).choice(0, 7).experts
 
 
 def experts(app: AppPilot) -> list[int]:

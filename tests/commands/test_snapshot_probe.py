@@ -1,6 +1,5 @@
-"""``snapshot`` of the screens of a probe: text, data and pictures, and the message without one."""
+"""``snapshot`` of the screens of a probe: text and pictures, and the message without one."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 
 from microscope_tui.routing import FILE_NAME, Routing
 from tests.conftest import Call
-from tests.probed import SLICES, write_probed
+from tests.probed import write_probed
 
 
 @pytest.fixture(scope="module")
@@ -25,64 +24,35 @@ def test_the_tokens_as_text(probed: Path, call: Call) -> None:
         assert f"expert {routing.choice(2, 1200).experts[0]} " in out
 
 
-def test_the_tokens_as_data(probed: Path, call: Call) -> None:
-    arguments = ("--screen", "tokens", "--format", "json", "--token", 1200, "--layer", "L3")
-    code, out, _ = call("snapshot", probed, *arguments)
-    found = json.loads(out)
-    assert (code, found["layer"], found["top_k"]) == (0, "L3", 2)
-    with Routing(probed / FILE_NAME) as routing:
-        for row in found["tokens"]:
-            choice = routing.choice(2, row["token"])
-            assert tuple(row["experts"]) == choice.experts
-            assert row["weights"] == pytest.approx(choice.weights)
-            assert row["slice"] == SLICES[routing.slices_of(row["token"], row["token"] + 1)[0]]
-    assert [row["token"] for row in found["tokens"]] == list(range(1200, 1400))
-
-
-def test_the_slices_as_data(probed: Path, call: Call) -> None:
-    code, out, _ = call("snapshot", probed, "--screen", "slices", "--format", "json")
-    found = json.loads(out)
-    assert code == 0
-    assert [one["slice"] for one in found["slices"]] == list(SLICES)
-    with Routing(probed / FILE_NAME) as routing:
-        for row in found["experts"]:
-            counts = [rows[0][row["expert"]] for rows in routing.tables.counts]
-            assert row["counts"] == counts
-        assert found["identity"] == routing.tables.identity[0]
-
-
 @pytest.mark.parametrize("screen", ["tokens", "slices"])
 def test_without_a_probe_it_says_how_to_make_one(call: Call, scenario: Any, screen: str) -> None:
     run = scenario("healthy", routers=3, steps=20)
-    for form in ("text", "svg", "json"):
+    for form in ("text", "svg"):
         code, out, err = call("snapshot", run, "--screen", screen, "--format", form)
         assert (code, out) == (3, "")
         assert "no probe; moe-microscope probe MODEL TEXT makes one" in err
 
 
-@pytest.mark.parametrize("form", ["text", "json"])
-def test_what_does_not_exist_is_refused(probed: Path, call: Call, form: str) -> None:
+def test_what_does_not_exist_is_refused(probed: Path, call: Call) -> None:
     with Routing(probed / FILE_NAME) as routing:
         tokens = routing.tokens
     refused = [
         ("--token", tokens, f"no token {tokens:,}"),
         ("--token", -1, "no token -1"),
         ("--layer", "L99", "no layer 'L99': there are L1, L2"),
+        ("--expert", 16, "no expert 16"),
     ]
-    refused += [("--expert", 16, "no expert 16")] if form == "text" else []
     for option, value, why in refused:
-        arguments = ("--screen", "tokens", "--format", form, option, value)
-        code, out, err = call("snapshot", probed, *arguments)
+        code, out, err = call("snapshot", probed, "--screen", "tokens", option, value)
         assert (code, out) == (3, "")
         assert why in err
 
 
-@pytest.mark.parametrize("form", ["text", "json"])
-def test_a_damaged_file_is_refused(tmp_path: Path, probed: Path, call: Call, form: str) -> None:
+def test_a_damaged_file_is_refused(tmp_path: Path, probed: Path, call: Call) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").write_bytes((probed / "metrics.jsonl").read_bytes())
     (run / FILE_NAME).write_bytes((probed / FILE_NAME).read_bytes()[:-9])
-    code, _, err = call("snapshot", run, "--screen", "slices", "--format", form)
+    code, _, err = call("snapshot", run, "--screen", "slices")
     assert code == 3
     assert "cut off or damaged" in err

@@ -48,7 +48,7 @@ from tests.conftest import Call
         ("snapshot . --step many", "--step"),
         ("snapshot RUN --step 0", "the first step of a run is 1"),
         ("snapshot RUN --screen layer --against RUN", "compares nothing"),
-        ("snapshot RUN --screen mismatch --format json", "--against PATH"),
+        ("snapshot RUN --screen mismatch --format json", "shows no step of a run"),
         ("coverage RUN --min-tokens 0", "--min-tokens 0: write a number from 1 up"),
         ("coverage RUN --steps 7", "write A:B"),
         ("coverage RUN --steps 9:3", "write A:B"),

@@ -389,7 +389,7 @@ class BaseScreen(Screen[None]):
 
     async def action_write(self, what: str) -> None:
         from microscope_tui.app import out, svg  # only for this key
-        from microscope_tui.report import view_csv
+        from microscope_tui.report import view_csv, view_json
 
         view = self.session.view(1, 1)
         if view is None:
@@ -399,7 +399,7 @@ class BaseScreen(Screen[None]):
                 with in_truecolor(self.app):
                     text = svg.picture_of(self.app, self.session.shades)
             else:
-                text = view_csv(view) if what == "csv" else self.as_json(view)
+                text = view_csv(view) if what == "csv" else view_json(view)
             path = out.free_name(Path.cwd(), f"{view.name}-{view.step}-{name_of(self)}", f".{what}")
             await asyncio.to_thread(out.write_new, path, text)  # the disk may be slow
         except OSError as error:
@@ -412,11 +412,6 @@ class BaseScreen(Screen[None]):
             said = f"written: {path.name} in "
             room = max(8, self.size.width - len(said) - 2)
             self.show_message(said + shortened(str(path.parent), room), "ok")
-
-    def as_json(self, view: RunView) -> str:
-        from microscope_tui.report import view_json
-
-        return view_json(view)
 
     def copy(self, what: str) -> None:
         from microscope_tui.app import out  # only for this key

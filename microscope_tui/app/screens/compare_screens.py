@@ -23,8 +23,14 @@ from microscope_tui.lines import (
     with_notes,
     wrap,
 )
-from microscope_tui.report import compared_probes
-from microscope_tui.routing import FILE_NAME, BadRouting, Mismatch, NotComparable
+from microscope_tui.routing import (
+    FILE_NAME,
+    BadRouting,
+    Mismatch,
+    NotComparable,
+    Routing,
+    compare as compare_choices,
+)
 from microscope_tui.runlog import Stamp, plural, safe_text, stamp_of
 from microscope_tui.watch import Reference, RunView, aligned, pin, pin_at, reference_of
 
@@ -241,7 +247,8 @@ def _stamp(path: Path) -> Stamp | None:
 def _compared(a: Path, b: Path) -> Mismatch | str:
     """The comparison, or why there is none. Reads from the disk."""
     try:
-        return compared_probes(a, b)
+        with Routing(a) as first, Routing(b) as second:
+            return compare_choices(first, second)
     except NotComparable as error:
         return f"The probes cannot be compared: {safe_text(error, 300)}."
     except BadRouting as error:

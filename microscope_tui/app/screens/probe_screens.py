@@ -27,7 +27,6 @@ from microscope_tui.lines import (
     slices,
     tokens,
 )
-from microscope_tui.report import slices_json, tokens_json
 from microscope_tui.routing import BadRouting, Routing
 from microscope_tui.watch import RunView
 
@@ -61,13 +60,6 @@ class ProbeScreen(BaseScreen):
 
     def draw_probe(self, routing: Routing, columns: int, rows: int) -> None:
         """Between header and last line."""
-
-    def probe_json(self, routing: Routing) -> str:
-        raise NotImplementedError
-
-    def as_json(self, view: RunView) -> str:
-        routing = self.session.anatomy.routing
-        return super().as_json(view) if routing is None else self.probe_json(routing)
 
     def show_alone(self, lines: Sequence[list[Span]]) -> None:
         for rows in self.query(Rows).results(Rows):
@@ -175,7 +167,6 @@ class TokensScreen(ProbeScreen):
         key("token.next_match", "n", "match(1)", "next match"),
         key("token.previous_match", "N", "match(-1)", "previous match"),
         key("token.letters", "v", "letters", "letters of the experts below the text"),
-        keys.JSON,
         keys.SVG,
         *keys.EVERYWHERE,
     ]
@@ -223,9 +214,6 @@ class TokensScreen(ProbeScreen):
         shares = tokens.busiest(routing, layer)
         self.show("token-legend", [tokens.legend(light, shares, columns, letters=self.letters)])
         routing.release()
-
-    def probe_json(self, routing: Routing) -> str:
-        return tokens_json(routing, self.session.anatomy.layer, self.session.anatomy.token)
 
     async def _go(self, token: int) -> None:
         routing = self.session.anatomy.routing
@@ -292,7 +280,6 @@ class SlicesScreen(ProbeScreen):
         key("slice.order", "s", "order", "most telling first, by slice, number, share", "order"),
         key("slice.right", "tab", "more_slices(1)", "slices further right"),
         key("slice.left", "shift+tab", "more_slices(-1)", "slices further left"),
-        keys.JSON,
         keys.SVG,
         *keys.EVERYWHERE,
     ]
@@ -349,9 +336,6 @@ class SlicesScreen(ProbeScreen):
             self._order[self._at], table, names, anatomy.name_of, columns, height - blank
         )
         self.show("slice-detail", [[], *detail] if blank else detail, height=height)
-
-    def probe_json(self, routing: Routing) -> str:
-        return slices_json(routing, self.session.anatomy.layer)
 
     async def action_expert(self, by: int) -> None:
         if self._order:
