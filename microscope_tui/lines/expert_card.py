@@ -1,7 +1,6 @@
 """One expert of one layer as lines."""
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -9,21 +8,10 @@ from microscope_tui import measures
 from microscope_tui.diagnosis import Episode, Finding
 from microscope_tui.lines import words
 from microscope_tui.lines.charts import Chart, Curve
-from microscope_tui.lines.glyphs import (
-    HOT_LEVEL,
-    ends_of,
-    load_glyph,
-    load_level,
-    load_mark,
-    loudest,
-)
-from microscope_tui.lines.heat import role_of_level
-from microscope_tui.lines.spans import Line, Span, dim, in_turn, line_width, pad, role_of, spread
+from microscope_tui.lines.glyphs import HOT_LEVEL, load_level
+from microscope_tui.lines.spans import Line, Span, dim, in_turn, pad, role_of, spread
 from microscope_tui.watch import NAN, Column, LayerView, RunView, Sample
 
-_LABEL = 14
-_WIDEST_CELL = 3
-_REMARKABLE = ("dead", "starving", "hot")
 _ROLES = {"dead": "crit", "starving": "warn", "hot": "warn", "under": "value", "over": "value"}
 
 
@@ -149,43 +137,8 @@ def expert_charts(
     return {name: replace(chart, nothing=nothing) for name, chart in charts.items()}
 
 
-def across_layers(view: RunView, expert: int, selected: int, width: int, *, colour: bool) -> Line:
-    loads = [
-        layer.load[expert] if layer.load and expert < len(layer.load) else None
-        for layer in view.layers
-    ]
-    names = [layer.router.name for layer in view.layers]
-    summary, role = _summary([load for load in loads if load is not None])
-    head = [_head("all layers"), dim(f"{names[0]} ")]
-    tail = [dim(f" {names[-1]}"), Span(f"  {summary}", role)]
-    room = width - line_width([*head, *tail])
-    per_cell = -(-len(loads) // max(1, room))
-    cells = [_cell(loads[at : at + per_cell], colour) for at in range(0, len(loads), per_cell)]
-    here = selected // per_cell
-    cells[here] = (cells[here][0], "cursor")
-    wide = max(1, min(_WIDEST_CELL, room // len(cells)))
-    strip = [Span(text.center(wide), role) for text, role in cells]
-    return pad([*head, *strip, *tail], width)
-
-
-def _summary(loads: Sequence[float]) -> tuple[str, str]:
-    if not loads:
-        return "no counts", "dim"
-    conditions = Counter(map(condition, loads))
-    found = [f"{conditions[what]} {what}" for what in _REMARKABLE if what in conditions]
-    return (", ".join(found), "value") if found else ("nowhere dead, starving or hot", "dim")
-
-
-def _cell(loads: Sequence[float | None], colour: bool) -> tuple[str, str]:
-    known = [load_level(load) for load in loads if load is not None]
-    if not known:
-        return "·", "faint"
-    level = loudest(*ends_of(known))
-    return load_mark(level) if colour else load_glyph(level), role_of_level(level)
-
-
 def findings_line(view: RunView, layer: LayerView, expert: int, width: int) -> Line:
-    line = [_head("findings")]
+    line = [dim("  findings    ")]
     named = list(findings_of(view, layer, expert))
     for finding, episode in named:
         over = f" to {episode.recovered_at:,}" if episode.recovered_at is not None else ""
@@ -202,10 +155,6 @@ def findings_line(view: RunView, layer: LayerView, expert: int, width: int) -> L
     elif not named:
         line.append(dim("none names it"))
     return pad(line, width)
-
-
-def _head(word: str) -> Span:
-    return dim(f"  {word:<{_LABEL - 2}}")
 
 
 def _since(view: RunView, layer: LayerView, expert: int, series: LoadSeries, what: str) -> str:

@@ -72,7 +72,6 @@ sampled: the log is still being read: a sample of its steps
 polling, file events: how changes of the log are noticed
 through a pipe: the log comes from the standard input
 time travel from step: a full spool: older steps of the pipe were dropped
-net: bytes a second that this screen sends to your terminal
 # map
 lowest, highest: the worst value of the layer in the steps of one column
 measure: what the cells show: balance c, max load, entropy H, dropped
@@ -93,7 +92,6 @@ tokens/s, step time (s), memory (bytes): speed, seconds a step, peak of the devi
 log axis: the highest value is more than 100 times the usual one
 # expert
 place: of the experts of this layer by load: 1 is the busiest
-all layers: the expert with the same number in every layer
 findings: alerts that name this expert
 steps sampled: steps read again from the log for these curves
 # compare
@@ -109,7 +107,6 @@ diagnosis at: share of the log that is judged
 archived: a compressed log (.gz, .zst): its end is known once it is open
 error: the log cannot be read
 open, pinned, selected: on the screens; compared with; picked with space
-solo: only the selected runs are listed
 # probe
 probe: a finished model on a text: `moe-microscope probe` writes down every choice
 token, id: a piece of the text as the model reads it; its number in the vocabulary

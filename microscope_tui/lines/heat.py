@@ -57,8 +57,7 @@ class Measure(StrEnum):
     LOAD = "load"
     """Multiples of the fair share, on a log2 scale."""
     SHARE = "share"
-    """Share of the tokens that chose the expert, linear."""
-    LOG_SHARE = "log share"
+    """Share of the tokens that chose the expert."""
     BIAS = "bias"
     """The distance from the mean of its layer."""
     OVERFLOW = "over capacity"
@@ -75,9 +74,9 @@ class Order(StrEnum):
     """Overloaded, fair, starving, dead; by number within each: stable while loads fluctuate."""
 
 
-_SHARES = {Measure.SHARE, Measure.LOG_SHARE, Measure.OVERFLOW}
+_SHARES = {Measure.SHARE, Measure.OVERFLOW}
 _CHOICES = {
-    "scale": ("measure", (Measure.LOAD, Measure.SHARE, Measure.LOG_SHARE)),
+    "scale": ("measure", (Measure.LOAD, Measure.SHARE)),
     "overlay": ("measure", (Measure.LOAD, Measure.BIAS, Measure.OVERFLOW, Measure.RANKS)),
     "order": ("order", tuple(Order)),
     "palette": ("palette", tuple(Palette)),
@@ -230,8 +229,7 @@ def heat_lines(
 def _pairs(key: Hashable, values: Sequence[float], heat: Heat, per_cell: int) -> list[_Pair]:
     measure = heat.look.measure
     if measure in _SHARES:
-        log = measure is Measure.LOG_SHARE
-        shares = [sequential_level(value, log=log) for value in values]
+        shares = [min(_TOP, int(16 * max(0.0, value))) for value in values]
         highest_only = measure is Measure.OVERFLOW
         return [
             (max(some), max(some) if highest_only else min(some))
@@ -275,15 +273,6 @@ def _role(level: int | None, heat: Heat) -> str:
     return f"seq:{level}" if heat.look.measure in _SHARES else role_of_level(level)
 
 
-def sequential_level(share: float, *, log: bool) -> int:
-    """A share as a level 0 … 15: in sixteenths, or in octaves down from 1."""
-    if not share > 0:
-        return 0
-    if log:
-        return max(0, min(_TOP, _TOP + math.floor(math.log2(share) + 1e-9)))
-    return min(_TOP, int(16 * share))
-
-
 def is_mean(look: Look, steps: int) -> bool:
     """Whether cells are means over several steps; the bias is a state."""
     return steps > 1 and look.measure is not Measure.BIAS
@@ -296,7 +285,6 @@ def heat_titles(heat: Heat, experts: int, per_cell: int, steps: int = 1) -> list
     what = {
         Measure.LOAD: "load",
         Measure.SHARE: "share of tokens",
-        Measure.LOG_SHARE: "share of tokens, log scale",
         Measure.BIAS: f"bias, mean of its layer ±{FULL_BIAS:g}",
         Measure.OVERFLOW: "share of tokens over capacity",
         Measure.DIFFERENCE: f"load against {against}",
@@ -324,9 +312,6 @@ def heat_titles(heat: Heat, experts: int, per_cell: int, steps: int = 1) -> list
 _SHARE_SAMPLES: Sequence[Sample] = (
     *(((0,), "0"), ((4,), "25"), ((8,), "50"), ((12,), "75"), ((15,), "100 %")),
 )
-_OCTAVE_SAMPLES: Sequence[Sample] = (
-    *(((0,), "0"), ((5,), ".1"), ((8,), ".8"), ((11,), "6"), ((13,), "25"), ((15,), "100 %")),
-)
 _BIAS_SAMPLES: Sequence[Sample] = (
     *(((-16,), f"-{FULL_BIAS:g}"), ((-8,), f"-{FULL_BIAS / 2:.2g}"), ((-1, 0, 1), "mean")),
     *(((4,), f"+{FULL_BIAS / 4:.2g}"), ((8,), f"+{FULL_BIAS / 2:.2g}")),
@@ -336,7 +321,6 @@ _SAMPLES = {
     Measure.BIAS: _BIAS_SAMPLES,
     Measure.SHARE: _SHARE_SAMPLES,
     Measure.OVERFLOW: _SHARE_SAMPLES,
-    Measure.LOG_SHARE: _OCTAVE_SAMPLES,
 }
 _OVER_SAMPLES = ((2.0, "2"), (2.83, "2.8 hot"), (8.0, "8"))
 _MIDDLES = ("fair", "same", "mean")

@@ -80,7 +80,7 @@ def test_every_state_badge_and_condition() -> None:
     for screen in GLOSSARY:
         assert not unexplained(screen, *(ended - {state.RunState.STALE}), "stalled", "usually 2")
         assert not unexplained(screen, "no end record")
-    of_runs = "archived error to be judged, not judged healthy solo selected"
+    of_runs = "archived error to be judged, not judged healthy selected"
     assert not unexplained("runs", of_runs)
     assert not unexplained("main", *frame._BADGES.values(), "healthy", "seen")
     assert not unexplained("main", "not judged yet (warm-up)", "gathering evidence")

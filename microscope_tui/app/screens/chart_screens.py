@@ -343,7 +343,7 @@ class ExpertScreen(ChartScreen):
 
     CSS = f"""
     {ChartScreen.CSS}
-    #layer-title {{ height: 1; }}
+    #layer-title, #more {{ height: 1; }}
     #facts {{ height: 2; }}
     .roomy #layer-title, .roomy #more {{ margin-top: 1; }}
     """
@@ -388,15 +388,10 @@ class ExpertScreen(ChartScreen):
         moment = "" if session.time.following else self.moment(view)
         self.show("layer-title", [expert_card.title(view, layer, expert, moment, columns)])
         self.show("facts", expert_card.facts(view, layer, expert, known, columns))
-        colour = not self.app.no_color
-        more = [
-            expert_card.across_layers(view, expert, layer.index, columns, colour=colour),
-            expert_card.findings_line(view, layer, expert, columns),
-        ]
-        self.show("more", more, height=len(more))
+        self.show("more", [expert_card.findings_line(view, layer, expert, columns)])
         why = "reading the log …" if self._asked else "no counts in this window"
         charts = expert_card.expert_charts(layer, expert, known, self._problem or why)
-        room = max(4, self.rows_of_charts(rows, 5 + len(more), gaps=4))
+        room = max(4, self.rows_of_charts(rows, 6, gaps=4))
         time = time_scale(view, session.axis, layer.index)
         self.draw_charts([list(charts)], charts, time, room, view.counts_step or view.step)
 
