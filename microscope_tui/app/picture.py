@@ -18,10 +18,11 @@ from microscope_tui.app.session import PictureRequest, Session
 from microscope_tui.app.svg import lines_of, picture_of
 from microscope_tui.lines import Glyphs, SteadyLevels, spelled
 from microscope_tui.runlog import RouterInfo
-from microscope_tui.watch import JUDGING_S, Fleet
+from microscope_tui.watch import Fleet
 
 SCREEN_NAMES = ("main", *sorted(SCREENS.keys() - {"main", "help"}), "help")
 _PATIENCE_S = 600.0
+_JUDGING_S = 5.0  # for finished runs in the list
 _LOOK_S = 0.02
 
 
@@ -46,7 +47,7 @@ async def _drawn(app: Microscope, pilot: Pilot[None], wanted: PictureRequest) ->
     if not await _until(lambda: _is_read(app), _PATIENCE_S):
         raise NoPicture(f"the log was not read in {_PATIENCE_S:.0f} s")
     if wanted.screen == "runs":
-        await _until(lambda: not app.session.fleet.is_judging, JUDGING_S)
+        await _until(lambda: not app.session.fleet.is_judging, _JUDGING_S)
     await _choose(app, wanted)
     app.session.steady = SteadyLevels()  # discard intermediate frames
     if wanted.screen == "help":

@@ -121,13 +121,13 @@ def _verdict(card: RunCard, room: int) -> Line:
         return [Span("stopped on collapse", "crit")]
     if card.verdict is not None and (card.queued or not 0.0 < card.judged < 1.0):
         return _calm(card, card.verdict, room)
-    if not card.state and card.verdict is None:
+    if not card.life.state and card.verdict is None:
         return []
     if 0.0 < card.judged < 1.0:
         return [dim(f"diagnosis at {card.judged:.0%}")]
     if card.queued:
         return [Span("to be judged", "faint")]
-    return [Span("no steps yet" if card.state is RunState.WAITING else "not judged", "faint")]
+    return [Span("no steps yet" if card.life.state is RunState.WAITING else "not judged", "faint")]
 
 
 def _troubles(found: Sequence[Trouble], room: int) -> Line:

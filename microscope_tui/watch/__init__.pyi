@@ -7,7 +7,6 @@ from .baseline import (
 )
 from .file_events import FileEvents as FileEvents
 from .fleet import (
-    JUDGING_S as JUDGING_S,
     VERDICT_MEMORY as VERDICT_MEMORY,
     Fleet as Fleet,
     RunCard as RunCard,

@@ -34,9 +34,7 @@ from microscope_tui.watch.verdict import Trouble, Verdict, VerdictCache, verdict
 
 class RunCard(msgspec.Struct, frozen=True):
     file: RunFile
-    state: RunState
     life: Life
-    """The same in the words of the screens."""
     age_s: float | None
     step: int
     planned_steps: int | None
@@ -90,7 +88,6 @@ class _Course(NamedTuple):
     planned: int | None
     end: EventRecord | None
     error: str | None
-    state: RunState
     age_s: float | None
     life: Life
 
@@ -105,7 +102,7 @@ def _glanced(run: RunFile, seen: Seen, verdict: Verdict | None) -> _Course:
     if found.run is not None and verdict is not None and verdict.last_step:
         planned = verdict.planned_steps  # of the newest run record
     life = life_of(state, age, times, 0.0, found.last.step if found.last else 0, planned)
-    return _Course(found.last, planned, found.end, found.error, state, age, life)
+    return _Course(found.last, planned, found.end, found.error, age, life)
 
 
 def _followed(watch: RunWatch, glanced: _Course) -> tuple[_Course, Verdict | None]:
@@ -117,9 +114,8 @@ def _followed(watch: RunWatch, glanced: _Course) -> tuple[_Course, Verdict | Non
             return glanced._replace(error=error), verdict
         planned = watch.run.planned_steps if watch.run is not None else None
         last = watch.latest.record
-        state, age = watch.state()
-        end = watch.shown.end
-        return _Course(last, planned, end, error, state, age, watch.life()), verdict
+        _, age = watch.state()
+        return _Course(last, planned, watch.shown.end, error, age, watch.life()), verdict
 
 
 def _is_critical(watch: RunWatch) -> bool:
@@ -130,8 +126,6 @@ def _is_critical(watch: RunWatch) -> bool:
 
 MOST_FOLLOWED = 8
 """Number of live runs that are judged beside the open one."""
-JUDGING_S = 5.0
-"""Seconds that a snapshot of the list waits for finished runs to be judged."""
 _RESCAN_S = 2.0
 _RESCAN_SHARE = 0.02  # share of one core: slow searches run less often
 _MEMORY_BESIDE = 16  # a run beside the open one gets this fraction of the memory
@@ -372,14 +366,13 @@ class Fleet:
         elif seen is None or run.is_read_whole:
             # Not read yet; or an archive, whose end is unknown before it is unpacked.
             state = RunState.ARCHIVED if seen else RunState.UNKNOWN
-            course = course._replace(state=state, life=Life(state, state))
+            course = course._replace(life=Life(state, state))
         if course.error and course.last is None:
-            course = course._replace(state=RunState.ERROR, life=Life(RunState.ERROR, "error"))
+            course = course._replace(life=Life(RunState.ERROR, "error"))
         judged_to = verdict.last_step if verdict is not None else 0
         step = course.last.step if course.last is not None else judged_to
         return RunCard(
             file=run,
-            state=course.state,
             life=course.life,
             age_s=course.age_s,
             step=step,

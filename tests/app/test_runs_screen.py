@@ -44,7 +44,7 @@ async def listed(
         await app.sees(f"{runs:,} run", "runs")
         screen = app.screen
         assert isinstance(screen, RunsScreen)
-        await app.until(lambda: all(card.state for card in screen._cards), "a look at each")
+        await app.until(lambda: all(card.life.state for card in screen._cards), "a look at each")
         yield app
 
 

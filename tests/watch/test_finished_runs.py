@@ -199,7 +199,7 @@ def test_a_run_that_was_followed_to_its_end_is_not_read_again(tmp_path: Path) ->
         file.write(b'{"kind":"event","event":"end","step":150,"reason":"finished"}\n')
     read_all(fleet)
     card = cards(fleet)["run"]
-    assert (card.state, card.findings, verdict_of(card)) == ("finished", [], "healthy")
+    assert (card.life.state, card.findings, verdict_of(card)) == ("finished", [], "healthy")
     assert not fleet.judge_finished()
 
 

@@ -73,8 +73,9 @@ def test_the_list_says_how_every_run_is_doing(tmp_path: Path) -> None:
     fleet = fleet_of(tmp_path)
     assert [card.file.name for card in fleet.cards()] == ["live", "stale", "finished", "dead"]
     found = cards(fleet)
-    states = {name: card.state for name, card in found.items()}
-    assert states == {"live": "live", "stale": "stale", "finished": "finished", "dead": "crashed?"}
+    lives = {name: card.life[1:] for name, card in found.items()}
+    ends = {"finished": ("finished", ""), "dead": ("finished", "no end record")}
+    assert lives == {"live": ("live", ""), "stale": ("stalled", "usually 1 s")} | ends
     assert (found["finished"].step, found["finished"].planned_steps) == (30, 30)
     assert found["finished"].loss is not None
     assert 3500 < (found["finished"].age_s or 0) < 3700
