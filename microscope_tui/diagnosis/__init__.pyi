@@ -30,7 +30,6 @@ from .engine import (
 from .episodes import (
     WHOLE_RUN as WHOLE_RUN,
     Episode as Episode,
-    Facts as Facts,
     Finding as Finding,
     Grade as Grade,
     Severity as Severity,
@@ -39,7 +38,7 @@ from .episodes import (
 )
 from .ledger import group as group
 from .rules import RULES as RULES, BadLimit as BadLimit, changed_limits as changed_limits
-from .rules.base import Track as Track
+from .rules.base import Track as Track, ids_of as ids_of
 from .rules.collapse import CollapseLimits as CollapseLimits
 from .rules.drops import DropLimits as DropLimits
 from .rules.lint import Lint as Lint

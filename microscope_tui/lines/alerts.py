@@ -11,6 +11,7 @@ from microscope_tui.diagnosis import (
     Finding,
     Severity,
     StarvedLimits,
+    ids_of,
     key_of,
 )
 from microscope_tui.lines import frame, words
@@ -235,8 +236,7 @@ def _facts(entry: Entry) -> Sequence[tuple[str, str]]:
         where = f" in {worst.router.name}" if worst.router is not None else ""
         now = f"; {worst.now.value:.3g} now" if worst.now is not None and worst.now.facts else ""
         facts.append(("value", f"{entry.value}, the worst{where}{now}"))
-    experts = worst.facts.get("experts", ())
-    if isinstance(experts, tuple) and experts:
+    if experts := ids_of(worst, "experts"):
         facts.append(("experts", words.listed(experts, _MOST_EXPERTS)))
     if len(finding.layers) > 1:
         facts.append(("layers", ", ".join(finding.layers)))

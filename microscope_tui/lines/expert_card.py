@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from microscope_tui import measures
-from microscope_tui.diagnosis import Episode, Finding
+from microscope_tui.diagnosis import Episode, Finding, ids_of
 from microscope_tui.lines import words
 from microscope_tui.lines.charts import Chart, Curve
 from microscope_tui.lines.glyphs import HOT_LEVEL, load_level
@@ -39,13 +39,10 @@ def first_expert(view: RunView, layer: LayerView) -> int:
     own = [e for f, _ in view.alerts for e in f.episodes if e.router_index == layer.index]
     if not load or not own:
         return most_remarkable(load)
-    named = [expert for episode in own for expert in _experts(episode) if expert < len(load)]
+    named = [
+        expert for episode in own for expert in ids_of(episode, "experts") if expert < len(load)
+    ]
     return max(named or range(len(load)), key=load.__getitem__)
-
-
-def _experts(episode: Episode) -> Sequence[int]:
-    named = episode.facts.get("experts")
-    return named if isinstance(named, tuple) else ()
 
 
 def condition(load: float) -> str:
@@ -68,7 +65,7 @@ def place_of(values: Sequence[float], expert: int) -> int:
 def findings_of(view: RunView, layer: LayerView, expert: int) -> Iterable[tuple[Finding, Episode]]:
     for finding, _ in view.findings:
         for episode in finding.episodes:
-            if episode.router_index == layer.index and expert in _experts(episode):
+            if episode.router_index == layer.index and expert in ids_of(episode, "experts"):
                 yield finding, episode
 
 

@@ -18,11 +18,11 @@ from microscope_tui.diagnosis import (
     Criteria,
     Diagnosis,
     Episode,
-    Facts,
     Finding,
     NoVerdict,
     Severity,
     group,
+    ids_of,
     is_one_step,
     overall,
     report,
@@ -307,7 +307,7 @@ def finding_json(finding: Finding, advice: Advice) -> dict[str, Any]:
         "rule": finding.rule,
         "severity": finding.severity.label,
         "layers": list(finding.layers),
-        "experts": _experts(worst.facts),
+        "experts": list(ids_of(worst, "experts")),
         "onset": finding.onset,
         "alarm": min(episode.alarm for episode in finding.episodes),
         "last": finding.last,
@@ -339,13 +339,8 @@ def _present(worst: Episode) -> dict[str, Any] | None:
     return {
         "step": worst.now.step,
         "value": None if worst.now.inside and not worst.now.facts else finite(worst.now.value),
-        "experts": _experts(worst.now.facts),
+        "experts": list(ids_of(worst.now, "experts")),
     }
-
-
-def _experts(facts: Facts) -> list[int]:
-    experts = facts.get("experts")
-    return list(experts) if isinstance(experts, tuple) else []
 
 
 def finite(value: float) -> float | None:

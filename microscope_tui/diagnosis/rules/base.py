@@ -13,7 +13,7 @@ from typing import ClassVar, Generic, Literal, TypeGuard, TypeVar, cast, get_arg
 import msgspec
 
 from microscope_tui.diagnosis.context import ENTER_SHARE, LEAST_LINES, Context, L, RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Reading, Readings, Severity
+from microscope_tui.diagnosis.episodes import Episode, Present, Reading, Readings, Severity
 from microscope_tui.diagnosis.signals import StepView, expected
 from microscope_tui.runlog import RunRecord
 
@@ -301,7 +301,7 @@ def listed(names: Sequence[object]) -> str:
     return f"{shown} and {len(names) - 6} more" if len(names) > 6 else shown
 
 
-def ids_of(episode: Episode, name: str) -> tuple[int, ...]:
+def ids_of(episode: Episode | Present, name: str) -> tuple[int, ...]:
     ids = episode.facts.get(name)
     return ids if isinstance(ids, tuple) else ()
 
