@@ -1,5 +1,5 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
-from .about import keys as keys
+from .about import keys as keys, tmux_says as tmux_says
 from .check import Ending as Ending, Notifier as Notifier
 from .config import (
     UserConfig as UserConfig,

@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 from importlib import metadata
@@ -21,6 +22,8 @@ from microscope_tui.report import Terminal, as_list, doctor_text, explained, rul
 from microscope_tui.runlog import LOG_NAME, safe_text
 from microscope_tui.scenarios import SCENARIOS, write_run, writing
 from microscope_tui.sources import FORMATS
+
+_ANSWER_S = 2.0
 
 
 def explain(rule: str = "", /, *, as_json_: AsJson = False, config: Path | None = None) -> int:
@@ -87,8 +90,21 @@ def doctor() -> int:
     used = shutil.get_terminal_size(size) if size else None
     glyphs = glyphs_for("auto", sys.stderr)
     encoding = (sys.stderr.encoding or "ascii").lower()
-    print_data(doctor_text(versions, Terminal(os.environ, encoding, glyphs, size, used)))
+    tmux = tmux_says() if os.environ.get("TMUX") else ""
+    print_data(doctor_text(versions, Terminal(os.environ, encoding, glyphs, size, used, tmux)))
     return 0
+
+
+def tmux_says() -> str:
+    """The features of the terminal outside, if tmux answers."""
+    command = ["tmux", "display-message", "-p", "#{client_termfeatures}"]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_ANSWER_S, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return safe_text(done.stdout.decode("utf-8", "replace").strip(), 200)
 
 
 def demo(

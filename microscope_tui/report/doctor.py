@@ -12,6 +12,7 @@ import msgspec
 from microscope_tui.lines import MIN_COLUMNS, MIN_ROWS, Glyphs, wrap
 from microscope_tui.runlog import safe_text
 
+ROOMY_ROWS = 30
 _COLOURLESS = ("dumb", "unknown")
 _SYSTEMS = {"truecolor": "truecolor", "256": "256", "standard": "16", "windows": "16"}
 _IN_MULTIPLEXER = ("screen", "tmux")
@@ -35,6 +36,8 @@ class Terminal(msgspec.Struct, frozen=True):
     """Columns and rows."""
     used: tuple[int, int] | None
     """What Textual uses: COLUMNS and LINES come first."""
+    tmux: str = ""
+    """The features of the terminal outside, as tmux reports them."""
 
 
 def in_multiplexer(environment: Mapping[str, str]) -> bool:
@@ -75,6 +78,14 @@ def colours_of(environment: Mapping[str, str]) -> Colours:
     return Colours("16", f"TERM={shown} names no more, and COLORTERM is not truecolor")
 
 
+def layout_of(columns: int, rows: int) -> str:
+    if columns < MIN_COLUMNS or rows < MIN_ROWS:
+        return f"one line with the state; the table needs {MIN_COLUMNS}x{MIN_ROWS}"
+    if rows < ROOMY_ROWS:
+        return f"compact, a verdict of two lines; roomy from {ROOMY_ROWS} rows on"
+    return "roomy, a verdict of three lines"
+
+
 def doctor_text(versions: Mapping[str, str], terminal: Terminal) -> str:
     lines = [", ".join(f"{name} {version}" for name, version in versions.items()), ""]
     lines += [f"{label:<12} {value}" for label, value in _facts(terminal)]
@@ -106,16 +117,22 @@ def _facts(terminal: Terminal) -> list[tuple[str, str]]:
     ]
     if size and used:
         given = "" if used == size else ", COLUMNS and LINES give {}x{}".format(*used)
-        facts.append(("size", "{}x{}".format(*size) + given))
+        facts += [("size", "{}x{}".format(*size) + given), ("layout", layout_of(*used))]
     else:
         facts.append(("size", "no terminal"))
+    if environment.get("TMUX"):
+        passes = "not known"
+        if terminal.tmux:
+            passes = "yes" if "RGB" in terminal.tmux.split(",") else "no"
+        version = value_of("TERM_PROGRAM_VERSION")
+        facts.append(("tmux", f"version {version}, truecolor passes through: {passes}"))
     return [*facts, ("ssh", "yes" if environment.get("SSH_CONNECTION") else "no")]
 
 
 def recommended(terminal: Terminal) -> list[str]:
     environment, size, used = terminal.environment, terminal.size, terminal.used
     colours = colours_of(environment)
-    advice = [colours.remedy] if colours.remedy else _for_truecolor(environment, colours.system)
+    advice = [colours.remedy] if colours.remedy else _for_truecolor(terminal, colours.system)
     if "NO_COLOR" in environment:  # Textual honours an empty one, too
         advice.append("unset NO_COLOR to show loads as colours instead of characters")
     if terminal.glyphs is Glyphs.ASCII and colours.system:
@@ -129,17 +146,22 @@ def recommended(terminal: Terminal) -> list[str]:
     return advice
 
 
-def _for_truecolor(environment: Mapping[str, str], system: str | None) -> list[str]:
+def _for_truecolor(terminal: Terminal, system: str | None) -> list[str]:
+    environment = terminal.environment
     full = system == "truecolor"
+    if environment.get("TMUX"):
+        lines = []
+        if "RGB" not in terminal.tmux.split(",") and (terminal.tmux or not full):
+            lines.append('`set -ga terminal-overrides ",*:Tc"`')
+        if not full:
+            lines.append("`set-environment -g COLORTERM truecolor`")
+        how = f"put {' and '.join(lines)} into ~/.tmux.conf and restart tmux"
+        return [f"if your terminal has truecolor, {how}"] if lines else []
     if environment.get("STY"):
         return ["in GNU screen before 5.0 use --color 256: it has no truecolor"] if full else []
     if full or environment.get("TERM") == "linux":
         return []
-    if environment.get("TMUX"):
-        lines = '`set -ga terminal-overrides ",*:Tc"` and `set-environment -g COLORTERM truecolor`'
-        how = f"{lines} into ~/.tmux.conf and restart tmux"
-    else:
-        remote = bool(environment.get("SSH_CONNECTION"))
-        where = " on this machine (ssh does not pass it on)" if remote else ""
-        how = f"`export COLORTERM=truecolor` into your shell's profile{where}"
-    return [f"if your terminal has truecolor, put {how}"]
+    remote = bool(environment.get("SSH_CONNECTION"))
+    where = " on this machine (ssh does not pass it on)" if remote else ""
+    line = "`export COLORTERM=truecolor`"
+    return [f"if your terminal has truecolor, put {line} into your shell's profile{where}"]

@@ -161,6 +161,8 @@ class Fleet:
         """The run that the open one is compared with at every step."""
         self.selected: set[Path] = set()
         """Logs selected in the list."""
+        self.solo = False
+        """List only the selected runs."""
         self.critical: dict[Path, str] = {}
         """Names of the runs that became critical beside the open one, until the list shows them."""
         self._told: set[Path] = set()

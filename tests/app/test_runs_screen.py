@@ -135,8 +135,10 @@ async def test_the_chosen_line_keeps_its_run_whatever_comes(make_run: Make, tmp_
         await app.sees("arrived", "runs")
         assert names_of(app) == ["arrived", "run-0", "run-1", "run-2"]
         assert chosen_in(app) == "run-1"
+        await app.press("space", "s")
+        assert names_of(app) == ["run-1"]
         (tmp_path / "run-1" / "metrics.jsonl").unlink()
-        await app.sees("3 runs", "runs")
+        await app.sees("3 runs", "runs")  # solo ends with the last selected run
         assert names_of(app) == ["arrived", "run-0", "run-2"]
         await app.press("end", "up")
         assert chosen_in(app) == "run-0"
@@ -225,18 +227,28 @@ async def test_a_log_that_cannot_be_read_shows_why_in_the_list_and_when_it_is_op
         await app.sees("format_version is 7", "waiting")
 
 
-async def test_space_selects_runs_also_after_one_was_opened(make_run: Make, tmp_path: Path) -> None:
+async def test_space_selects_and_solo_lists_the_selected_runs_also_after_one_was_opened(
+    make_run: Make, tmp_path: Path
+) -> None:
     for at in range(4):
         make_run(f"run-{at}", age=5_000 + at, end="finished")
     async with listed(tmp_path, 4) as app:
+        await app.press("s")
+        assert "no run is selected" in app.text("keys")
         await app.press("down", "space", "end", "space")
         assert "2 selected" in app.text("runs")
         assert [line[0] for line in lines_of(app)] == [" ", "✓", " ", "✓"]
+        await app.press("s")
+        assert "2 of 4 runs   solo" in app.text("runs")
+        assert names_of(app) == ["run-1", "run-3"]
+        assert chosen_in(app) == "run-3"
         await app.press("enter")
         await app.sees(" run-3 ", "header")
         await app.press("r")
-        assert [line[0] for line in lines_of(app)] == [" ", "✓", " ", "✓"]
-        await app.press("end", "space", "home", "down", "space")
+        assert "solo" in app.text("runs")
+        await app.press("s")
+        assert len(lines_of(app)) == 4
+        await app.press("space", "home", "down", "space")
         assert "selected" not in app.text("runs").split("\n")[0]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from textual.binding import Binding
 
 from microscope_tui.app import keymap_of, keys as all_keys
+from microscope_tui.commands import tmux_says
 from microscope_tui.diagnosis import RULES
 from microscope_tui.scenarios import SCENARIOS
 from tests.conftest import Call
@@ -114,12 +116,32 @@ def test_doctor_in_a_pipe_prints_plain_ascii_even_in_the_c_locale() -> None:
     assert "LANG=C.UTF-8" in text
 
 
-def test_doctor_in_a_terminal_prints_size_and_colours_without_an_escape(shell: Any) -> None:
+def test_doctor_in_a_terminal_prints_size_layout_and_colours_without_an_escape(shell: Any) -> None:
     screen = shell("(TERM=dumb $MICROSCOPE doctor; $MICROSCOPE doctor) | cat -v", rows=60)
     assert screen.exit_code() == 0
     assert "^[" not in screen.text
-    assert "size " in screen.text
+    assert "layout       roomy" in screen.text
     assert "colours      truecolor: COLORTERM=truecolor" in screen.text
     assert "nothing, all is well" in screen.text
     assert "colours      none: TERM=dumb" in screen.text
     assert "`snapshot` and `check`" in screen.text
+
+
+@pytest.mark.parametrize(
+    ("script", "features"),
+    [
+        ("echo bpaste,RGB,title", "bpaste,RGB,title"),
+        ("echo RGB; exit 1", ""),
+        ("exec sleep 60", ""),
+        ("printf '\\033[2J'", "\ufffd[2J"),
+    ],
+)
+def test_tmux_that_fails_hangs_or_is_hostile_is_survived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, features: str
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("microscope_tui.commands.about._ANSWER_S", 0.5 if features else 0.05)
+    path = tmp_path / "tmux"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    assert tmux_says() == features

@@ -8,20 +8,26 @@ from hypothesis import given, strategies as st
 from msgspec.structs import replace
 from rich.console import Console
 
-from microscope_tui.lines import Glyphs
+from microscope_tui.lines import Glyphs, fit
 from microscope_tui.report import Terminal, colours_of, doctor_text, in_multiplexer
-from microscope_tui.report.doctor import recommended
+from microscope_tui.report.doctor import ROOMY_ROWS, layout_of, recommended
+from microscope_tui.watch import view_of
+from tests.conftest import open_log
 
 VERSIONS = {"moe-microscope": "0.1.0", "Python": "3.11.7"}
 XTERM = {"TERM": "xterm-256color", "LANG": "C.UTF-8"}
 GOOD = Terminal(XTERM | {"COLORTERM": "truecolor"}, "utf-8", Glyphs.BRAILLE, (120, 40), (120, 40))
-TMUX = {"TMUX": "/tmp/tmux-0/default,1,0"}
 OF_256 = replace(GOOD, environment=XTERM)
+TMUX, BLIND, SILENT = "bpaste,RGB,title", "title", ""
 TERMS = st.sampled_from(
     [*("xterm", "xterm-256color", "xterm-kitty", "tmux-256color", "screen", "linux", "dumb"),
      *("unknown", "XTERM-256COLOR", " xterm-16color ", "rxvt-unicode-256color", "kitty")]
 )  # fmt: skip
 COLORTERMS = st.sampled_from(["truecolor", "24bit", " TrueColor", "yes", "", "256"])
+
+
+def in_tmux(terminal: Terminal, says: str) -> Terminal:
+    return replace(with_variables(terminal, TMUX="/tmp/tmux-0/default,1,0"), tmux=says)
 
 
 def with_variables(terminal: Terminal = GOOD, **more: str) -> Terminal:
@@ -63,14 +69,26 @@ def test_a_terminal_in_which_no_screen_can_open_gets_a_remedy(environment: dict[
 def test_where_all_is_well_nothing_is_recommended() -> None:
     assert recommended(GOOD) == []
     assert "Recommended: nothing, all is well." in doctor_text(VERSIONS, GOOD)
-    assert recommended(with_variables(GOOD, **TMUX)) == []
+    assert recommended(in_tmux(GOOD, TMUX)) == []
 
 
-def test_what_is_missing_in_tmux_is_a_line_to_copy() -> None:
-    terminal = with_variables(OF_256, **TMUX)
+@pytest.mark.parametrize("says", [TMUX, BLIND, SILENT])
+def test_what_is_missing_in_tmux_is_a_line_to_copy(says: str) -> None:
+    terminal = in_tmux(OF_256, says)
+    lines = ["`set-environment -g COLORTERM truecolor`"]
+    lines += ['`set -ga terminal-overrides ",*:Tc"`'] * (says != TMUX)
     shown = doctor_text(VERSIONS, terminal).split("\n")
-    for line in ("set-environment -g COLORTERM truecolor", 'set -ga terminal-overrides ",*:Tc"'):
-        assert any(f"`{line}`" in row for row in shown), "in one piece"
+    for line in lines:
+        assert any(line in row for row in shown), "in one piece"
+    assert len(lines) == " ".join(recommended(terminal)).count("`") // 2
+
+
+def test_truecolor_that_tmux_does_not_pass_on_is_reported() -> None:
+    terminal = in_tmux(GOOD, BLIND)
+    assert "passes through: no" in doctor_text(VERSIONS, terminal)
+    assert "terminal-overrides" in recommended(terminal)[0]
+    assert "passes through: not known" in doctor_text(VERSIONS, in_tmux(GOOD, SILENT))
+    assert recommended(in_tmux(GOOD, SILENT)) == []
 
 
 @pytest.mark.parametrize(
@@ -95,7 +113,15 @@ def test_over_ssh_the_profile_to_change_is_the_one_of_this_machine() -> None:
     assert "on this machine" in recommended(remote)[0]
 
 
+def test_the_layout_is_the_one_that_the_screens_have(scenario: Any) -> None:
+    view = view_of(open_log(scenario("healthy", routers=2, steps=3) / "metrics.jsonl"))
+    for rows in (ROOMY_ROWS - 1, ROOMY_ROWS):
+        assert fit(view, 80, rows).roomy == layout_of(80, rows).startswith("roomy")
+    assert layout_of(39, 24).startswith("one line")
+    assert layout_of(80, 9).startswith("one line")
+
+
 def test_every_line_of_the_report_fits_80_columns() -> None:
     bad = with_variables(OF_256, SSH_CONNECTION="1.2.3.4", NO_COLOR="1")
-    for terminal in (with_variables(replace(bad, used=(80, 24)), **TMUX), bad):
+    for terminal in (in_tmux(replace(bad, used=(80, 24)), BLIND), bad):
         assert max(len(line) for line in doctor_text(VERSIONS, terminal).split("\n")) <= 80

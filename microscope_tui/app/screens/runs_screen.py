@@ -40,6 +40,7 @@ class RunsScreen(ListScreen):
         _DOWN,
         *keys.in_list("run"),
         key("run.select", "space", "select", "select this run", "select"),
+        key("run.solo", "s", "solo", "selected runs only; again: all", "solo"),
         key("run.together", "T", "together", "selected runs in one chart", "together"),
         key("run.pin", "p", "pin", "compare the open run with this one", "pin"),
         *keys.FILTER,
@@ -74,11 +75,15 @@ class RunsScreen(ListScreen):
         self.draw_last_line()
 
     def _rebuilt(self, columns: int) -> Table:
-        """Those that the filter lets through."""
+        """Those that the filter and solo let through."""
         _ = self.session.pinned  # released first, if the reference is gone
         fleet, pattern = self.session.fleet, self.pattern
         cards = fleet.cards()
         self._count, self._listed = len(cards), pattern
+        if fleet.solo:
+            selected = [card for card in cards if card.selected]
+            fleet.solo = bool(selected)  # they may be gone
+            cards = selected or cards
         if pattern:
             cards = [card for card in cards if matches(pattern, run_list.card_text(card))]
         self._cards = cards
@@ -95,7 +100,7 @@ class RunsScreen(ListScreen):
         selected = f"   {len(fleet.selected):,} selected" if fleet.selected else ""
         left = [
             Span(f" {of_all}{plural(self._count, 'run')}", "title"),
-            Span(selected, "accent"),
+            Span("   solo" if fleet.solo else selected, "accent"),
             Span(f"   {self.filter_note(30)}" if self.pattern else "", "accent"),
             *_counted(self._cards),
         ]
@@ -121,6 +126,15 @@ class RunsScreen(ListScreen):
 
     async def action_together(self) -> None:
         await self.app.push_screen(screen_class("together")(self.session))
+
+    async def action_solo(self) -> None:
+        fleet = self.session.fleet
+        if not fleet.solo and not fleet.selected:
+            self.show_message("no run is selected: space selects one", "dim")
+            return
+        fleet.solo = not fleet.solo
+        self._layout = None
+        await self.redraw()
 
     async def action_pin(self) -> None:
         card = self._card
