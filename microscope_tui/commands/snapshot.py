@@ -33,7 +33,7 @@ from microscope_tui.console import (
 )
 from microscope_tui.lines import glyphs_for, snapshot_text
 from microscope_tui.placement import CostRequest, cost_of
-from microscope_tui.report import NO_VERDICT, view_json
+from microscope_tui.report import NO_VERDICT, slices_json, view_json
 from microscope_tui.routing import FILE_NAME, BadRouting, Routing
 from microscope_tui.runlog import PipedLog, RunFile, safe_text
 from microscope_tui.sources import Search
@@ -42,7 +42,7 @@ from microscope_tui.watch import Fleet, Pin, RunWatch, VerdictCache, pin_at, vie
 _SMALLEST = (20, 5)
 _WIDTH = 100
 _OF_PROBES = ("tokens", "slices")
-_WITHOUT_DATA = (*_OF_PROBES, "mismatch", "runs")
+_WITHOUT_DATA = ("tokens", "mismatch", "runs")
 if TYPE_CHECKING:
     ScreenName = str
 else:
@@ -130,6 +130,12 @@ def _as_json(search: Search, user: UserConfig, wanted: PictureRequest) -> str:
         how = "use text or svg, or --json of `mismatch` and `check --all`"
         fail(f"--format json: the screen {wanted.screen} shows no step of a run; {how}", USAGE)
     watched = newest(search, user.criteria)
+    if wanted.screen == "slices":
+        with _probe_of(watched) as routing:
+            names = routing.shape.layer_names
+            if wanted.layer and wanted.layer not in names:
+                fail(f"no layer {safe_text(wanted.layer, 20)!r}: see --screen slices", NO_VERDICT)
+            return slices_json(routing, names.index(wanted.layer) if wanted.layer else 0)
     moment = _moment(watched, wanted.step)
     cost = cost_of(watched, moment, wanted.preferences.cost)
     return view_json(view_of(watched, 1, 1, moment), cost)
@@ -152,7 +158,7 @@ def _drawn(
         fail("a pipe cannot be drawn like this: save it to a file first, or use text", USAGE)
     fleet = _fleet(search, user)
     if wanted.screen in _OF_PROBES:
-        _fail_without_probe(runs_at(search)[0])
+        _probe_of(runs_at(search)[0]).close()
     # The exporter always uses truecolor; the palette has to match.
     os.environ["TEXTUAL_COLOR_SYSTEM"] = "truecolor"
     os.environ.pop("NO_COLOR", None)
@@ -165,10 +171,11 @@ def _drawn(
     return picture.svg if svg else picture.text
 
 
-def _fail_without_probe(run: RunFile) -> None:
+def _probe_of(run: RunFile | RunWatch) -> Routing:
+    """Exits if it cannot be read."""
     path = run.path.with_name(FILE_NAME)
     try:
-        Routing(path).close()
+        return Routing(path)
     except FileNotFoundError:
         fail(f"{path.parent}: no probe; moe-microscope probe MODEL TEXT makes one", NO_VERDICT)
     except BadRouting as error:

@@ -78,6 +78,8 @@ from .slices import (
     NoTables as NoTables,
     Ordering as Ordering,
     SliceTable as SliceTable,
+    explained as explained,
+    found_ahead as found_ahead,
     slice_table as slice_table,
 )
 from .snapshot import snapshot_text as snapshot_text

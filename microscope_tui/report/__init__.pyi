@@ -37,5 +37,5 @@ from .export import (
     write_csv as write_csv,
 )
 from .placement import placement_json as placement_json, placement_text as placement_text
-from .probes import mismatch_json as mismatch_json
+from .probes import mismatch_json as mismatch_json, slices_json as slices_json
 from .prometheus import gauges_text as gauges_text

@@ -1,10 +1,71 @@
-"""Two probes compared, as data."""
+"""Probes as data: the slices of a layer, and two probes compared.
+
+``schema_version`` is 1: keys may be added. What was not measured is null. The bytes of a token that
+is not text on its own are ``�``.
+"""
 
 from typing import Any
 
-from microscope_tui.routing import Mismatch
+from microscope_tui.lines import NoTables, explained, found_ahead, slice_table
+from microscope_tui.report.check import finite
+from microscope_tui.routing import Mismatch, Routing
+from microscope_tui.runlog import encode_record, safe_text
 
+_MOST_CHARACTERS = 256
 _MOST_SWAPS = 100
+
+
+def slices_json(routing: Routing, layer: int) -> str:
+    """The slices of one layer; ``why`` explains why no rows are given."""
+    document = _head(routing, layer)
+    identity, shuffled = explained(routing.tables, layer)
+    document |= {"identity": identity, "identity_shuffled": shuffled}
+    try:
+        table = slice_table(routing.tables, layer, len(routing.slices), routing.shape.num_experts)
+    except NoTables as error:
+        return encode_record({**document, "slices": [], "experts": [], "why": str(error)}).decode()
+    slices = [
+        {"slice": name, "choices": size, "noise": finite(noise)}
+        for name, size, noise in zip(routing.slices, table.sizes, table.noise, strict=True)
+    ]
+    document["next_layer"] = found_ahead(routing.tables, layer, table, routing.shape.top_k)
+    experts = [
+        {
+            "expert": row.expert,
+            "share": row.share,
+            "counts": [cell.count for cell in row.cells],
+            "log2_ratios": [cell.ratio for cell in row.cells],
+            "beyond_chance": [cell.beyond for cell in row.cells],
+            "tokens": [
+                {
+                    "id": token_id,
+                    "text": _text(routing.text_of_id(token_id)),
+                    "count": count,
+                    "lift": lift,
+                }
+                for token_id, count, lift in row.lifts
+            ],
+        }
+        for row in table.rows
+    ]
+    return encode_record({**document, "slices": slices, "experts": experts}).decode()
+
+
+def _head(routing: Routing, layer: int) -> dict[str, Any]:
+    shape = routing.shape
+    return {
+        "schema_version": 1,
+        "model": routing.model,
+        "layer": shape.layer_names[layer],
+        "depth": shape.layers[layer],
+        "num_experts": shape.num_experts,
+        "top_k": shape.top_k,
+        "num_tokens": routing.tokens,
+    }
+
+
+def _text(text: bytes | None) -> str | None:
+    return None if text is None else safe_text(text.decode("utf-8", "replace"), _MOST_CHARACTERS)
 
 
 def mismatch_json(found: Mismatch, a: str, b: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""``snapshot`` of the screens of a probe: text and pictures, and the message without one."""
+"""``snapshot`` of the screens of a probe: text, data and pictures, and the message without one."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from microscope_tui.routing import FILE_NAME, Routing
 from tests.conftest import Call
-from tests.probed import write_probed
+from tests.probed import SLICES, write_probed
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +23,19 @@ def test_the_tokens_as_text(probed: Path, call: Call) -> None:
     assert "  L3 3 of 6   token 1,200 of" in out
     with Routing(probed / FILE_NAME) as routing:
         assert f"expert {routing.choice(2, 1200).experts[0]} " in out
+
+
+def test_the_slices_as_data(probed: Path, call: Call) -> None:
+    arguments = ("--screen", "slices", "--format", "json", "--layer")
+    code, out, _ = call("snapshot", probed, *arguments, "L2")
+    found = json.loads(out)
+    assert (code, found["layer"]) == (0, "L2")
+    assert [one["slice"] for one in found["slices"]] == list(SLICES)
+    with Routing(probed / FILE_NAME) as routing:
+        for row in found["experts"]:
+            assert row["counts"] == [rows[1][row["expert"]] for rows in routing.tables.counts]
+        assert found["identity"] == routing.tables.identity[1]
+    assert call("snapshot", probed, *arguments, "L99")[0] == 3
 
 
 @pytest.mark.parametrize("screen", ["tokens", "slices"])

@@ -1,5 +1,6 @@
 """``probe --next-layer``: against the same computed with plain torch, token by token."""
 
+import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from microscope_tui.lines.slices import found_ahead, slice_table
 from microscope_tui.probe import find_sites, load
+from microscope_tui.report import slices_json
 from microscope_tui.routing import Routing
 from tests.probe.folders import family, own, probe, text
 
@@ -60,18 +61,14 @@ def oracle(model: Path, groups: int) -> list[tuple[float, float]]:
 
 
 def ahead(model: Path, folder: Path) -> tuple[Any, dict[int, Any]]:
-    """As the file has it, and of every layer by depth."""
+    """As the file has it, and the JSON of every layer by depth."""
     words = folder / "a.txt"
     words.write_text(text(TOKENS))
     how = {"window": WINDOW, "batch_size": 4, "next_layer": True}
     assert probe(model, words, output=folder / "out", **how) == 0
     with Routing(folder / "out" / "routing.bin") as routing:
-        tables, shape = routing.tables, routing.shape
-        found = {}
-        for at, depth in enumerate(shape.layers):
-            table = slice_table(tables, at, len(routing.slices), shape.num_experts)
-            found[depth] = found_ahead(tables, at, table, shape.top_k)
-        return tables.next_layer, found
+        pages = [json.loads(slices_json(routing, at)) for at in range(len(routing.shape.layers))]
+        return routing.tables.next_layer, {page["depth"]: page["next_layer"] for page in pages}
 
 
 @pytest.mark.parametrize("name", MODELS)
