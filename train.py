@@ -109,7 +109,7 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
         model.routers[run.forced_collapse[0]].collapse()
 
     weights = weights_at(step, options)
-    counter = RoutingCounter(model.routers)
+    counter = RoutingCounter(model.config, model.routers)
     sums = forward_and_backward(run, weights, counter)
 
     # All that the log records, in one sum over ranks and one copy, before anything changes.
@@ -130,6 +130,7 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
         run.loss_scale.update(finite=math.isfinite(grad_norm))
     run.optimizer.zero_grad()
     seconds = time.perf_counter() - started
+    tokens = run.sequences_per_step * options.seq_len
     return {
         "step": step,
         "loss": loss,
@@ -137,7 +138,8 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
         **counter.record(seen, squares),
         "learning_rate": learning_rate,
         "grad_norm": grad_norm,
-        "tokens_per_s": max(seen.tokens) / seconds,
+        "tokens": tokens,
+        "tokens_per_s": tokens / seconds,
         "step_time_s": seconds,
         "memory_bytes": memory_bytes(world.device),
     }

@@ -69,7 +69,7 @@ def ours(model: LanguageModel, half: bool, compiled: bool = False) -> Callable[[
             layer.compile()
 
     def forward(ids: torch.Tensor) -> torch.Tensor:
-        output, counter = model(ids), RoutingCounter(model.routers)
+        output, counter = model(ids), RoutingCounter(model.config, model.routers)
         counter.add(output.routings)
         return output.logits_BSV
 

@@ -317,6 +317,18 @@ class ModelConfig:
         """Parameters used per token: K of the E routed experts, no multi-token prediction."""
         return self._count(self.num_experts_per_tok, False)
 
+    def dense_twin(self) -> ModelConfig:
+        """The dense model of equal active size: its feed-forwards, all of one width, have at least
+        as many weights as one token meets in those here, routers included. No multi-token
+        prediction."""
+        layers = self.num_hidden_layers
+        bare = dataclasses.replace(
+            self, first_k_dense_replace=layers, intermediate_size=1, num_nextn_predict_layers=0
+        )
+        weights_per_width = 3 * self.hidden_size * layers
+        missing = self.active_parameters() - bare.active_parameters()
+        return dataclasses.replace(bare, intermediate_size=1 + -(-missing // weights_per_width))
+
     def _count(self, routed_experts: int, count_ahead: bool) -> int:
         D, H = self.hidden_size, self.num_attention_heads
         query_out = H * self.qk_head_dim
@@ -379,10 +391,10 @@ def _contradictions(config: ModelConfig) -> Iterator[str]:
         yield (
             f"qk_rope_head_dim={rope} is odd: rotary embedding rotates pairs, choose {rope + 1}."
         )
-    if config.first_k_dense_replace >= layers:
+    if config.first_k_dense_replace > layers:
         yield (
-            f"first_k_dense_replace={config.first_k_dense_replace} leaves no expert layer in "
-            f"num_hidden_layers={layers}: choose at most {layers - 1}."
+            f"first_k_dense_replace={config.first_k_dense_replace} is more than num_hidden_layers="
+            f"{layers}: choose at most {layers - 1}, or {layers} for a dense model."
         )
     if config.topk_method == "greedy" and groups > 1:
         yield (

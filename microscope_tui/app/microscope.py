@@ -21,7 +21,9 @@ from microscope_tui.app.keys import EVERYWHERE, name_of, screen_class, shown_key
 from microscope_tui.app.palette import Shades
 from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.app.session import Session
+from microscope_tui.diagnosis import NO_ROUTERS
 
+_OF_ROUTERS = ("layer", "expert", "map", "compare", "placement")
 _FIRST_LOOK_S = 0.2
 _FREEZE_S = 1.0
 _SWITCH_S = 0.001  # a key must not wait five milliseconds for the reader, again and again
@@ -103,6 +105,10 @@ class Microscope(App[None]):
             return
         while len(self.screen_stack) > 1:
             await self.pop_screen()
+        run = self.session.run
+        if run is not None and not run.routers and name in _OF_ROUTERS:
+            self.screen.show_message(NO_ROUTERS)
+            return
         if name not in ("main", before) and (self.session.has_run or name == "runs"):
             await self.push_screen(screen_class(name)(self.session))
 

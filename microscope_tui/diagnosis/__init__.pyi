@@ -20,6 +20,7 @@ from .engine import (
     Diagnosis as Diagnosis,
     NoVerdict as NoVerdict,
     Pending as Pending,
+    NO_ROUTERS as NO_ROUTERS,
     gathering as gathering,
     no_verdict as no_verdict,
     pending as pending,

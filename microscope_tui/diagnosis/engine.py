@@ -412,6 +412,9 @@ class NoVerdict(NamedTuple):
     """The step until which it is not judged, if that is why."""
 
 
+NO_ROUTERS = "dense model: no routers"
+
+
 def no_verdict(
     diagnosis: Diagnosis, unmeasured: Callable[[], str], step: int | None = None
 ) -> NoVerdict:
@@ -421,6 +424,8 @@ def no_verdict(
         unmeasured: why no router has a balance; empty if one has.
         step: as of this step of the past.
     """
+    if not diagnosis.run.routers:
+        return NoVerdict(NO_ROUTERS)
     serious = {e.rule for e in diagnosis.episodes if e.warns}
     only_settings = all(RULES[rule].judges_settings for rule in serious)
     if only_settings and (reason := unmeasured() or diagnosis.too_few):

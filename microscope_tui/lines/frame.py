@@ -7,6 +7,7 @@ from microscope_tui.diagnosis import (
     CollapseLimits,
     Finding,
     Severity,
+    NO_ROUTERS,
     gathering,
     is_one_step,
     key_of,
@@ -206,7 +207,7 @@ def _cut(text: str, width: int, lines: int) -> list[str]:
 
 def _all_well(view: RunView) -> Line:
     if not view.layers:
-        return [dim("no steps yet")]
+        return [Span(NO_ROUTERS)]
     balances = [
         (c, layer.router.name) for layer in view.layers if (c := layer.judged_balance) is not None
     ]

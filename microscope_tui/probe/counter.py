@@ -255,10 +255,10 @@ class Tally:
 class RoutingCounter:
     """Counts one optimizer step of ``train.py``."""
 
-    def __init__(self, routers: Sequence[Any]) -> None:
-        """``routers``: those of ``moe_model`` that train, in forward order."""
-        config = routers[0].config
+    def __init__(self, config: Any, routers: Sequence[Any]) -> None:
+        """``config``: of a ``moe_model``; ``routers``: those that train, in forward order."""
         E, K = config.n_routed_experts, config.num_experts_per_tok
+        self._num_experts = E
         self._drops = config.capacity_factor is not None
         self._rows = [
             Row(place, 0, "", E, K, config.scoring_func, self._drops)
@@ -285,7 +285,7 @@ class RoutingCounter:
     @torch.no_grad()
     def all_reduce(self, ranks: Any, extra: Tensor) -> Tensor:
         """Sum the step and ``extra``, fp64, over all ``Ranks`` at once; returns ``extra``."""
-        parts = self._calls.parts(self._rows[0].num_experts)
+        parts = self._calls.parts(self._num_experts)
         self._vector = self._layout.vector(parts, extra, ranks.rank, ranks.size)
         self._ranks = ranks.size
         ranks.sum(self._vector)
@@ -294,7 +294,7 @@ class RoutingCounter:
     @property
     def counts(self) -> Tensor:
         """Selected pairs ``[L, E]`` after ``all_reduce``, int64."""
-        return self._layout.table(self._vector)[:, : self._rows[0].num_experts].long()
+        return self._layout.table(self._vector)[:, : self._num_experts].long()
 
     def read(self) -> StepSums:
         """One copy to the host, after ``all_reduce``."""
@@ -304,7 +304,6 @@ class RoutingCounter:
     def record(self, sums: StepSums, grad_squares: Sequence[float]) -> dict[str, Any]:
         """The arguments of ``RunRecorder.record_step`` that follow from the routings."""
         return {
-            "tokens": max(sums.tokens),
             "tokens_per_expert": sums.counts,
             "expert_bias": sums.biases,
             "router": summaries(sums, self._rows, grad_squares),

@@ -129,7 +129,8 @@ class Layout:
             peaks.append(functools.reduce(torch.maximum, some))
         # A sum cannot compute a maximum, but it can gather the maximum of every rank.
         maxima_RL = extra.new_zeros(ranks, len(self.rows))
-        maxima_RL[rank] = torch.stack(peaks)
+        if peaks:
+            maxima_RL[rank] = torch.stack(peaks)
         return torch.cat([*sums, maxima_RL.reshape(-1), extra])
 
     def table(self, vector: Tensor) -> Tensor:

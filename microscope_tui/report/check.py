@@ -216,7 +216,7 @@ def _notes_on_the_header(run: RunRecord, missing: str) -> Iterator[str]:
 def _notes_on_blind_spots(diagnosis: Diagnosis) -> Iterator[str]:
     if is_one_step(diagnosis.run):
         yield "a single dump: rules about changes over time do not apply"
-    blind = diagnosis.blind_spots()
+    blind = diagnosis.blind_spots() if diagnosis.run.routers else {}
     for reason in dict.fromkeys(blind.values()):
         rules = [rule for rule, why in blind.items() if why == reason]
         verb = "is" if len(rules) == 1 else "are"

@@ -172,8 +172,8 @@ class LogValidator(Problems):
 
     def _depths(self, layers: Any) -> int | None:
         """Check the depths; the number of routers, ``None`` if unknown."""
-        if not isinstance(layers, list) or not 0 < len(layers) <= form.MAX_ROUTERS:
-            expected = f"a list of 1 to {form.MAX_ROUTERS:,} depths: one entry per router, "
+        if not isinstance(layers, list) or len(layers) > form.MAX_ROUTERS:
+            expected = f"a list of at most {form.MAX_ROUTERS:,} depths: one entry per router, "
             expected += "in forward order, 0-based, dense layers left out"
             self.unexpected("model.layers", "model.layers", layers, expected)
             return None

@@ -115,7 +115,7 @@ class Console:
             "tokens": f"{progress.tokens:,} in the whole run",
             "loss": f"{progress.loss:.3f}",
             "validation": validation,
-            "balance c": f"{'  '.join(layers)}  (1 = even, 0 = collapsed)",
+            "balance c": f"{'  '.join(layers)}  (1 = even, 0 = collapsed)" if layers else "",
             "verdict": verdict,
         }
         for name, value in facts.items():

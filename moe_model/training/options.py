@@ -101,6 +101,9 @@ class Options:
     tokenizer: Annotated[str, _DATA] = _PRESET
     """Tokenizer: char, bpe (byte pairs, learned from the text), a name on the Hugging Face hub such
     as HuggingFaceTB/SmolLM2-135M, or a folder with a tokenizer.json (default: the preset's)."""
+    dense_twin: Annotated[bool, _DATA, _SWITCH] = False
+    """Train the dense model of equal active size instead: same data in the same order, and the
+    mixture's initial values where a tensor has the same name and shape."""
     config: Annotated[Path | None, _DATA] = None
     """TOML file with any of these options by the same names; the command line wins."""
 
@@ -159,8 +162,8 @@ class Options:
     expert_parallel: Annotated[int, _TRAINING] = 1
     """Under torchrun: N neighbouring processes share the routed experts, 1/N each."""
 
-    balance: Annotated[Literal["bias", "aux", "none"], _BALANCE, _NAMED] = "bias"
-    """Load balancing: bias (as DeepSeek-V3, no loss), aux (auxiliary loss) or none."""
+    balance: Annotated[Literal["bias", "aux", "none"], _BALANCE, _NAMED] = _PRESET
+    """Load balancing: bias (as DeepSeek-V3, no loss; the default), aux (auxiliary loss) or none."""
     bias_update_rate: Annotated[float, _BALANCE] = _PRESET
     """Change of an expert's bias per step with --balance bias (default: the preset's)."""
     seq_aux_weight: Annotated[float, _BALANCE] = _PRESET

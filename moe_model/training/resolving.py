@@ -39,6 +39,12 @@ _BELONGS_TO: dict[str, tuple[str, tuple[str, ...]]] = {
     "min_lr": ("lr_schedule", ("cosine", "wsd")),
 }
 """Options that have an effect with some values of another option only."""
+_OF_ROUTERS = {
+    "balance": "none", "bias_update_rate": 0.0, "seq_aux_weight": 0.0, "aux_weight": 0.0,
+    "z_loss_weight": 0.0, "force_collapse": None, "on_collapse": "log", "router_lr": 1.0,
+    "mtp_weight": 0.0, "expert_parallel": 1,
+}  # fmt: skip
+"""The values of a model without routers; of multi-token prediction all layers have experts."""
 _COUNTS = (
     "steps", "batch_size", "seq_len", "grad_accum", "save_every", "eval_every", "counts_every",
     "expert_parallel",
@@ -138,28 +144,33 @@ def resolve(options: Options, world: World = ALONE) -> Options:
         options = dataclasses.replace(options, parallel="ddp")
     missing = {name: v for name, v in defaults.items() if getattr(options, name) is None}
     resolved = dataclasses.replace(options, **missing)
-    for problem in chain(_out_of_range(resolved), _contradictions(resolved, depths)):
+    problems = _out_of_range(resolved), _of_routers(resolved), _contradictions(resolved, depths)
+    for problem in chain(*problems):
         raise UsageError(problem)
     return resolved
 
 
 def _defaults_of_preset(options: Options) -> dict[str, Any]:
     length = options.model.max_position_embeddings
+    balance = options.balance or ("none" if options.dense_twin else "bias")
     defaults = {
         **RUN_DEFAULTS[options.preset],
         "seq_len": length or PRESETS[options.preset]["max_position_embeddings"],
-        "aux_weight": AUX_WEIGHT if options.balance == "aux" else 0.0,
+        "balance": balance,
+        "aux_weight": AUX_WEIGHT if balance == "aux" else 0.0,
         "profile": "pretrain",
         "decay": 0.2 if options.lr_schedule == "wsd" else 0.0,
         "min_lr": 0.0 if options.lr_schedule == "constant" else FINAL_SHARE,
     }
-    if options.balance != "bias":
+    if balance != "bias":
         defaults |= {"bias_update_rate": 0.0, "seq_aux_weight": 0.0}
     return defaults
 
 
 def _depths_ahead(options: Options, start: tuple[Path, dict[str, Any]] | None) -> int:
     """Depths of multi-token prediction: those given, else those of the model that is trained."""
+    if options.dense_twin:
+        return 0
     given: int | None = options.model.num_nextn_predict_layers
     if given is not None:
         return given
@@ -227,6 +238,18 @@ def _contradictions(options: Options, depths: int) -> Iterator[str]:
             f"--parallel {options.parallel} needs several processes: start torchrun "
             "--nproc-per-node N -- train.py …, or omit it."
         )
+
+
+def _of_routers(options: Options) -> Iterator[str]:
+    """The options that a dense twin has no use for."""
+    if not options.dense_twin:
+        return
+    given = [_spelled(options, n) for n, v in _OF_ROUTERS.items() if getattr(options, n) != v]
+    for name in ("capacity_factor", "router_jitter_noise"):
+        if (value := getattr(options.model, name)) is not None:
+            given.append(f"--model.{name} {value}")
+    for option in given:
+        yield f"{option} does not work with --dense-twin, which has no routers: omit it."
 
 
 def _spelled(options: Options, name: str) -> str:

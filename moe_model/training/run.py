@@ -113,7 +113,7 @@ class Progress:
         self.tokens_per_s = record["tokens_per_s"]
         self.tokens += record["tokens"]
         self.memory_bytes = record["memory_bytes"]
-        self.entropy = record["router"]["entropy"]
+        self.entropy = record["router"].get("entropy", ())
         self.collapse_index = collapse_index
         self.bad_steps = 0 if math.isfinite(record["grad_norm"]) else self.bad_steps + 1
         if self.bad_steps >= GIVE_UP_AFTER:

@@ -106,8 +106,10 @@ def _build_model(
     """On the CPU."""
     model = LanguageModel(config).train()
     model.init_weights(torch.Generator().manual_seed(options.seed))
+    if options.dense_twin:
+        model = twin_of(model, options.seed)
     if checkpoint is not None:
-        if config.num_nextn_predict_layers == checkpoint.config.num_nextn_predict_layers:
+        if model.config.num_nextn_predict_layers == checkpoint.config.num_nextn_predict_layers:
             checkpoint.load_weights(model)
         else:  # of multi-token prediction only the depths that both have
             weights, saved = model.state_dict(), checkpoint.load_model().state_dict()
@@ -119,6 +121,17 @@ def _build_model(
         for layer in (*model.layers, *model.mtp):
             layer.compile()
     return model
+
+
+def twin_of(mixture: LanguageModel, seed: int) -> LanguageModel:
+    """Its initial values where a tensor of the twin has the same name and shape."""
+    twin = LanguageModel(mixture.config.dense_twin()).train()
+    twin.init_weights(torch.Generator().manual_seed(seed))
+    weights, values = twin.state_dict(), mixture.state_dict()
+    for name, weight in weights.items():
+        if name in values and values[name].shape == weight.shape:
+            weight.copy_(values[name])
+    return twin
 
 
 def _read_data(
@@ -133,10 +146,11 @@ def _read_data(
             fields = PRESETS[options.preset]
             vocabulary = options.model.vocab_size or fields.get("vocab_size")
             tokenizer = make_tokenizer(options.tokenizer, documents, vocabulary)
-        earlier = None if checkpoint is None else checkpoint.config
+        earlier = None if checkpoint is None or options.dense_twin else checkpoint.config
         config = options.model_config(len(tokenizer), earlier)
         if checkpoint is not None:
-            refuse_other_model(config, checkpoint)
+            own = config.dense_twin() if options.dense_twin else config
+            refuse_other_model(own, checkpoint)
         refuse_layout(config, options.parallel, world, options.expert_parallel)
         parts = world.size if options.parallel == "fsdp" else 1
         refuse_too_large(config, world.device, parts, options.expert_parallel)

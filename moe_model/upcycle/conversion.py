@@ -83,12 +83,18 @@ def resolve(shape: Shape, source: Any) -> Shape:
     shape = dataclasses.replace(shape, **missing)
     if mixes < 1:
         raise UsageError(f"rotary_mixes={mixes} is too small: choose 1 or more.")
-    limits = {"kv_lora_rank": D, "rotary_mixes": groups, "qk_rope_head_dim": head * mixes}
+    limits = {
+        "kv_lora_rank": D,
+        "rotary_mixes": groups,
+        "qk_rope_head_dim": head * mixes,
+        "first_k_dense_replace": source.num_hidden_layers - 1,
+    }
     for name, most in limits.items():
         if getattr(shape, name) > most:
             raise UsageError(
                 f"{name}={getattr(shape, name)} is too large for the source (hidden_size={D}, "
-                f"head_dim={head}, num_key_value_heads={groups}): choose at most {most}."
+                f"head_dim={head}, num_key_value_heads={groups}, num_hidden_layers="
+                f"{source.num_hidden_layers}): choose at most {most}."
             )
     return shape
 

@@ -176,7 +176,7 @@ def test_frozen_prediction_has_neither_gradients_nor_routers() -> None:
         ({"num_experts_per_tok": 9}, "num_experts_per_tok=9 is more than n_routed_experts=8"),
         ({"qk_rope_head_dim": 7}, "qk_rope_head_dim=7 is odd"),
         ({"rope_theta": 1}, "rope_theta=1 rotates all pairs alike"),
-        ({"first_k_dense_replace": 3}, "leaves no expert layer"),
+        ({"first_k_dense_replace": 4}, "first_k_dense_replace=4 is more than num_hidden_layers=3"),
         ({"hidden_size": 0}, "hidden_size=0 is out of range: choose 1 or more"),
         ({"scoring_func": "relu"}, "choose sigmoid or softmax"),
         ({"capacity_factor": -1.0}, "capacity_factor=-1.0 must be positive"),

@@ -111,7 +111,7 @@ def test_a_source_that_is_damaged_or_not_exactly_a_llama_is_refused(
         (["--noise", "-1"], "--noise -1.0 is out of range"),
         (["--noise", "nan"], "--noise nan is out of range"),
         (["--num-experts-per-tok", "9"], "num_experts_per_tok=9 is more than n_routed_experts=8"),
-        (["--first-k-dense-replace", "3"], "leaves no expert layer"),
+        (["--first-k-dense-replace", "3"], "first_k_dense_replace=3 is too large"),
         (["--kv-lora-rank", "49"], "kv_lora_rank=49 is too large for the source"),
         (["--rotary-mixes", "0"], "rotary_mixes=0 is too small"),
         (["--rotary-mixes", "3"], "rotary_mixes=3 is too large for the source"),

@@ -92,7 +92,7 @@ def train_step(
     model: LanguageModel, forward: Callable[..., Any], optimizer: Any, world: World
 ) -> tuple[dict[str, Tensor], float, list[list[int]]]:
     """One step in two micro-batches; gradients before clipping, whole, their norm, and counts."""
-    counter = RoutingCounter(model.routers)
+    counter = RoutingCounter(model.config, model.routers)
     ahead = all(parameter.requires_grad for parameter in model.mtp.parameters())
     own_AB = all_sequences().view(2, world.size, -1, LENGTH + 2)[:, world.rank]
     for place, ids_BN in enumerate(own_AB):
@@ -249,8 +249,9 @@ def a_loss_that_is_nan_on_one_rank_gives_all_the_same_norm(world: World, folder:
 
 def one_sum_brings_all_counts_to_all_ranks(world: World, folder: Path) -> None:
     """Far beyond what fp32 tells apart; other numbers ride along, and a maximum is no sum."""
-    routers = make_model().routers[:2]
-    counter, together = RoutingCounter(routers), RoutingCounter(routers)
+    model = make_model()
+    routers = model.routers[:2]
+    counter, together = (RoutingCounter(model.config, routers) for _ in range(2))
     for rank in range(world.size):
         together.add(_routings_of(rank))
     counter.add(_routings_of(world.rank))

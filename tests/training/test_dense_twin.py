@@ -1,46 +1,81 @@
-"""The benchmark that asks whether the mixture pays compares what it says it compares."""
+"""``--dense-twin``: a dense model of equal active size, comparable with the mixture."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
 
-from benchmarks import dense_twin
-from moe_model import PRESETS, ModelConfig
-from moe_model.training.corpus import Corpus, load_documents, make_tokenizer
-from moe_model.training.options import Options
-from moe_model.training.resolving import resolve
+from moe_model import PRESETS, LanguageModel, ModelConfig
+from moe_model.training.setup import twin_of
+from moe_model.training.step import make_optimizer
+from tests.training.conftest import SHORT, GetTrained
+from tests.training.story import ReadLog, Train, steps
 
-SHAPE = {
-    "hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 48,
-    "moe_intermediate_size": 16, "num_attention_heads": 2, "kv_lora_rank": 16,
-    "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "max_position_embeddings": 32,
-}  # fmt: skip
-"""That of the runs in this folder."""
+SIZES = {"vocab_size": 31, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+SIZES |= {"intermediate_size": 16, "moe_intermediate_size": 16, "initializer_range": 0.1}
 
 
-def test_the_mixture_is_trained_as_by_the_trainer(
-    train: Callable[..., int], read_log: Callable[[str], list[dict[str, Any]]], text_file: Path
-) -> None:
-    assert train("--run=r", "--steps=20", "--eval-every=20", "--lr=3e-3", "--seed=1") == 0
-    expected = next(r["values"]["loss"] for r in read_log("r") if r.get("event") == "eval")
-    options = resolve(
-        Options(data=str(text_file), steps=20, lr=3e-3, seed=1, batch_size=4, seq_len=32,
-                dtype="fp32", run="r")
-    )  # fmt: skip
-    documents = load_documents(options.data)
-    tokenizer = make_tokenizer("char", documents, None)
-    config = ModelConfig.preset("tiny", vocab_size=len(tokenizer), **SHAPE)
-    corpus = Corpus.build(documents, tokenizer, 32, 0)
-    held_out, training = dense_twin.train("mixture", options, config, corpus)
-    last = [r["loss"] for r in read_log("r") if r["kind"] == "step"][-2:]
-    assert training == pytest.approx(sum(last) / 2, rel=1e-5)
-    assert held_out == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize("preset", ["tiny", "small"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_the_twin_has_at_least_the_active_weights_and_hardly_more(preset: str) -> None:
     mixture = ModelConfig.preset(preset, **{"vocab_size": 65, **PRESETS[preset]})
-    twin = sum(p.numel() for p in dense_twin.DenseTwin(mixture).parameters())
-    assert 1 <= twin / mixture.active_parameters() < 1.005
+    twin = mixture.dense_twin()
+    assert twin.parameters() == twin.active_parameters()
+    more = twin.active_parameters() - mixture.active_parameters()
+    assert 0 <= more < 3 * mixture.hidden_size * mixture.num_hidden_layers
+
+
+def test_the_twin_begins_with_the_values_of_the_mixture() -> None:
+    mixture = LanguageModel(ModelConfig.preset("tiny", **SIZES))
+    mixture.init_weights(torch.Generator().manual_seed(3))
+    twin = twin_of(mixture, seed=3)
+    ours, theirs = twin.state_dict(), mixture.state_dict()
+    same = [name for name in ours if name in theirs and ours[name].shape == theirs[name].shape]
+    assert len(same) == len(ours) - 3 * SIZES["num_hidden_layers"]  # but for the feed-forwards
+    assert all(ours[name].equal(theirs[name]) for name in same)
+    assert twin.routers == []
+
+
+def test_a_twin_has_a_log_without_routers_and_resumes_bit_for_bit(
+    trained: GetTrained, train: Train, train_until: Any, read_log: ReadLog
+) -> None:
+    flags = (*SHORT, "--dense-twin", "--save-every=2")
+    whole = trained(*flags)
+    assert whole.code == 0
+    assert "verdict    dense model: no routers" in whole.narration
+    assert whole.log[0]["model"]["layers"] == []
+    assert whole.log[0]["balance"]["method"] == "none"
+    train_until(3, "--run=r", *flags)
+    assert train("--run=r", "--resume=auto", *flags) == 0
+    losses = [[line["loss"] for line in steps(log)] for log in (read_log("r"), whole.log)]
+    assert losses[0][-2:] == losses[1][-2:]
+
+
+def test_one_expert_with_weight_1_trains_as_a_feed_forward_does() -> None:
+    alone = {"n_routed_experts": 1, "num_experts_per_tok": 1, "n_shared_experts": 0}
+    config = ModelConfig.preset("tiny", **SIZES, **alone, routed_scaling_factor=1.0)
+    dense_config = ModelConfig.preset("tiny", **SIZES, first_k_dense_replace=3)
+    mixture, dense = LanguageModel(config).train(), LanguageModel(dense_config).train()
+    mixture.init_weights(torch.Generator().manual_seed(0))
+    copied = {**mixture.state_dict()}
+    for depth in config.moe_layers:
+        mlp = f"layers.{depth}.mlp"
+        both = copied[f"{mlp}.experts.gate_up_proj"][0].chunk(2)
+        down = copied[f"{mlp}.experts.down_proj"][0]
+        for name, weight in zip(("gate", "up", "down"), (*both, down), strict=True):
+            copied[f"{mlp}.{name}_proj.weight"] = weight
+    dense.load_state_dict({name: copied[name] for name in dense.state_dict()})
+    losses: list[list[float]] = []
+    for model in (mixture, dense):
+        optimizer = make_optimizer(model, 3e-3, weight_decay=0.0)
+        generator = torch.Generator().manual_seed(1)
+        losses.append([])
+        for _ in range(30):
+            ids = torch.randint(31, (4, 17), generator=generator)
+            logits = model(ids[:, :-1]).logits_BSV
+            loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[-1].append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)

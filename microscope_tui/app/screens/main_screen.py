@@ -211,7 +211,8 @@ class MainScreen(RunScreen):
             shown = (layer, layout, heat) if layer.index in single else (mean, layout, steady)
             loads += table.load(*shown, session.expert if layer.index == session.selected else None)
         if not visible:
-            loads = [pad([dim("no layer matches")], layout.heat)]
+            none = "no layer matches" if view.layers else "key 6: loss"
+            loads = [pad([dim(none)], layout.heat)]
         self.query_one(Tiles).show(loads, session.look.palette)
 
     def _heat(self, view: RunView) -> Heat:
