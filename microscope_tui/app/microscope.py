@@ -105,9 +105,10 @@ class Microscope(App[None]):
             return
         while len(self.screen_stack) > 1:
             await self.pop_screen()
-        run = self.session.run
+        run, main = self.session.run, self.screen
         if run is not None and not run.routers and name in _OF_ROUTERS:
-            self.screen.show_message(NO_ROUTERS)
+            assert isinstance(main, MainScreen)
+            main.show_message(NO_ROUTERS)
             return
         if name not in ("main", before) and (self.session.has_run or name == "runs"):
             await self.push_screen(screen_class(name)(self.session))

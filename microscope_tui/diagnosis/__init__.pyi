@@ -16,11 +16,11 @@ from .context import (
     is_one_step as is_one_step,
 )
 from .engine import (
+    NO_ROUTERS as NO_ROUTERS,
     BadState as BadState,
     Diagnosis as Diagnosis,
     NoVerdict as NoVerdict,
     Pending as Pending,
-    NO_ROUTERS as NO_ROUTERS,
     gathering as gathering,
     no_verdict as no_verdict,
     pending as pending,

@@ -3,11 +3,11 @@
 from collections.abc import Container, Sequence
 
 from microscope_tui.diagnosis import (
+    NO_ROUTERS,
     Advice,
     CollapseLimits,
     Finding,
     Severity,
-    NO_ROUTERS,
     gathering,
     is_one_step,
     key_of,
