@@ -35,10 +35,7 @@ WRONG = [
     (["--config=/no/such.toml"], "--config /no/such.toml is not a file"),
     (["--optimizer=sgd"], "Invalid value"),
     (["--dense-twin", "--balance=aux"], "--balance aux does not work with --dense-twin, which has"),
-    (
-        ["--dense-twin", "--capacity-factor=1"],
-        "--model.capacity_factor 1.0 does not work with --de",
-    ),
+    (["--dense-twin", "--capacity-factor=1"], "capacity_factor 1.0 does not work with --dense"),
     (["--dense-twin", "--on-collapse=stop"], "--on-collapse stop does not work with --dense-twin"),
     (["--dense-twin", "--mtp"], "--mtp-weight 0.3 does not work with --dense-twin"),
     (["--optimizer=muon", "--parallel=fsdp"], "Muon needs whole matrices"),
