@@ -136,7 +136,8 @@ def import_runs(
     if merge and len(found) > 1:
         runs = [merge_parts(src, found, named=True)]
     if not runs:
-        fail(f"{src}: holds run logs already; name a file of another tool", USAGE)
+        how = "name a file of another tool, or sum parts of one run with --merge"
+        fail(f"{src}: holds run logs already; {how}", USAGE)
     folders = _folders(runs, into)
     if taken := [folder for folder in folders if folder.exists()]:
         fail(f"{taken[0]}: exists already; name another DST, or move the run away", USAGE)

@@ -4,6 +4,7 @@ A step is summed once every part has it. If a part goes back to a step that was 
 read to their ends to learn where they restart, then again without the steps that no longer hold.
 """
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import ClassVar, cast
 from msgspec import Raw
 
 from microscope_tui import runlog
-from microscope_tui.runlog import EventRecord, RunFile, RunRecord, StepEntry, drop_from
+from microscope_tui.runlog import EventRecord, RunFile, RunRecord, StepEntry, drop_from, safe_text
 from microscope_tui.sources.dumps import Late
 from microscope_tui.sources.part_sums import summed
 from microscope_tui.sources.reader import DEFAULT, Batch, Record, RecordReader
@@ -22,6 +23,7 @@ LAG_S = 300.0
 """A part that keeps the others waiting so long is left out until it writes again."""
 MOST_WAITING = 16 << 20  # bytes of all parts that are not summed yet
 LOOK_S = 2.0
+_PART = re.compile(rb'"part"\s*:\s*"[^"]*"')
 
 
 class MergedRun(RunFile, frozen=True, kw_only=True):
@@ -75,6 +77,10 @@ class Part:
         self.is_late = False
         self.ended = ""  # and why, if the last record of its log is the end
 
+    @property
+    def last_step(self) -> int:
+        return max(0, self.course.last_step)
+
     def read(self, size: int) -> bool:
         """False if nothing is new, or ``size`` bytes wait; ``Late`` if the log was replaced."""
         if sum(entry.length for _, entry in self.waiting) >= size:
@@ -119,6 +125,8 @@ class PartsReader(RecordReader):
         self._files: dict[Path, tuple[RunFile, dict[int, int]]] = {}
         self._known = runlog.KnownLogs()
         self._named = run.named
+        self._next_look = 0.0
+        self._empty: list[str] = []
         self._start(run.parts)
 
     def _start(self, new: Sequence[RunFile] = ()) -> None:
@@ -126,9 +134,8 @@ class PartsReader(RecordReader):
         paths = self._files if self._named else sorted(self._files)
         self._parts = [Part(*self._files[path], self._named) for path in paths]
         self._begun = self._ended = False
-        self._lacking = 0
+        self._lacking = self._fewer = 0
         self._waits_since = 0.0  # by the clock of the file system; 0: it does not wait
-        self._next_look = time.monotonic() + LOOK_S
 
     def read(self, max_bytes: int = 1 << 20) -> Batch:
         try:
@@ -163,21 +170,31 @@ class PartsReader(RecordReader):
         if not self._named and time.monotonic() > self._next_look:
             self._next_look = time.monotonic() + LOOK_S
             found = runlog.find_runs(self.path, self._known)
+            logs = [Path(path) for path, (_, run) in self._known.logs.items() if run is None]
+            self._empty = [log.parent.name for log in logs if log.name == runlog.LOG_NAME]
             if new := [file for file in found if file.part_of and file.path not in self._files]:
                 raise Late(*new)
 
     def _describe(self) -> None:
-        front = max(part.course.last_step for part in self._parts)
-        late = [part for part in self._parts if part.why or part.course.last_step < front]
+        front = max(part.last_step for part in self._parts)
+        late = [part for part in self._parts if part.why or part.last_step < front]
         number = len(self._parts)
-        self.parts = f"{number - len(late)} of {number} parts at step {front:,}" if late else ""
-        remarks = [self.parts]
+        there = f"{number - len(late)} of {number} parts at step {front:,}"
+        remarks = [there] if late else []
         for part in late:
-            why = f"not summed: {part.why}" if part.why else f"at step {part.course.last_step:,}"
+            why = f"not summed: {part.why}" if part.why else f"at step {part.last_step:,}"
             remarks.append(f"{part.name} is {why}")
         if self._lacking:
             remarks.append(f"{self._lacking:,} steps are left out, because a part lacks them")
-        self.missing = "; ".join(filter(None, remarks))
+        if self._fewer:
+            remarks.append(f"{self._fewer:,} steps are of fewer parts: one begins later")
+        remarks += [f"the log of {safe_text(name, 40)} is empty" for name in self._empty]
+        self.missing = "; ".join(remarks)
+        names = [part.name.rpartition("/")[2] for part in late[:3]]
+        self.parts = f"{there}, without {', '.join(names)}" if late else ""
+        summed = sum(part.given >= 0 for part in self._parts)
+        few = f"only {summed} of {number} parts are summed, those that fit {self._parts[0].name}"
+        self.withheld = few if 0 < 2 * summed < number else ""
 
     def _sums(self) -> Iterator[Record]:
         while active := self._ready():
@@ -211,7 +228,7 @@ class PartsReader(RecordReader):
                 return ()
         for part in late:
             part.is_late = True
-            part.why = f"no step after {part.course.last_step:,} for {LAG_S:.0f} s"
+            part.why = f"no step after {part.last_step:,} for {LAG_S:.0f} s"
         return [part for part in active if part.waiting]
 
     def _next(self, active: Sequence[Part]) -> Iterator[Record]:
@@ -220,12 +237,14 @@ class PartsReader(RecordReader):
         there = [part for part in active if part.waiting[0][0] == step]
         entries = [part.waiting.pop(0)[1] for part in there]
         self._waits_since = 0.0
-        if any(part.given >= 0 for part in active if part not in there):
+        absent = [part for part in active if part not in there]
+        if any(part.given >= 0 for part in absent):
             self._lacking += 1
         else:
+            self._fewer += bool(absent)
             if not self._begun:
                 self._begun = True
-                yield cast(Record, Raw(there[0].reader.header))
+                yield cast(Record, Raw(_PART.sub(b'"part":null', there[0].reader.header)))
             yield summed(step, entries)
         for part in there:
             part.given = step
