@@ -124,7 +124,7 @@ class Progress:
         self.missing = ""
         """What another tool's run holds instead of readings of routers, and what to do."""
         self.parts = ""
-        """How many parts of a run have come how far, if not all have, and one that has not."""
+        """How many parts of a run have come how far, if not all have."""
         self.withheld = ""
         """Why there is no verdict, whatever was found."""
         self.unread = ""

@@ -4,7 +4,6 @@ A step is summed once every part has it. If a part goes back to a step that was 
 read to their ends to learn where they restart, then again without the steps that no longer hold.
 """
 
-import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import ClassVar, cast
 from msgspec import Raw
 
 from microscope_tui import runlog
-from microscope_tui.runlog import EventRecord, RunFile, RunRecord, StepEntry, drop_from, safe_text
+from microscope_tui.runlog import EventRecord, RunFile, RunRecord, StepEntry, drop_from
 from microscope_tui.sources.dumps import Late
 from microscope_tui.sources.part_sums import summed
 from microscope_tui.sources.reader import DEFAULT, Batch, Record, RecordReader
@@ -23,14 +22,13 @@ LAG_S = 300.0
 """A part that keeps the others waiting so long is left out until it writes again."""
 MOST_WAITING = 16 << 20  # bytes of all parts that are not summed yet
 LOOK_S = 2.0
-_PART = re.compile(rb'"part"\s*:\s*"[^"]*"')
 
 
 class MergedRun(RunFile, frozen=True, kw_only=True):
     foreign: ClassVar[bool] = True
     parts: Sequence[RunFile]
     named: bool = False
-    """By the user: the parts may have runs of their own, and no other is looked for."""
+    """By the user: they may have runs of their own, and no other is looked for at ``path``."""
 
     def open(self) -> runlog.Source:
         return TranslatedLog(PartsReader(self))
@@ -43,7 +41,6 @@ class MergedRun(RunFile, frozen=True, kw_only=True):
 
 
 def merge(path: Path, parts: Sequence[RunFile], *, named: bool = False) -> MergedRun:
-    """``parts`` as one run; unless they are ``named``, new ones are looked for at ``path``."""
     if not named:
         parts = sorted(parts, key=lambda part: part.path)
     newest, size = max(part.modified for part in parts), sum(part.size for part in parts)
@@ -126,7 +123,6 @@ class PartsReader(RecordReader):
         self._known = runlog.KnownLogs()
         self._named = run.named
         self._next_look = 0.0
-        self._empty: list[str] = []
         self._start(run.parts)
 
     def _start(self, new: Sequence[RunFile] = ()) -> None:
@@ -134,7 +130,7 @@ class PartsReader(RecordReader):
         paths = self._files if self._named else sorted(self._files)
         self._parts = [Part(*self._files[path], self._named) for path in paths]
         self._begun = self._ended = False
-        self._lacking = self._fewer = 0
+        self._lacking = 0
         self._waits_since = 0.0  # by the clock of the file system; 0: it does not wait
 
     def read(self, max_bytes: int = 1 << 20) -> Batch:
@@ -170,8 +166,6 @@ class PartsReader(RecordReader):
         if not self._named and time.monotonic() > self._next_look:
             self._next_look = time.monotonic() + LOOK_S
             found = runlog.find_runs(self.path, self._known)
-            logs = [Path(path) for path, (_, run) in self._known.logs.items() if run is None]
-            self._empty = [log.parent.name for log in logs if log.name == runlog.LOG_NAME]
             if new := [file for file in found if file.part_of and file.path not in self._files]:
                 raise Late(*new)
 
@@ -185,15 +179,14 @@ class PartsReader(RecordReader):
             why = f"not summed: {part.why}" if part.why else f"at step {part.last_step:,}"
             remarks.append(f"{part.name} is {why}")
         if self._lacking:
-            remarks.append(f"{self._lacking:,} steps are left out, because a part lacks them")
-        if self._fewer:
-            remarks.append(f"{self._fewer:,} steps are of fewer parts: one begins later")
-        remarks += [f"the log of {safe_text(name, 40)} is empty" for name in self._empty]
+            remarks.append(f"{self._lacking:,} steps lack a part (left out unless it begins later)")
+        for log, (_, run) in self._known.logs.items():
+            if run is None and log.endswith(runlog.LOG_NAME):
+                remarks.append(f"{runlog.safe_text(log, 200)} holds no record")
         self.missing = "; ".join(remarks)
-        names = [part.name.rpartition("/")[2] for part in late[:3]]
-        self.parts = f"{there}, without {', '.join(names)}" if late else ""
+        self.parts = f"{there}, without {late[0].name.rpartition('/')[2]}" if late else ""
         summed = sum(part.given >= 0 for part in self._parts)
-        few = f"only {summed} of {number} parts are summed, those that fit {self._parts[0].name}"
+        few = f"only {summed} of {number} parts are summed: those that fit {self._parts[0].name}"
         self.withheld = few if 0 < 2 * summed < number else ""
 
     def _sums(self) -> Iterator[Record]:
@@ -238,13 +231,12 @@ class PartsReader(RecordReader):
         entries = [part.waiting.pop(0)[1] for part in there]
         self._waits_since = 0.0
         absent = [part for part in active if part not in there]
-        if any(part.given >= 0 for part in absent):
-            self._lacking += 1
-        else:
-            self._fewer += bool(absent)
+        self._lacking += bool(absent)
+        if all(part.given < 0 for part in absent):
             if not self._begun:
                 self._begun = True
-                yield cast(Record, Raw(_PART.sub(b'"part":null', there[0].reader.header)))
+                header = there[0].reader.header.replace(b'"part"', b'"first_part"', 1)
+                yield cast(Record, Raw(header))
             yield summed(step, entries)
         for part in there:
             part.given = step

@@ -81,7 +81,7 @@ def why_no_verdict(watch: RunWatch, step: int | None = None) -> NoVerdict:
 
 def evidence(watch: RunWatch) -> str:
     """``L3 at .00 for 36 steps, gathering evidence``; often empty."""
-    if watch.diagnosis is None or watch.latest is None or watch.run is None:
+    if watch.diagnosis is None:
         return ""
     return gathering(pending(watch.diagnosis), judged_balance(watch))
 

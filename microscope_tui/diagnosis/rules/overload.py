@@ -11,9 +11,6 @@ from microscope_tui.diagnosis.signals import FirstValues, Signal, StepView, Summ
 from microscope_tui.runlog import RunRecord
 
 
-_WATCH = "watch memory and step time, and check which data this expert attracts"
-
-
 class OverloadLimits(RuleLimits, frozen=True):
     """A MaxVio of 2 and more is normal for healthy models: only a change within the run counts.
 
@@ -170,18 +167,19 @@ class Overload(Rule[OverloadLimits, Memory]):
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         if worst.reason == Reason.OF_RANK:
             ids = ids_of(worst, "experts")
-            held = f"experts {ids[0]} to {ids[-1]}" if ids[1:] else f"expert {ids[0]} alone"
+            held = f"experts {ids[0]} to {ids[-1]}" if ids[1:] else f"expert {ids[0]}"
+            rank = f"rank {ids[0] // len(ids)} ({held})"
             return (
-                f"rank {ids[0] // len(ids)} ({held}) of {number(worst, 'ranks'):.0f} expert-parallel "
-                f"ranks has {worst.value:.1f} times the work of the mean (limit {worst.limit:.1f})",
+                f"{rank} of {number(worst, 'ranks'):.0f} expert-parallel ranks has "
+                f"{worst.value:.1f} times the work of the mean (limit {worst.limit:.1f})",
                 "place busy and idle experts on the same rank; no single expert is the cause"
                 if ids[1:]
-                else _WATCH,
+                else "check which data this expert attracts",
             )
         return (
             f"the busiest expert has {worst.value:.1f} times its fair share "
             f"({number(worst, 'usual'):.1f} after the warm-up)",
-            _WATCH
+            "watch memory and step time, and check which data this expert attracts"
             if _is_bounded(run)
             else "nothing, while neither a capacity nor expert parallelism is configured: experts "
             "that specialise are uneven",
