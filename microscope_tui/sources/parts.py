@@ -179,7 +179,7 @@ class PartsReader(RecordReader):
             why = f"not summed: {part.why}" if part.why else f"at step {part.last_step:,}"
             remarks.append(f"{part.name} is {why}")
         if self._lacking:
-            remarks.append(f"{self._lacking:,} steps lack a part (left out unless it begins later)")
+            remarks.append(f"steps that a part lacks, left out if it had begun: {self._lacking:,}")
         for log, (_, run) in self._known.logs.items():
             if run is None and log.endswith(runlog.LOG_NAME):
                 remarks.append(f"{runlog.safe_text(log, 200)} holds no record")

@@ -59,9 +59,9 @@ CASES: dict[str, tuple[list[Any], list[int], str]] = {
     "skipped": (
         steps(1, 2, 4),
         [16, 16, 16],
-        "1 steps lack a part (left out unless it begins later)",
+        "steps that a part lacks, left out if it had begun: 1",
     ),
-    "later": (steps(3, 4), [8, 8, 16, 16], "2 steps lack a part"),
+    "later": (steps(3, 4), [8, 8, 16, 16], "left out if it had begun: 2"),
     "header": ([], [8] * 4, "b is not summed: no step after 0 for 300 s"),
     "misfit": ([header(run="rl", part="b", model={"top_k": 1})], [8] * 4, "b is not summed: anoth"),
     "restarts": (steps(1, 2) * 1002, [8] * 4, "b is not summed: it restarts more than"),
@@ -129,25 +129,22 @@ def test_a_part_alone_is_a_run_and_a_merge_is_imported_without_what_no_longer_ho
     assert call("import", *logs, tmp_path / "sum", "--merge")[0] == 0
     assert call("check", "--format-only", tmp_path / "sum")[0] == 0
     assert summed(watched(tmp_path / "sum")) == dict.fromkeys(many, 32)
-    header_line, _ = (tmp_path / "sum/rl/metrics.jsonl").read_bytes().split(b"\n", 1)
-    assert "part" not in json.loads(header_line)
-    assert (tmp_path / "sum/rl/metrics.jsonl").read_bytes().count(b"\n") == len(many) + 1
+    head, *rest = (tmp_path / "sum/rl/metrics.jsonl").read_bytes().splitlines()
+    assert "part" not in json.loads(head)
+    assert len(rest) == len(many)
 
 
 @pytest.mark.parametrize(("odd", "code"), [("a", 3), ("b", 0)])
 def test_fewer_parts_than_half_give_no_verdict(
     call: Call, tmp_path: Path, odd: str, code: int
 ) -> None:
-    for name in "abc":
-        names = {"layer_names": ["L1", "L2", "odd" if name == odd else "L3"]}
-        log = tmp_path / "rl" / name / "metrics.jsonl"
-        log.parent.mkdir(parents=True)
-        log.write_text(json.dumps(header(run="rl", part=name, model=names)) + "\n")
-        write(tmp_path, {name: [step(n, [[300, 212] * 4] * 3, 1024) for n in range(1, 150)]})
-    found = call("check", tmp_path)
-
-    assert found[0] == code
-    assert ("only 1 of 3 parts are summed: those that fit rl/a" in found[1]) is (code == 3)
+    uneven = [step(number, [[300, 212] * 4] * 3, 1024) for number in range(1, 150)]
+    write(tmp_path, dict.fromkeys("abc", uneven))
+    log = tmp_path / "rl" / odd / "metrics.jsonl"
+    log.write_text(log.read_text().replace('"L3"', '"odd"'))
+    found, text, _ = call("check", tmp_path)
+    assert found == code
+    assert ("only 1 of 3 parts are summed: those that fit rl/a" in text) is (code == 3)
 
 
 def test_an_empty_log_of_a_part_is_named(tmp_path: Path) -> None:
