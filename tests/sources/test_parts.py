@@ -56,11 +56,7 @@ CASES: dict[str, tuple[list[Any], list[int], str]] = {
     "all": (steps(*A), [16] * 4, ""),
     "silent": (steps(1, 2), [16, 16, 8, 8], "b is not summed: no step after 2 for 300 s"),
     "restarted": ([*steps(1, 2, 3), *steps(2, 3, 4, scale=2)], [16, 24, 24, 24], ""),
-    "skipped": (
-        steps(1, 2, 4),
-        [16, 16, 16],
-        "steps that a part lacks, left out if it had begun: 1",
-    ),
+    "skipped": (steps(1, 2, 4), [16, 16, 16], "left out if it had begun: 1"),
     "later": (steps(3, 4), [8, 8, 16, 16], "left out if it had begun: 2"),
     "header": ([], [8] * 4, "b is not summed: no step after 0 for 300 s"),
     "misfit": ([header(run="rl", part="b", model={"top_k": 1})], [8] * 4, "b is not summed: anoth"),
