@@ -184,7 +184,7 @@ class PartsReader(RecordReader):
             if run is None and log.endswith(runlog.LOG_NAME):
                 remarks.append(f"{runlog.safe_text(log, 200)} holds no record")
         self.missing = "; ".join(remarks)
-        self.parts = f"{there}, without {late[0].name.rpartition('/')[2]}" if late else ""
+        self.parts = f"{there}, without {late[0].name.rpartition('/')[2][:20]}" if late else ""
         summed = sum(part.given >= 0 for part in self._parts)
         few = f"only {summed} of {number} parts are summed: those that fit {self._parts[0].name}"
         self.withheld = few if 0 < 2 * summed < number else ""
