@@ -107,10 +107,10 @@ def slime_of_torch(ids: list[int], array: Any) -> bytes:
     return saved({"rollout_id": 3, "samples": [sample(ids, tensor)]})
 
 
-FORMS = [prime_rl, nemo_rl, vllm, sglang, slime, slime_of_torch]
+FORMS = [prime_rl, nemo_rl, vllm, sglang, slime]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, slime_of_torch])
 def test_every_form_holds_the_choices_and_ids_that_were_written(
     form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,7 +126,7 @@ def test_every_form_holds_the_choices_and_ids_that_were_written(
     assert read(tmp_path / "a") == (expected, ids)
 
 
-@pytest.mark.parametrize("form", [*FORMS, npy])
+@pytest.mark.parametrize("form", [*FORMS, slime_of_torch, npy])
 def test_damage_of_any_form_is_refused_in_one_line_or_read(form: Any, tmp_path: Path) -> None:
     whole = form(list(range(30)), np.array(rows(29)))
     refused = []

@@ -180,7 +180,7 @@ class MismatchScreen(RunScreen):
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
         found = self._found()
         title: Line = [Span("mismatch", "brand")]
-        head: list[Line] = []
+        head: list[Line] = [[], []]
         if isinstance(found, str):
             lines = [[dim(line)] for line in wrap(found, columns)]
             if not found.endswith("…"):
