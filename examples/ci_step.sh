@@ -3,6 +3,6 @@
 # usage: ci_step.sh LOGS [options of check]
 moe-microscope check "$@" --fail-on crit > verdict.txt
 code=$?
-{ echo '```'; cat verdict.txt; echo '```'; } >> "${GITHUB_STEP_SUMMARY:-/dev/stdout}"
+sed 's/^/    /' verdict.txt >> "${GITHUB_STEP_SUMMARY:-/dev/stdout}"
 [ "$code" = 3 ] && echo "no verdict: verdict.txt has the reason" >&2
 exit "$code"

@@ -136,7 +136,7 @@ def import_runs(
     if merge and len(found) > 1:
         runs = [merge_parts(src, found, named=True)]
     if not runs:
-        fail(f"{src}: holds run logs already; name a file of another tool", USAGE)
+        fail(f"{src}: holds run logs already; name files of another tool, or add --merge", USAGE)
     folders = _folders(runs, into)
     if taken := [folder for folder in folders if folder.exists()]:
         fail(f"{taken[0]}: exists already; name another DST, or move the run away", USAGE)

@@ -73,7 +73,7 @@ def attach(
         OSError: the folder cannot be written.
     """
     modules = modules_of(model)
-    ranks, folder = Ranks(modules, counts), Path(run_folder).resolve() / (part or "")
+    ranks, folder = Ranks(modules, counts), Path(run_folder).resolve() / str(part or "")
     check = partial(_check, modules[0], mode, every, start_step, part)
     find = partial(sites_of, modules, routers, depths or {})
     sites = _agreed(ranks, check, find, modules[0])
@@ -170,5 +170,5 @@ def _check(
         raise ValueError(f"every is {every}: choose 1 (every step) or more")
     if start_step is not None and start_step < 1:
         raise ValueError(f"start_step is {start_step}: the first step is 1")
-    if part is not None and not re.fullmatch(r"\w[\w.-]{,39}", part):
-        raise ValueError(f"part is {part!r:.60}: use up to 40 letters, digits and . _ -")
+    if part is not None and not (isinstance(part, str) and re.fullmatch(r"\w[\w.-]{,39}", part)):
+        raise ValueError(f"part is {part!r:.60}: pass a text of up to 40 letters, digits and . _ -")

@@ -179,7 +179,8 @@ def _refuse_others(a: Routing, b: Routing, token_ids: bool) -> None:
             raise NotComparable(f"{what}: {mine:,} in A, {theirs:,} in B")
     for number, (mine, theirs) in enumerate(zip(a.shape.layers, b.shape.layers, strict=True)):
         if mine != theirs:
-            raise NotComparable(f"layer number {number}: depth {mine} in A, {theirs} in B")
+            how = "if one lacks the dense layers, compare each with a probe"
+            raise NotComparable(f"layer number {number}: depth {mine} in A, {theirs} in B; {how}")
     if not a.tokens:
         raise NotComparable("no tokens")
     for start in range(0, a.tokens if token_ids else 0, _TOKENS_AT_ONCE):

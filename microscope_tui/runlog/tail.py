@@ -125,6 +125,8 @@ class Progress:
         """What another tool's run holds instead of readings of routers, and what to do."""
         self.parts = ""
         """How many parts of a run have come how far, if not all have."""
+        self.withheld = ""
+        """Why there is no verdict, whatever was found."""
         self.unread = ""
         """Which of its routers have no counts in the newest steps."""
 

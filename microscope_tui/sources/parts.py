@@ -28,7 +28,7 @@ class MergedRun(RunFile, frozen=True, kw_only=True):
     foreign: ClassVar[bool] = True
     parts: Sequence[RunFile]
     named: bool = False
-    """By the user: the parts may have runs of their own, and no other is looked for."""
+    """By the user: they may have runs of their own, and no other is looked for at ``path``."""
 
     def open(self) -> runlog.Source:
         return TranslatedLog(PartsReader(self))
@@ -41,7 +41,6 @@ class MergedRun(RunFile, frozen=True, kw_only=True):
 
 
 def merge(path: Path, parts: Sequence[RunFile], *, named: bool = False) -> MergedRun:
-    """``parts`` as one run; unless they are ``named``, new ones are looked for at ``path``."""
     if not named:
         parts = sorted(parts, key=lambda part: part.path)
     newest, size = max(part.modified for part in parts), sum(part.size for part in parts)
@@ -74,6 +73,10 @@ class Part:
         self.why = ""  # it is not summed
         self.is_late = False
         self.ended = ""  # and why, if the last record of its log is the end
+
+    @property
+    def last_step(self) -> int:
+        return max(0, self.course.last_step)
 
     def read(self, size: int) -> bool:
         """False if nothing is new, or ``size`` bytes wait; ``Late`` if the log was replaced."""
@@ -119,6 +122,7 @@ class PartsReader(RecordReader):
         self._files: dict[Path, tuple[RunFile, dict[int, int]]] = {}
         self._known = runlog.KnownLogs()
         self._named = run.named
+        self._next_look = 0.0
         self._start(run.parts)
 
     def _start(self, new: Sequence[RunFile] = ()) -> None:
@@ -128,7 +132,6 @@ class PartsReader(RecordReader):
         self._begun = self._ended = False
         self._lacking = 0
         self._waits_since = 0.0  # by the clock of the file system; 0: it does not wait
-        self._next_look = time.monotonic() + LOOK_S
 
     def read(self, max_bytes: int = 1 << 20) -> Batch:
         try:
@@ -167,17 +170,24 @@ class PartsReader(RecordReader):
                 raise Late(*new)
 
     def _describe(self) -> None:
-        front = max(part.course.last_step for part in self._parts)
-        late = [part for part in self._parts if part.why or part.course.last_step < front]
+        front = max(part.last_step for part in self._parts)
+        late = [part for part in self._parts if part.why or part.last_step < front]
         number = len(self._parts)
-        self.parts = f"{number - len(late)} of {number} parts at step {front:,}" if late else ""
-        remarks = [self.parts]
+        there = f"{number - len(late)} of {number} parts at step {front:,}"
+        remarks = [there] if late else []
         for part in late:
-            why = f"not summed: {part.why}" if part.why else f"at step {part.course.last_step:,}"
+            why = f"not summed: {part.why}" if part.why else f"at step {part.last_step:,}"
             remarks.append(f"{part.name} is {why}")
         if self._lacking:
-            remarks.append(f"{self._lacking:,} steps are left out, because a part lacks them")
-        self.missing = "; ".join(filter(None, remarks))
+            remarks.append(f"steps that a part lacks, left out if it had begun: {self._lacking:,}")
+        for log, (_, run) in self._known.logs.items():
+            if run is None and log.endswith(runlog.LOG_NAME):
+                remarks.append(f"{runlog.safe_text(log, 200)} holds no record")
+        self.missing = "; ".join(remarks)
+        self.parts = f"{there}, without {late[0].name.rpartition('/')[2][:20]}" if late else ""
+        summed = sum(part.given >= 0 for part in self._parts)
+        few = f"only {summed} of {number} parts are summed: those that fit {self._parts[0].name}"
+        self.withheld = few if 0 < 2 * summed < number else ""
 
     def _sums(self) -> Iterator[Record]:
         while active := self._ready():
@@ -211,7 +221,7 @@ class PartsReader(RecordReader):
                 return ()
         for part in late:
             part.is_late = True
-            part.why = f"no step after {part.course.last_step:,} for {LAG_S:.0f} s"
+            part.why = f"no step after {part.last_step:,} for {LAG_S:.0f} s"
         return [part for part in active if part.waiting]
 
     def _next(self, active: Sequence[Part]) -> Iterator[Record]:
@@ -220,12 +230,13 @@ class PartsReader(RecordReader):
         there = [part for part in active if part.waiting[0][0] == step]
         entries = [part.waiting.pop(0)[1] for part in there]
         self._waits_since = 0.0
-        if any(part.given >= 0 for part in active if part not in there):
-            self._lacking += 1
-        else:
+        absent = [part for part in active if part not in there]
+        self._lacking += bool(absent)
+        if all(part.given < 0 for part in absent):
             if not self._begun:
                 self._begun = True
-                yield cast(Record, Raw(there[0].reader.header))
+                header = there[0].reader.header.replace(b'"part"', b'"first_part"', 1)
+                yield cast(Record, Raw(header))
             yield summed(step, entries)
         for part in there:
             part.given = step

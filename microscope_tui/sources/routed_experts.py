@@ -123,9 +123,7 @@ class _Sample:
 
     def layers_with_choices(self, known: Collection[int]) -> set[int]:
         """In its first piece, beside those that are known."""
-        ids = next((ids for _, ids in self.pieces()), None)
-        if not ids:
-            return set()
+        _, ids = next(self.pieces())
         layers = (one for one in range(self.shape[1]) if one not in known)
         return {one for one in layers if min(self.packed(ids, one, MOST_EXPERTS)) < MOST_EXPERTS}
 
@@ -277,9 +275,11 @@ def _dumped(data: Bytes) -> _Found:
 
 
 def _saved(data: Bytes, tokens: Any, routes: Any) -> _Sample:
-    found = torch_file.numpy_array(data, routes)
-    if found is None or not isinstance(tokens, list):
-        raise Unreadable("no tokens, or rollout_routed_experts is not integers of numpy")
+    found = torch_file.array_of(data, routes)
+    if found is None:
+        raise Unreadable("rollout_routed_experts is not integers [tokens, layers, k]")
+    if not isinstance(tokens, list):
+        raise Unreadable("its tokens are not a list")
     ids: list[int] = []
     for one in tokens:
         ids += numbers(data.read(one.start, len(one), "tokens")) if type(one) is Span else [one]
@@ -322,7 +322,8 @@ def _responses(data: Bytes, sized: _Sized) -> _Found:
                 raise Unreadable(f"line {number:,} is longer than {MOST_BYTES >> 20} MB")
             if not line.isspace():
                 make = partial(_response, line, sized)
-                yield f"line {number:,}", file.tell() / data.size, make
+                cut = "" if line.endswith(b"\n") else " (cut off, or still written)"
+                yield f"line {number:,}{cut}", file.tell() / data.size, make
 
 
 def _response(line: bytes, sized: _Sized) -> _Sample:
@@ -330,10 +331,10 @@ def _response(line: bytes, sized: _Sized) -> _Sample:
     choice, *others = fields.choices or [_Fields()]
     if others:
         raise Unreadable(f"{1 + len(others)} choices: ask for one a request (n = 1)")
-    levels = [level for level in (choice.message, choice, fields.meta_info, fields) if level]
+    levels = choice.message, choice, fields.message, fields.meta_info, fields
 
     def field(*names: str) -> Any:
-        values = (getattr(level, name) for name in names for level in levels)
+        values = (getattr(level, name, None) for name in names for level in levels)
         return next((value for value in values if value is not None), None)
 
     prompt = field("prompt_token_ids", "input_ids")

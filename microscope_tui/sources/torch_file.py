@@ -61,10 +61,7 @@ class Tensor:
         return self._storage.code in "Bbhiq"
 
     def numbers(self, data: Bytes, index: int | None = None) -> list[Any]:
-        """The numbers of ``tensor[index]``, or of all of it, from the file that ``load`` read.
-
-        In row-major order.
-        """
+        """Of ``tensor[index]``, or of all of it in row-major order; ``load`` read ``data``."""
         number = math.prod(self.shape if index is None else self.shape[1:])
         code = self._storage.code
         first = self._offset + (index or 0) * number
@@ -72,11 +69,14 @@ class Tensor:
         return data.numbers(start, code, number, "the numbers of a tensor")
 
 
-def numpy_array(
-    data: Bytes, value: Any
-) -> tuple[tuple[int, int, int], str, Iterator[bytes]] | None:
-    """Shape, code of ``struct``, and bytes of an array of integers, else ``None``."""
+def array_of(data: Bytes, value: Any) -> tuple[Any, str, Iterator[bytes]] | None:
+    """Shape, code of ``struct``, and bytes of integers in three dimensions, else ``None``."""
     match value:
+        case Tensor(shape=(_, _, _), _storage=storage) if value.is_integer:
+            size = struct.calcsize(storage.code)
+            start = _start_of(data, storage.member) + value._offset * size
+            end = start + math.prod(value.shape) * size
+            return value.shape, storage.code, data.pieces(start, end, "the numbers of a tensor")
         case Made(
             state=(
                 int(),

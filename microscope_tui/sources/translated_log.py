@@ -44,5 +44,5 @@ class TranslatedLog(SpooledLog):
             self.spool.keep(lines)
         self.report(reader)
         self.defects, self.missing = reader.defects, reader.missing
-        self.unread, self.parts = reader.unread, reader.parts
+        self.unread, self.parts, self.withheld = reader.unread, reader.parts, reader.withheld
         return Chunk(lines, batch.restarted)

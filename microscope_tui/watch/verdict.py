@@ -68,8 +68,8 @@ def verdict_on(watch: RunWatch) -> Verdict:
 
 def why_no_verdict(watch: RunWatch, step: int | None = None) -> NoVerdict:
     """Now, or as it was at ``step``."""
-    if watch.error:
-        return NoVerdict(watch.error)
+    if why := watch.error or watch.source.withheld:
+        return NoVerdict(why)
     if watch.diagnosis is None or watch.latest is None:
         first = f" ({watch.defects.first[0]})" if watch.defects.first else ""
         none = "no steps in the log yet"
@@ -81,7 +81,7 @@ def why_no_verdict(watch: RunWatch, step: int | None = None) -> NoVerdict:
 
 def evidence(watch: RunWatch) -> str:
     """``L3 at .00 for 36 steps, gathering evidence``; often empty."""
-    if watch.diagnosis is None or watch.latest is None or watch.run is None:
+    if watch.diagnosis is None:
         return ""
     return gathering(pending(watch.diagnosis), judged_balance(watch))
 

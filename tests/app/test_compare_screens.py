@@ -210,6 +210,7 @@ async def test_two_probes_are_compared_once_the_other_is_pinned(make_probe: Make
         await app.press("9")
         await app.sees("3.33% of the choices", "mismatch-head")  # 20 of 600
         assert "10.0% of the tokens" in rows(app)  # 20 of 200
+        assert "L2 is the first layer that differs in 20 of the 20 tokens" in rows(app)
         assert "swaps in L1" in rows(app)
         await app.press("down")
         assert "swaps in L2" in rows(app)

@@ -118,6 +118,9 @@ def test_swaps_of_two_engines_go_from_the_first_to_the_second(
         np.save(tmp_path / name, np.array(rows_of(choices), dtype=np.int32))
     _, out, _ = call("mismatch", tmp_path / "a.npy", tmp_path / "b.npy", "--json")
     assert {swap["to"] for swap in json.loads(out)["layers"][1]["swaps"]} == {15}
+    np.save(tmp_path / "all.npy", np.insert(np.array(rows_of(ids)), 0, -1, axis=1))
+    _, _, err = call("mismatch", tmp_path / "a.npy", tmp_path / "all.npy")
+    assert "depth 0 in A, 1 in B; if one lacks the dense layers, compare each with a probe" in err
 
 
 def test_a_refusal_says_the_first_difference(call: Call, tmp_path: Path, ids: Ids) -> None:

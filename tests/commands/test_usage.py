@@ -57,7 +57,7 @@ from tests.conftest import Call
         ("export RUN --format xlsx", "xlsx"),
         ("export RUN --format parquet", "name a file with -o"),
         ("export RUN -o /nowhere/at/all.csv", "cannot be written"),
-        ("import RUN logs", "holds run logs already"),
+        ("import RUN logs", "name files of another tool, or add --merge"),
         ("mismatch .", "requires"),
         ("mismatch . . --max-share 2", "write a share from 0 to 1"),
         ("explain colapse", f"colapse: no such rule; there are {', '.join(RULES)}"),

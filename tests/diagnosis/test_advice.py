@@ -73,6 +73,9 @@ with expert parallelism watch the rank that holds it for stragglers."""),
     ("OVERLOAD", 1.7, 1.5, {"cause": "rank", "ranks": 4.0, "experts": (4, 5)}, """
 rank 2 (experts 4 to 5) of 4 expert-parallel ranks has 1.7 times the work of the mean (limit 1.5).
 Place busy and idle experts on the same rank; no single expert is the cause."""),
+    ("OVERLOAD", 1.7, 1.5, {"cause": "rank", "ranks": 8.0, "experts": (2,)}, """
+rank 2 (expert 2) of 8 expert-parallel ranks has 1.7 times the work of the mean (limit 1.5). Check
+which data this expert attracts."""),
     ("OVERLOAD", 6.0, 3.5, {"usual": 1.5}, """
 the busiest expert has 6.0 times its fair share (1.5 after the warm-up). Nothing, while neither a
 capacity nor expert parallelism is configured: experts that specialise are uneven."""),

@@ -6,6 +6,7 @@
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,9 +56,10 @@ def test_four_parts_are_one_log(fork_server: ForkServer, call: Call, tmp_path: P
             assert ours["router"][name] == pytest.approx(theirs["router"][name], rel=1e-4), name
 
 
-def test_the_name_of_a_part_is_no_path(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="use up to 40 letters"):
-        attach(Model(), tmp_path, part="../x")
+@pytest.mark.parametrize("part", ["../x", 3])
+def test_the_name_of_a_part_is_a_text_and_no_path(tmp_path: Path, part: Any) -> None:
+    with pytest.raises(ValueError, match="pass a text of up to 40 letters"):
+        attach(Model(), tmp_path, part=part)
 
 
 if __name__ == "__main__":

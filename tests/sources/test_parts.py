@@ -56,8 +56,9 @@ CASES: dict[str, tuple[list[Any], list[int], str]] = {
     "all": (steps(*A), [16] * 4, ""),
     "silent": (steps(1, 2), [16, 16, 8, 8], "b is not summed: no step after 2 for 300 s"),
     "restarted": ([*steps(1, 2, 3), *steps(2, 3, 4, scale=2)], [16, 24, 24, 24], ""),
-    "skipped": (steps(1, 2, 4), [16, 16, 16], "1 steps are left out, because a part lacks them"),
-    "later": (steps(3, 4), [8, 8, 16, 16], ""),
+    "skipped": (steps(1, 2, 4), [16, 16, 16], "left out if it had begun: 1"),
+    "later": (steps(3, 4), [8, 8, 16, 16], "left out if it had begun: 2"),
+    "header": ([], [8] * 4, "b is not summed: no step after 0 for 300 s"),
     "misfit": ([header(run="rl", part="b", model={"top_k": 1})], [8] * 4, "b is not summed: anoth"),
     "restarts": (steps(1, 2) * 1002, [8] * 4, "b is not summed: it restarts more than"),
     "version": ([header(format_version=2), *steps(*A)], [8] * 4, "b is not summed: format_ver"),
@@ -100,9 +101,9 @@ def test_a_live_sum_names_the_late_part_and_follows_new_and_restarted_ones(
     write(tmp_path, {"a": steps(1, 2, 3), "b": steps(1, 2)}, modified=None)
     watch = watched(tmp_path)
     assert [*summed(watch)] == [1, 2]
-    assert watch.source.parts == "1 of 2 parts at step 3"
+    assert watch.source.parts == "1 of 2 parts at step 3, without b"
     assert "note: 1 of 2 parts at step 3; rl/b is at step 2" in call("check", tmp_path)[1]
-    assert "1 of 2 parts at step 3" in call("snapshot", tmp_path)[1]
+    assert "1 of 2 parts at step 3, without b" in call("snapshot", tmp_path)[1]
     write(tmp_path, {"b": steps(1, 2, scale=3), "c": steps(1, 2)}, modified=None)
     watch.read_all()
     assert summed(watch) == {1: 40, 2: 40}
@@ -124,7 +125,29 @@ def test_a_part_alone_is_a_run_and_a_merge_is_imported_without_what_no_longer_ho
     assert call("import", *logs, tmp_path / "sum", "--merge")[0] == 0
     assert call("check", "--format-only", tmp_path / "sum")[0] == 0
     assert summed(watched(tmp_path / "sum")) == dict.fromkeys(many, 32)
-    assert (tmp_path / "sum/rl/metrics.jsonl").read_bytes().count(b"\n") == len(many) + 1
+    head, *rest = (tmp_path / "sum/rl/metrics.jsonl").read_bytes().splitlines()
+    assert "part" not in json.loads(head)
+    assert len(rest) == len(many)
+
+
+@pytest.mark.parametrize(("odd", "code"), [("a", 3), ("b", 0)])
+def test_fewer_parts_than_half_give_no_verdict(
+    call: Call, tmp_path: Path, odd: str, code: int
+) -> None:
+    uneven = [step(number, [[300, 212] * 4] * 3, 1024) for number in range(1, 150)]
+    write(tmp_path, dict.fromkeys("abc", uneven))
+    log = tmp_path / "rl" / odd / "metrics.jsonl"
+    log.write_text(log.read_text().replace('"L3"', '"odd"'))
+    found, text, _ = call("check", tmp_path)
+    assert found == code
+    assert ("only 1 of 3 parts are summed: those that fit rl/a" in text) is (code == 3)
+
+
+def test_an_empty_log_of_a_part_is_named(tmp_path: Path) -> None:
+    write(tmp_path, {"a": steps(1)})
+    (tmp_path / "rl/b").mkdir()
+    (tmp_path / "rl/b/metrics.jsonl").touch()
+    assert watched(tmp_path).source.missing == f"{tmp_path}/rl/b/metrics.jsonl holds no record"
 
 
 def test_hostile_parts_are_read_like_any_log(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from microscope_tui.routing import Routing, Shape
 from microscope_tui.sources import (
@@ -100,10 +101,16 @@ def npy(ids: list[int], array: Any) -> bytes:
     return raw.getvalue()
 
 
+def slime_of_torch(ids: list[int], array: Any) -> bytes:
+    """A view that does not begin at the start of its storage."""
+    tensor = torch.from_numpy(np.append([array[0]], array, axis=0).astype("i4"))[1:]
+    return saved({"rollout_id": 3, "samples": [sample(ids, tensor)]})
+
+
 FORMS = [prime_rl, nemo_rl, vllm, sglang, slime]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, slime_of_torch])
 def test_every_form_holds_the_choices_and_ids_that_were_written(
     form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,7 +126,7 @@ def test_every_form_holds_the_choices_and_ids_that_were_written(
     assert read(tmp_path / "a") == (expected, ids)
 
 
-@pytest.mark.parametrize("form", [*FORMS, npy])
+@pytest.mark.parametrize("form", [*FORMS, slime_of_torch, npy])
 def test_damage_of_any_form_is_refused_in_one_line_or_read(form: Any, tmp_path: Path) -> None:
     whole = form(list(range(30)), np.array(rows(29)))
     refused = []
@@ -139,7 +146,11 @@ def test_damage_of_any_form_is_refused_in_one_line_or_read(form: Any, tmp_path: 
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        ({"samples": [{"tokens": [], "rollout_routed_experts": 5}]}, r"sample 1: .* not integers"),
+        (
+            {"samples": [{"tokens": [], "rollout_routed_experts": 5}]},
+            r"1: rollout\w+ is not",
+        ),
+        ({"samples": [{"rollout_routed_experts": np.zeros((1, 1, 1), "i4")}]}, "1: its tokens are"),
         ({"samples": [sample([1], np.zeros((9, 2, 2), "f4"))]}, "is not integers"),
         ({"samples": [sample([1] * 9, np.zeros((5, 2, 2), "i4"))]}, r"1: choices \[5, 2, 2\]"),
         ({"samples": [sample([1], None)]}, "no choices in it"),
@@ -229,6 +240,18 @@ def test_choices_are_a_run_that_has_ended(tmp_path: Path) -> None:
 def test_a_line_that_is_something_else_is_named(tmp_path: Path, response: object, why: str) -> None:
     with pytest.raises(Unreadable, match=why):
         read(lines(tmp_path, response))
+
+
+def test_a_message_needs_no_choice_around_it(tmp_path: Path) -> None:
+    message = {"prompt_token_ids": [1], "routed_experts": rows(1)}
+    assert read(lines(tmp_path, {"message": message})) == (rows(1), [1])
+
+
+def test_a_line_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    path = lines(tmp_path, *[{"routed_experts": rows(3)}] * 2)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(Unreadable, match=r"line 2 \(cut off, or still written\): .* truncated"):
+        read(path)
 
 
 def test_more_numbers_than_the_shape_has_are_refused(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from microscope_tui.watch import Reference, RunView, aligned, pin, pin_at, refer
 _BRIEF_BELOW_ROWS = 16
 _BEFORE = 30  # steps before an onset: by then loads are on their way
 _EARLY = 0.1
-_FRAME_ROWS = 6  # header, title, two lines of text, heading of the layers, keys
+_FRAME_ROWS = 4  # header, title, heading of the layers, keys
 _Key = tuple[object, ...]
 
 
@@ -172,10 +172,6 @@ class CompareScreen(RunScreen):
 class MismatchScreen(RunScreen):
     """A is the pinned run, B the open one. The result is kept for the session."""
 
-    CSS = """
-    #mismatch-title { height: 1; }
-    #mismatch-head { height: 2; }
-    """
     BINDINGS: ClassVar = [
         keys.BACK,
         *keys.LAYERS,
@@ -183,14 +179,14 @@ class MismatchScreen(RunScreen):
         keys.SVG,
         *keys.EVERYWHERE,
     ]
-    PARTS = ("header", "mismatch-title", "mismatch-head", "mismatch-rows")
+    PARTS = ("header", "mismatch-head", "mismatch-rows")
 
     _asked: _Key = ()
 
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
         found = self._found()
         title: Line = [Span("mismatch", "brand")]
-        head: list[Line] = []
+        head: list[Line] = [[], []]
         if isinstance(found, str):
             lines = [[dim(line)] for line in wrap(found, columns)]
             if not found.endswith("…"):
@@ -199,16 +195,16 @@ class MismatchScreen(RunScreen):
         else:
             session, layers = self.session, len(found.layers)
             session.selected = max(0, min(layers - 1, session.selected))
-            self.in_view(session.selected, layers, max(1, rows - _FRAME_ROWS))
+            head = mismatch.head_lines(found, columns) + mismatch.finding_lines(found, columns)
+            del head[rows // 2 :]
+            self.in_view(session.selected, layers, max(1, rows - _FRAME_ROWS - len(head)))
             pinned = session.fleet.pinned
             a = pinned.file.name if pinned is not None else ""
             title = [Span("mismatch ", "brand"), dim(f"A {a}, B the open run")]
-            head = mismatch.head_lines(found, columns)
             body = mismatch.beside_each_other(
                 found, columns, self.list_rows + 1, session.glyphs, session.selected, self.first
             )
-        self.show("mismatch-title", [pad(title, columns)])
-        self.show("mismatch-head", head)
+        self.show("mismatch-head", [pad(title, columns), *head], height=1 + len(head))
         self.show("mismatch-rows", body)
 
     def _found(self) -> Mismatch | str:
@@ -249,9 +245,7 @@ def _compared(a: Path, b: Path) -> Mismatch | str:
     try:
         with Routing(a) as first, Routing(b) as second:
             return compare_choices(first, second)
-    except NotComparable as error:
+    except (NotComparable, BadRouting) as error:
         return f"The probes cannot be compared: {safe_text(error, 300)}."
-    except BadRouting as error:
-        return safe_text(error, 300)
     except OSError as error:
         return safe_text(f"{error.filename}: {error.strerror or error}", 300)

@@ -167,11 +167,14 @@ class Overload(Rule[OverloadLimits, Memory]):
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         if worst.reason == Reason.OF_RANK:
             ids = ids_of(worst, "experts")
-            rank = f"rank {ids[0] // len(ids)} (experts {ids[0]} to {ids[-1]})"
+            held = f"experts {ids[0]} to {ids[-1]}" if ids[1:] else f"expert {ids[0]}"
+            rank = f"rank {ids[0] // len(ids)} ({held})"
             return (
                 f"{rank} of {number(worst, 'ranks'):.0f} expert-parallel ranks has "
                 f"{worst.value:.1f} times the work of the mean (limit {worst.limit:.1f})",
-                "place busy and idle experts on the same rank; no single expert is the cause",
+                "place busy and idle experts on the same rank; no single expert is the cause"
+                if ids[1:]
+                else "check which data this expert attracts",
             )
         return (
             f"the busiest expert has {worst.value:.1f} times its fair share "
