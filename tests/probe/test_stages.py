@@ -27,7 +27,9 @@ class Trained(NamedTuple):
 
 
 def trained(server: ForkServer, folder: Path, steps: int, *cases: str) -> Trained:
-    program = server.start("-m", "tests.probe.pipelines", str(folder), *cases, PIPELINE_STEPS=f"{steps}")
+    program = server.start(
+        "-m", "tests.probe.pipelines", str(folder), *cases, PIPELINE_STEPS=f"{steps}"
+    )
     assert program.wait(timeout=600) == 0
     return Trained(folder, [(folder / f"{rank}.txt").read_text("utf-8") for rank in range(4)])
 
