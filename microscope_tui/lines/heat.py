@@ -159,7 +159,8 @@ def cells_of(layer: LayerView, heat: Heat) -> Sequence[float] | str:
         if experts % ranks:
             return f"{experts} experts do not divide by {ranks} ranks"
         size = len(load) // ranks  # neighbouring experts share a device
-        return [sum(load[at : at + size]) / size for at in range(0, size * ranks, size)]
+        means = [sum(load[at : at + size]) / size for at in range(0, size * ranks, size)]
+        return [mean**2.5 for mean in means]  # hot from 1.5 on, as for OVERLOAD
     values = (_shares if measure in _SHARES else _ratios)(layer, load, heat)
     if isinstance(values, str):
         return values
@@ -317,8 +318,13 @@ _BIAS_SAMPLES: Sequence[Sample] = (
     *(((4,), f"+{FULL_BIAS / 4:.2g}"), ((8,), f"+{FULL_BIAS / 2:.2g}")),
     ((16,), f"+{FULL_BIAS:g}"),
 )
+_RANK_SAMPLES: Sequence[Sample] = (
+    *(((None,), "0"), ((-8,), ".6"), ((-1, 0, 1), "fair"), ((4,), "1.3")),
+    *(((6,), "1.5 hot"), ((16,), "3 x fair")),
+)
 _SAMPLES = {
     Measure.BIAS: _BIAS_SAMPLES,
+    Measure.RANKS: _RANK_SAMPLES,
     Measure.SHARE: _SHARE_SAMPLES,
     Measure.OVERFLOW: _SHARE_SAMPLES,
 }

@@ -479,6 +479,12 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     before, now = plain["sequences_per_step"], run.sequences_per_step
     if before != now:
         run.world.say(f"a step now has {now} sequences; it had {before} before.")
+    saved = plain["options"] if isinstance(plain.get("options"), dict) else {}
+    if run.options.expert_parallel == 1 != saved.get("expert_parallel", 1):
+        run.world.say(
+            f"--expert-parallel is 1; it was {saved['expert_parallel']} before: give it at every "
+            "start to keep it."
+        )
     if same_data:
         run.batches.drawn = plain["data"]["sequences"]
     else:

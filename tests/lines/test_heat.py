@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,7 +12,14 @@ from hypothesis import given, strategies as st
 from microscope_tui.app.palette import style_of
 from microscope_tui.lines import Heat, Line, Look, Span, compare, fit, load_bars, plain, table
 from microscope_tui.lines.glyphs import CALM_TO, HOT_LEVEL, Glyphs, calm_band
-from microscope_tui.lines.heat import Measure, heat_lines, heat_titles, highest_possible, legend
+from microscope_tui.lines.heat import (
+    Measure,
+    cells_of,
+    heat_lines,
+    heat_titles,
+    highest_possible,
+    legend,
+)
 from microscope_tui.watch import RunWatch, pin_at, reference_of, view_of
 
 Synthetic = Callable[..., RunWatch]
@@ -169,3 +177,12 @@ def test_the_legend_ends_at_the_highest_load_and_explains_halves_and_marks(synth
     assert mono.startswith("x some 0")
     titles = heat_titles(Heat(), 256, 3)
     assert titles[0] == "load, 3 experts a cell: highest above, lowest below"
+
+
+@pytest.mark.parametrize(("most", "mark"), [(1.4, False), (1.5, True)])
+def test_a_rank_is_hot_where_overload_warns(most: float, mark: bool) -> None:
+    layer: Any = SimpleNamespace(load=[most, most, 1, 1], router=SimpleNamespace(num_experts=4))
+    heat = Heat(Look(Measure.RANKS), given_ranks=2)
+    (line,) = heat_lines((), cells_of(layer, heat), heat, 2, 3)
+    assert ("▴" in line[0].text, "▴" in plain(line[1:])) == (mark, False)
+    assert "▴  1.5 hot" in plain(legend(heat, 100))

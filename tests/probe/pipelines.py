@@ -1,12 +1,14 @@
 """Four processes that train one model in a pipeline, and one process that trains it alone.
 
-``python -m tests.probe.pipelines FOLDER RANK CASE…`` is one of the four.
+``python -m tests.probe.pipelines FOLDER CASE…`` forks the four; what they print on standard error
+is in ``FOLDER/RANK.txt``.
 """
 
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,8 +23,11 @@ from torch.distributed.tensor import Replicate, distribute_tensor
 from benchmarks.families.tiny import VOCABULARY, build
 from microscope_tui.probe import attach, ranks
 from tests.probe.layers import ROUTERS, VOCABULARY as VOCABULARY_HERE, Model
+from tests.training.ranks import fork_ranks
 
-LAYERS, BATCHES, STEPS = 8, 4, int(os.environ.get("PIPELINE_STEPS", "4"))
+LAYERS, BATCHES, STEPS = 8, 4, int(os.environ.get("PIPELINE_STEPS", "3"))
+HOT = 4
+"""From this expert on, layer 2 has a bias: they are those of the second of two ranks."""
 
 
 class Stage(nn.Module):
@@ -33,27 +38,35 @@ class Stage(nn.Module):
         whole = deepseek().double()
         whole.set_experts_implementation("eager")  # others do not take fp64
         self._can_record_outputs = whole._can_record_outputs
+        whole.model.layers[2].mlp.gate.e_score_correction_bias[HOT:] += 1
         self.embed = whole.model.embed_tokens if first else None
         self.rotary, layers = whole.model.rotary_emb, whole.model.layers
         self.layers: Any = nn.ModuleList(layers[n] for n in numbers)
         if not anew:
             self.layers = nn.ModuleDict({str(n): layers[n] for n in numbers})
+        is_end = last and LAYERS - 1 in numbers and not anew
+        self.mtp_layers = nn.ModuleList(layers[LAYERS:] if is_end else ())
         self.head = nn.Sequential(whole.model.norm, whole.lm_head) if last else None
 
     def forward(self, hidden: Tensor, attention_mask: Any = None) -> Tensor:
         if self.embed is not None:
             hidden = self.embed(hidden)
         places = torch.arange(hidden.shape[1])[None]
-        around = self.rotary(hidden, places)
+        where = {"position_ids": places, "position_embeddings": self.rotary(hidden, places)}
         layers = self.layers.values() if isinstance(self.layers, nn.ModuleDict) else self.layers
         for layer in layers:
-            hidden = layer(hidden, position_ids=places, position_embeddings=around)
-        return hidden if self.head is None else self.head(hidden)
+            hidden = layer(hidden, **where)
+        if self.head is None:
+            return hidden
+        logits = self.head(hidden)
+        for layer in self.mtp_layers:
+            logits = logits + self.head(layer(hidden, **where))
+        return logits
 
 
 def deepseek() -> Any:
     torch.manual_seed(0)
-    return build("deepseek_v3", num_hidden_layers=LAYERS, n_group=1, topk_group=1)
+    return build("deepseek_v3", num_hidden_layers=LAYERS + 1, n_group=1, topk_group=1)
 
 
 def loss_of(logits: Tensor, target: Tensor) -> Tensor:
@@ -81,7 +94,7 @@ def alone(folder: Path, steps: int) -> None:
     """The log of one process that sees the same tokens."""
     model = Stage(range(LAYERS), True, True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with attach(model, folder) as probe:
+    with attach(model, folder, saliency=True) as probe:
         for step in range(1, steps + 1):
             losses = []
             for ids in batch(step).split(2):
@@ -94,8 +107,8 @@ def alone(folder: Path, steps: int) -> None:
             optimizer.zero_grad()
 
 
-CUTS = [[0, 1, 2], [3], [4, 5, 6, 7], []]
-"""Layers of four stages: uneven, and the last has none."""
+CUTS = [[0], [1, 2, 3], [4], [5, 6, 7]]
+"""Layers of four stages: uneven, and the first has no router."""
 SINGLE = {"gpipe": pipelining.ScheduleGPipe, "1f1b": pipelining.Schedule1F1B}
 SEVERAL = {
     "interleaved": pipelining.ScheduleInterleaved1F1B,
@@ -132,8 +145,8 @@ def train(
     parameters = [p for module in modules for p in module.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.1, foreach=False)
     first, last = any(s.is_first for s in stages), any(s.is_last for s in stages)
-    with attach(given, folder) as probe:
-        for step in range(1, STEPS + 1):
+    with attach(given, folder, saliency=True) as probe:
+        for step in range(1, 3 if masks else STEPS + 1):
             ids, losses = batch(step).chunk(share[1])[share[0]], list[Tensor]()
             inputs, target = [ids] if first else [], ids if last else None
             more = {"attention_mask": mask(step)} if first and masks == "mask of the first" else {}
@@ -244,8 +257,8 @@ def flat(kind: str, folder: Path, rank: int) -> None:
 
 
 def masked(kind: str, folder: Path, rank: int) -> None:
-    stages = made([rank, rank + 4])
-    schedule = SEVERAL["zero bubble"](stages, BATCHES, loss_fn=loss_of)
+    stages = made([rank, 7 - rank])
+    schedule = SEVERAL["zbv"](stages, BATCHES, loss_fn=loss_of)
     train(schedule, stages, folder, stages, masks=kind)
 
 
@@ -260,6 +273,8 @@ def wrong(kind: str, folder: Path, rank: int) -> None:
         for step in range(1, 5):
             if kind == "fails" and rank == 2 and step == 2:
                 probe.sites[4].read = mock.Mock(side_effect=RuntimeError("made to fail"))
+            if kind == "falls behind" and step == 4:
+                ranks.LIMIT_S = 1
             loss_of(model(batch(step)), batch(step)).backward()
             if kind != "falls behind" or rank < 3 or step < 3:
                 sums.reset_mock()
@@ -278,16 +293,21 @@ CASES: dict[str, Any] = {
 }
 
 
-def main(folder: Path, rank: int, cases: Sequence[str]) -> None:
-    warnings.simplefilter("default")  # those of torch are not our errors
-    ranks.LIMIT_S = 4
+def one_rank(folder: Path, cases: Sequence[str], rank: int) -> None:
+    os.dup2(os.open(folder / f"{rank}.txt", os.O_WRONLY | os.O_CREAT), sys.stderr.fileno())
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=4)
     for case in cases:
         CASES[case](case, folder / case, rank)
         dist.barrier()
     sys.stderr.flush()
-    os._exit(0)  # threads of torch abort the end of the interpreter now and then
+
+
+def main(folder: Path, cases: Sequence[str]) -> int:
+    warnings.simplefilter("default")  # those of torch are not our errors
+    deepseek()  # imports much, once for all
+    children = fork_ranks(4, partial(one_rank, folder, cases))
+    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))

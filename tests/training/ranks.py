@@ -530,7 +530,7 @@ TOGETHER: dict[int, dict[str, Claim]] = {
     2: {
         **steps_of("ddp recompute", "fsdp tied", "ddp frozen", "fsdp frozen"),
         **steps_of("ddp experts recompute", "fsdp experts tied", "ddp experts frozen"),
-        **steps_of("ddp experts muon deterministic"),
+        **steps_of("ddp experts muon", "ddp experts deterministic"),
         **steps_of("ddp experts compiled", "fsdp experts compiled"),
         **by_name(
             ranks_do_not_talk_before_the_last_micro_batch,
