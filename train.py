@@ -13,6 +13,7 @@ before 3 and 75 a checkpoint is written.
 from __future__ import annotations
 
 import math
+import random
 import sys
 import time
 from typing import Annotated, Any
@@ -56,6 +57,7 @@ from moe_model.training.step import (
     loss_shares,
     memory_bytes,
     mixed_precision,
+    seed_noise,
     seed_step,
     set_learning_rate,
     weights_at,
@@ -152,7 +154,13 @@ def forward_and_backward(
     sums = torch.zeros(1 + len(weights), dtype=torch.float64, device=world.device)
     drawn = run.batches.draw()
     num_passes = world.size * len(drawn.micro_batches)
+    counts_LE = None
+    if run.options.balance_scope == "step":
+        of_last_step = run.progress.tokens_per_expert
+        counts_LE = torch.tensor(of_last_step, dtype=torch.float64, device=world.device)
+    seeds = random.Random(f"{run.options.seed}/{run.progress.step}")
     for place, on_host in enumerate(drawn.micro_batches, 1):
+        seed_noise(run.model.routers, seeds, run.options.batch_size, world)
         batch = on_host.to(world.device)
         inputs_BS = batch.tokens_BN[:, : run.options.seq_len]
         next_ids = batch.tokens_BN[:, 1:-1] if run.options.mtp_weight else None
@@ -161,7 +169,7 @@ def forward_and_backward(
             with mixed_precision(world.device, run.dtype):
                 output = run.forward(inputs_BS, next_ids=next_ids, targets=targets)
             counter.add(output.routings)
-            shares = loss_shares(output, list(weights), drawn, num_passes)
+            shares = loss_shares(output, list(weights), drawn, num_passes, counts_LE)
             total = shares[0]
             for weight, share in zip(weights.values(), shares[1:], strict=True):
                 total = total + weight * share.sum()

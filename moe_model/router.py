@@ -13,7 +13,7 @@ heads, E experts, K top-k, F expert width, R latent rank, V vocabulary, L router
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -55,6 +55,8 @@ class Router(nn.Module):
         self.register_buffer("expert_bias", bias)
         self.held = False
         """Load balancing leaves the bias as it is."""
+        self.noise_seeds: Sequence[int] = ()
+        """One for each sequence of the next pass, which then has its noise in any batch."""
 
     @torch.no_grad()
     def collapse(self) -> None:
@@ -93,10 +95,19 @@ class Router(nn.Module):
     def _jittered(self, x_TD: Tensor) -> Tensor:
         """Multiplicative noise in training, so that near-ties are not always decided the same way
         (Fedus et al., 2021, section 2.2)."""
-        epsilon = self.config.router_jitter_noise
-        if not epsilon or not self.training:
+        if not self.config.router_jitter_noise or not self.training:
             return x_TD
-        return x_TD * torch.empty_like(x_TD).uniform_(1 - epsilon, 1 + epsilon)
+        return x_TD * self._noise(x_TD)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it cannot trace generators
+    def _noise(self, x_TD: Tensor) -> Tensor:
+        epsilon = self.config.router_jitter_noise
+        noise_TD = torch.empty_like(x_TD)
+        seeds = self.noise_seeds or (None,)
+        for seed, part_SD in zip(seeds, noise_TD.chunk(len(seeds)), strict=True):
+            own = None if seed is None else torch.Generator(x_TD.device).manual_seed(seed)
+            part_SD.uniform_(1 - epsilon, 1 + epsilon, generator=own)
+        return noise_TD
 
     def _within_capacity(
         self, ids_TK: Tensor, weights_TK: Tensor, valid_T: Tensor | None

@@ -60,7 +60,7 @@ from moe_model import (
 )
 from moe_model.config import fitting
 from moe_model.training.loss_scale import MOST_LOSS_SCALE
-from moe_model.training.options import FINAL_SHARE, Options
+from moe_model.training.options import FINAL_SHARE, Options, flag_name
 from moe_model.training.parallel import whole_weights
 from moe_model.training.run import JUDGEMENT, Progress, Run
 from moe_model.training.step import learning_rate_at
@@ -398,11 +398,11 @@ def refuse_other_model(config: ModelConfig, checkpoint: Checkpoint) -> None:
 
 def refuse_contradictions(options: Options, checkpoint: Checkpoint) -> None:
     saved = checkpoint.description.get("options")
-    for name in ("preset", "tokenizer", "optimizer"):
-        value = getattr(options, name)
+    for name in ("preset", "tokenizer", "optimizer", "adamw_experts"):
+        value, flag = getattr(options, name), flag_name(name)
         if isinstance(saved, dict) and saved.get(name, value) != value:
             raise UsageError(
-                f"--{name} {value}: the checkpoint {checkpoint.folder} was trained with --{name} "
+                f"{flag} {value}: the checkpoint {checkpoint.folder} was trained with {flag} "
                 f"{saved[name]}: omit it, or start without --resume."
             )
 
@@ -421,7 +421,10 @@ def read_progress(checkpoint: Checkpoint) -> Progress:
             for name in ("growth_interval", "_growth_tracker"):
                 count(f"loss_scale.{name}", scale[name])
         _rate_before(checkpoint)
-        return Progress.from_dict(plain["progress"], checkpoint.step)
+        progress = Progress.from_dict(plain["progress"], checkpoint.step)
+        if {len(row) for row in progress.tokens_per_expert} - {checkpoint.config.n_routed_experts}:
+            raise ValueError("tokens_per_expert has another number of experts")
+        return progress
     except (ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{checkpoint.folder} cannot be continued ({error!r}): use another checkpoint."
@@ -464,8 +467,11 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     if not same_data or checkpoint.folder.parent != run.folder.resolve():
         progress.best_loss = math.inf  # it was measured on another text, or belongs to another run
     # Multi-token prediction, whose routers come last, may have been enabled now.
+    new = run.progress
     routers = len(run.model.routers)
-    progress.collapse_index = [*progress.collapse_index, *[None] * routers][:routers]
+    progress.collapse_index = [*progress.collapse_index, *new.collapse_index][:routers]
+    counts = [*progress.tokens_per_expert, *new.tokens_per_expert]
+    progress.tokens_per_expert = counts[:routers]
     for field in dataclasses.fields(progress):
         setattr(run.progress, field.name, getattr(progress, field.name))
     step, old_rate = progress.step + 1, _rate_before(checkpoint)

@@ -137,8 +137,10 @@ class Options:
     clip: Annotated[float, _TRAINING] = 1.0
     """Scale gradients down to this norm; 0 disables it."""
     optimizer: Annotated[OptimizerName, _TRAINING] = "adamw"
-    """Optimizer: adamw, or muon for the matrices of attention and dense layers with adamw for the
-    rest."""
+    """Optimizer: adamw, or muon for the matrices of attention, dense layers and experts with adamw
+    for the rest."""
+    adamw_experts: Annotated[bool, _TRAINING, _SWITCH] = False
+    """With --optimizer muon, use adamw for the experts too."""
     seed: Annotated[int, _TRAINING] = 0
     """Seed of weights, batches and the sample: same seed, same machine, same losses."""
     device: Annotated[Literal["auto", "cpu", "cuda"], _TRAINING] = "auto"
@@ -168,6 +170,10 @@ class Options:
     0)."""
     aux_weight: Annotated[float, _BALANCE] = _PRESET
     """Weight of the classic auxiliary loss with --balance aux (default: 1e-2)."""
+    balance_scope: Annotated[Literal["step", "pass"], _BALANCE, _NAMED] = _PRESET
+    """Tokens per expert that the classic auxiliary loss uses: step (default), of all ranks and
+    micro-batches in the step before; pass, of each forward pass, so that the loss depends on how a
+    step is divided."""
     z_loss_weight: Annotated[float, _BALANCE] = 0.0
     """Weight of the router z-loss, which keeps router logits small; 1e-3 is usual, 0 disables
     it."""

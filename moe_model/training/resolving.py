@@ -34,7 +34,9 @@ from moe_model.training.world import ALONE, NOT_GIVEN, World, launched
 _BELONGS_TO: dict[str, tuple[str, tuple[str, ...]]] = {
     "bias_update_rate": ("balance", ("bias",)),
     "aux_weight": ("balance", ("aux",)),
+    "balance_scope": ("balance", ("aux",)),
     "seq_aux_weight": ("balance", ("bias", "aux")),
+    "adamw_experts": ("optimizer", ("muon",)),
     "decay": ("lr_schedule", ("wsd",)),
     "min_lr": ("lr_schedule", ("cosine", "wsd")),
 }
@@ -99,6 +101,10 @@ def _given(arguments: ArgumentCollection, name: str) -> str | None:
 
 def _inherited(saved: dict[str, Any], arguments: ArgumentCollection) -> dict[str, Any]:
     """The options set in a checkpoint, without those of another balance method or schedule."""
+    if saved.get("balance") == "aux":
+        saved = {"balance_scope": "pass", **saved}  # before there was this option
+    if saved.get("optimizer") == "muon":
+        saved = {"adamw_experts": True, **saved}  # as all did before there was this option
     left_out = list(_NOT_INHERITED)
     for name, (option, _) in _BELONGS_TO.items():
         if _given(arguments, flag_name(option)) not in (None, saved.get(option)):
@@ -149,6 +155,7 @@ def _defaults_of_preset(options: Options) -> dict[str, Any]:
         **RUN_DEFAULTS[options.preset],
         "seq_len": length or PRESETS[options.preset]["max_position_embeddings"],
         "aux_weight": AUX_WEIGHT if options.balance == "aux" else 0.0,
+        "balance_scope": "step" if options.balance == "aux" else None,
         "profile": "pretrain",
         "decay": 0.2 if options.lr_schedule == "wsd" else 0.0,
         "min_lr": 0.0 if options.lr_schedule == "constant" else FINAL_SHARE,

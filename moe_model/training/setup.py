@@ -72,7 +72,12 @@ def prepare(options: Options, world: World) -> Run:
         model=model,
         forward=forward,
         optimizer=make_optimizer(
-            model, options.lr, options.optimizer, options.weight_decay, options.router_lr
+            model,
+            options.lr,
+            options.optimizer,
+            options.weight_decay,
+            options.router_lr,
+            adamw_experts=options.adamw_experts,
         ),
         loss_scale=LossScale() if dtype == torch.float16 else None,
         batches=TrainingBatches(
@@ -89,7 +94,10 @@ def prepare(options: Options, world: World) -> Run:
         held_out=held_out_batches(
             corpus.held_out, options.batch_size, options.seq_len, EVALUATION_SEQUENCES
         ),
-        progress=Progress(collapse_index=[None] * len(model.routers)),
+        progress=Progress(
+            collapse_index=[None] * len(model.routers),
+            tokens_per_expert=[[1] * config.n_routed_experts] * len(model.routers),
+        ),
         start=checkpoint,
         resumed_at_step=resumed_at,
         is_newest=checkpoint is not None and is_newest(checkpoint, options),

@@ -22,7 +22,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from moe_model import LanguageModel, ModelOutput, balance_loss, router_z_loss, sequence_balance_loss
+from moe_model import (
+    Experts,
+    LanguageModel,
+    ModelOutput,
+    balance_loss,
+    router_z_loss,
+    sequence_balance_loss,
+)
 from moe_model.router import Router
 from moe_model.training.batches import Batch, StepBatches
 from moe_model.training.options import OptimizerName, Options
@@ -52,10 +59,15 @@ def weights_at(step: int, options: Options) -> dict[str, float]:
 
 
 def loss_shares(
-    output: ModelOutput, names: Sequence[str], step_batches: StepBatches, num_passes: int
+    output: ModelOutput,
+    names: Sequence[str],
+    step_batches: StepBatches,
+    num_passes: int,
+    counts_LE: Tensor | None = None,
 ) -> list[Tensor]:
     """The share of the next-token loss, then of each loss in ``names``; a balance loss is a vector,
-    one per router. ``num_passes`` are the forward passes of the step over all ranks."""
+    one per router. ``num_passes`` are the forward passes of the step over all ranks, ``counts_LE``
+    those of :func:`balance_loss`."""
     num_targets = step_batches.num_targets
     first, *ahead = [
         total / max(1, number) for total, number in zip(output.losses, num_targets, strict=False)
@@ -67,11 +79,15 @@ def loss_shares(
         else:
             hidden_BSD = output.hidden_BSD
             valid_BS = hidden_BSD.new_ones(hidden_BSD.shape[:2], dtype=torch.bool)
-            shares.append(_BALANCE_LOSSES[name](output.routings, valid_BS) / num_passes)
+            if name == "aux":
+                loss_L = balance_loss(output.routings, valid_BS, counts_LE)
+            else:
+                loss_L = _BALANCE_LOSSES[name](output.routings, valid_BS)
+            shares.append(loss_L / num_passes)
     return shares
 
 
-_BALANCE_LOSSES = {"seq_aux": sequence_balance_loss, "aux": balance_loss, "z_loss": router_z_loss}
+_BALANCE_LOSSES = {"seq_aux": sequence_balance_loss, "z_loss": router_z_loss}
 
 
 def gradient_squares(model: LanguageModel, world: World, loss_scale: float = 1.0) -> Tensor:
@@ -114,13 +130,49 @@ def _copies(tensor: Tensor, world: World) -> int:
     return copies
 
 
-class MuonAndAdamW(torch.optim.Optimizer):
-    """torch's Muon and torch's AdamW as one optimizer: its groups and its state are theirs."""
+class ExpertMuon(torch.optim.Optimizer):
+    """torch's Muon for each of the ``matrices`` side by side in each of the ``(E, M, N)`` of a
+    group, which is one of torch's Muon otherwise."""
 
-    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
-        super().__init__([*muon.param_groups, *adamw.param_groups], {})
-        self._parts = (muon, adamw)
-        muon.state = adamw.state = self.state
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                momentum = state.setdefault("momentum_buffer", torch.zeros_like(parameter))
+                weight, gradient, momentum = map(local_part, (parameter, parameter.grad, momentum))
+                momentum.lerp_(gradient, 1 - group["momentum"])
+                update = gradient.lerp(momentum, group["momentum"])
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                parts = (tensor.chunk(group["matrices"], dim=1) for tensor in (weight, update))
+                for weight_EMN, update_EMN in zip(*parts, strict=True):
+                    size = 0.2 * math.sqrt(max(weight_EMN.shape[1:]))
+                    weight_EMN.sub_(orthogonal(update_EMN), alpha=group["lr"] * size)
+
+
+def orthogonal(stack_EMN: Tensor) -> Tensor:
+    """Every matrix nearly orthogonal, bf16: Newton–Schulz with the numbers of torch's Muon."""
+    x = stack_EMN.bfloat16()
+    if x.shape[1] > x.shape[2]:
+        return orthogonal(x.mT).mT
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        square = x @ x.mT
+        square = torch.baddbmm(square, square, square, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, square, x, beta=3.4445)
+    return x
+
+
+class Together(torch.optim.Optimizer):
+    """Several optimizers as one: its groups and its state are theirs."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self._parts = parts
+        for part in parts:
+            part.state = self.state
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for part in self._parts:
@@ -133,20 +185,27 @@ def make_optimizer(
     name: OptimizerName = "adamw",
     weight_decay: float = WEIGHT_DECAY,
     router_lr: float = 1.0,
+    *,
+    adamw_experts: bool = False,
 ) -> torch.optim.Optimizer:
     """The optimizer for the parameters of ``model``.
 
-    ``adamw`` is one fused AdamW in two groups: with and without decay. ``muon`` moves what lies
-    between embedding and head and is a plain matrix by its orthogonalised momentum (Jordan, 2024),
-    scaled so that learning rate and decay are those of AdamW (Liu et al., 2025, section 2.2). The
-    experts (a stack of matrices each), routers, embedding, head and norms keep AdamW.
+    ``adamw`` is one fused AdamW in two groups: with and without decay. ``muon`` moves the matrices
+    between embedding and head by their orthogonalised momentum (Jordan, 2024), scaled so that
+    learning rate and decay are those of AdamW (Liu et al., 2025, section 2.2): of an expert gate,
+    up and down, unless ``adamw_experts``. Routers, embedding, head and norms keep AdamW.
     ``router_lr`` multiplies the learning rate of the routers, which get groups of their own.
     """
-    matrices = []
+    matrices, stacks = [], []
     if name == "muon":
         linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
         matrices = [module.weight for n, module in linear.items() if n != "lm_head"]
-    taken = set(matrices)
+        experts = [m for m in model.modules() if isinstance(m, Experts) and not adamw_experts]
+        stacks = [
+            {"params": [one.gate_up_proj for one in experts], "matrices": 2},
+            {"params": [one.down_proj for one in experts], "matrices": 1},
+        ]
+    taken = {*matrices, *(parameter for stack in stacks for parameter in stack["params"])}
     others = [parameter for parameter in model.parameters() if parameter not in taken]
     # One fused kernel accepts plain tensors or DTensors, also of several meshes, but not both.
     routers = {m.weight for m in model.modules() if isinstance(m, Router) and router_lr != 1}
@@ -172,7 +231,8 @@ def make_optimizer(
     muon = torch.optim.Muon(
         matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
     )
-    return MuonAndAdamW(muon, adamw)
+    shared = {"lr": learning_rate, "weight_decay": weight_decay, "momentum": 0.95}
+    return Together(muon, ExpertMuon(stacks, shared), adamw)
 
 
 def learning_rate_at(step: int, options: Options) -> float:
@@ -207,6 +267,17 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     number = random.Random(f"{seed}/{step}/{rank}").getrandbits(63)
     random.seed(number)
     torch.manual_seed(number)  # the CPU generator and those of all GPUs
+
+
+def seed_noise(
+    routers: Sequence[Router], generator: random.Random, sequences: int, world: World
+) -> None:
+    """Seed the noise of every sequence of the next pass, of which this rank has ``sequences``. All
+    ranks draw the seeds of all, so that a sequence has its noise wherever it is trained."""
+    drawn = [[generator.getrandbits(63) for _ in routers] for _ in range(world.size * sequences)]
+    mine = drawn[world.rank * sequences :][:sequences]
+    for router, seeds in zip(routers, zip(*mine, strict=True), strict=True):
+        router.noise_seeds = seeds
 
 
 def memory_bytes(device: torch.device) -> int:
