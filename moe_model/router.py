@@ -45,6 +45,8 @@ class Router(nn.Module):
     """Group-limited top-k selection with a bias that only selects."""
 
     expert_bias: Tensor
+    counts_E: Tensor
+    """Tokens per expert of the last training step; all 1 before the first."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -53,10 +55,11 @@ class Router(nn.Module):
         nn.init.normal_(self.weight, std=config.initializer_range)
         bias = torch.zeros(config.n_routed_experts, dtype=torch.float32)
         self.register_buffer("expert_bias", bias)
+        self.register_buffer("counts_E", bias.long() + 1, persistent=False)
         self.held = False
         """Load balancing leaves the bias as it is."""
         self.noise_seeds: Sequence[int] = ()
-        """One for each sequence of the next pass, which then has its noise in any batch."""
+        """Of the noise of each sequence in the next pass."""
 
     @torch.no_grad()
     def collapse(self) -> None:
@@ -95,19 +98,15 @@ class Router(nn.Module):
     def _jittered(self, x_TD: Tensor) -> Tensor:
         """Multiplicative noise in training, so that near-ties are not always decided the same way
         (Fedus et al., 2021, section 2.2)."""
-        if not self.config.router_jitter_noise or not self.training:
-            return x_TD
-        return x_TD * self._noise(x_TD)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it cannot trace generators
-    def _noise(self, x_TD: Tensor) -> Tensor:
         epsilon = self.config.router_jitter_noise
+        if not epsilon or not self.training:
+            return x_TD
         noise_TD = torch.empty_like(x_TD)
         seeds = self.noise_seeds or (None,)
-        for seed, part_SD in zip(seeds, noise_TD.chunk(len(seeds)), strict=True):
+        for part_SD, seed in zip(noise_TD.chunk(len(seeds)), seeds, strict=True):
             own = None if seed is None else torch.Generator(x_TD.device).manual_seed(seed)
             part_SD.uniform_(1 - epsilon, 1 + epsilon, generator=own)
-        return noise_TD
+        return x_TD * noise_TD
 
     def _within_capacity(
         self, ids_TK: Tensor, weights_TK: Tensor, valid_T: Tensor | None

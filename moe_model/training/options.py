@@ -171,9 +171,8 @@ class Options:
     aux_weight: Annotated[float, _BALANCE] = _PRESET
     """Weight of the classic auxiliary loss with --balance aux (default: 1e-2)."""
     balance_scope: Annotated[Literal["step", "pass"], _BALANCE, _NAMED] = _PRESET
-    """Tokens per expert that the classic auxiliary loss uses: step (default), of all ranks and
-    micro-batches in the step before; pass, of each forward pass, so that the loss depends on how a
-    step is divided."""
+    """Token counts in the classic auxiliary loss: of the whole step before (step, the default), or
+    of each forward pass (pass: depends on how a step is divided)."""
     z_loss_weight: Annotated[float, _BALANCE] = 0.0
     """Weight of the router z-loss, which keeps router logits small; 1e-3 is usual, 0 disables
     it."""
@@ -195,6 +194,12 @@ class Options:
     """Write checkpoints to CHECKPOINT_DIR/RUN/latest, previous and best."""
     save_every: Annotated[int, _RUN] = _PRESET
     """Steps between checkpoints (default: the preset's); the last step is always saved."""
+    keep: Annotated[str | None, _RUN] = None
+    """Keep all checkpoints, or the KEEP newest, as CHECKPOINT_DIR/RUN/kept-STEP; each takes 12
+    bytes per parameter."""
+    torch_trace: Annotated[str | None, _OUTPUT] = None
+    """FIRST:LAST: profile these steps with torch, to CHECKPOINT_DIR/RUN/torch-trace-STEP.json.gz
+    (rank 0)."""
     eval_every: Annotated[int, _OUTPUT] = _PRESET
     """Steps between evaluations (default: the preset's); the last step is always evaluated."""
     resume: Annotated[str | None, _RUN] = None

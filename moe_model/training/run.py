@@ -63,8 +63,6 @@ class Progress:
     """Speed of the last step."""
     collapse_index: Sequence[float | None] = ()
     """One per router: 1 balanced, 0 collapsed, ``None`` if undefined."""
-    tokens_per_expert: Sequence[Sequence[int]] = ()
-    """Of every router in the last step; all 1 before the first."""
     bad_steps: int = 0
     """Consecutive steps, up to the last one, whose gradient was not finite."""
     saved_step: int | None = None
@@ -94,10 +92,6 @@ class Progress:
             collapse_index=[
                 None if index is None else number("collapse_index", index, 1) for index in indices
             ],
-            tokens_per_expert=[
-                [count("tokens_per_expert", tokens) for tokens in row]
-                for row in saved.get("tokens_per_expert", [])
-            ],
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,7 +103,6 @@ class Progress:
             "bad_steps": self.bad_steps,
             "tokens": self.tokens,
             "collapse_index": list(self.collapse_index),
-            "tokens_per_expert": self.tokens_per_expert,
         }
 
     def advance(self, record: dict[str, Any], collapse_index: Sequence[float | None]) -> None:
@@ -122,7 +115,6 @@ class Progress:
         self.memory_bytes = record["memory_bytes"]
         self.entropy = record["router"]["entropy"]
         self.collapse_index = collapse_index
-        self.tokens_per_expert = record["tokens_per_expert"]
         self.bad_steps = 0 if math.isfinite(record["grad_norm"]) else self.bad_steps + 1
         if self.bad_steps >= GIVE_UP_AFTER:
             raise TrainingFailedError(
