@@ -1,5 +1,7 @@
 """A resumed run is identical to one that never stopped."""
 
+import gzip
+import json
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
@@ -29,8 +31,8 @@ EVERYTHING = (
         ("--dtype=fp32", 8, "step", 7),
         ("--dtype=bf16", 4, "step", 4),
         ("--dtype=fp16", 6, "save", 5),
-        ("--optimizer=muon", 5, "step", 5),
-        ("--lr-schedule=wsd", 8, "step", 7),
+        ("--optimizer=muon --keep=1", 5, "step", 5),
+        ("--lr-schedule=wsd --balance=aux --torch-trace=6:8", 8, "step", 7),
     ],
 )
 def test_a_resumed_run_is_the_run_that_never_stopped(
@@ -44,10 +46,10 @@ def test_a_resumed_run_is_the_run_that_never_stopped(
     read_log: ReadLog,
     tmp_path: Path,
 ) -> None:
-    whole = trained(*EVERYTHING, flag)
+    whole = trained(*EVERYTHING, *flag.split())
     assert whole.code == 0
-    train_until(step, "--run=r", *EVERYTHING, flag, saving=where == "save")
-    assert train("--run=r", "--resume=auto", *EVERYTHING, flag) == 0
+    train_until(step, "--run=r", *EVERYTHING, *flag.split(), saving=where == "save")
+    assert train("--run=r", "--resume=auto", *EVERYTHING, *flag.split()) == 0
 
     log = read_log("r")
     heads = [record for record in log if record["kind"] == "run"]
@@ -61,7 +63,13 @@ def test_a_resumed_run_is_the_run_that_never_stopped(
     for name in ("progress", "data", "loss_scale"):
         one, other = (end.description[name] for end in ends)
         assert one == other, name
-    assert not list((tmp_path / "ck" / "r").glob(".step-*")), "what the dead left is gone"
+    own = tmp_path / "ck" / "r"
+    assert not list(own.glob(".step-*")), "what the dead left is gone"
+    assert [link.name for link in own.glob("kept-*")] == ["kept-00000008"] * ("keep" in flag)
+    traces = sorted(own.glob("torch-trace-*"))
+    assert [trace.name[12:13] for trace in traces] == ["6", "7", "8"][: 3 * ("trace" in flag)]
+    for trace in traces:
+        assert "traceEvents" in json.loads(gzip.decompress(trace.read_bytes()))
 
 
 def test_kill_9_and_resume_give_the_same_log(
@@ -168,6 +176,7 @@ def test_resume_auto_without_a_checkpoint_starts_a_new_run(
         (["--tokenizer=bpe"], "was trained with --tokenizer char: omit it"),
         (["--preset=small"], "was trained with --preset tiny: omit it"),
         (["--optimizer=muon"], "was trained with --optimizer adamw: omit it"),
+        (["--optimizer=muon", "--adamw-experts"], "was trained with --optimizer adamw: omit it"),
         (["--data=other.txt"], "characters 'ÄÖÜ' do not occur in the training text"),
     ],
 )
@@ -190,6 +199,7 @@ def test_another_text_is_read_from_its_beginning_with_a_message(
     narration = capsys.readouterr().err
     assert "the text is read from its beginning" in narration
     assert "a step now has 2 sequences; it had 4 before" in narration
+    assert "a forward pass" not in narration
     drawn = read_checkpoint(tmp_path / "ck" / "fork").description["data"]["sequences"]
     assert drawn == 2
 
