@@ -136,8 +136,11 @@ class MuonAndAdamW(torch.optim.Optimizer):
         for stack, many in self._stacks.items():
             if stack.grad is None:
                 continue
-            buffer = self.state[stack].setdefault("momentum_buffer", torch.zeros_like(stack))
-            weight, gradient, momentum = map(local_part, (stack, stack.grad, buffer))
+            state = self.state[stack]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(stack)
+            parts = (stack, stack.grad, state["momentum_buffer"])
+            weight, gradient, momentum = map(local_part, parts)
             momentum.lerp_(gradient, 1 - beta)
             weight.mul_(1 - lr * decay)
             updates = gradient.lerp(momentum, beta).chunk(many, dim=1)

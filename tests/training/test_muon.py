@@ -1,15 +1,12 @@
 """``--optimizer muon``: torch's Muon for hidden matrices and experts, AdamW for all else."""
 
 import copy
-import json
-from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
-from moe_model import TRAINING_STATE, LanguageModel, ModelConfig
+from moe_model import LanguageModel, ModelConfig
 from moe_model.training.step import WEIGHT_DECAY, make_optimizer, set_learning_rate
-from tests.training.conftest import SHORT, GetTrained
+from tests.training.conftest import GetTrained
 from tests.training.story import steps
 
 BY_ADAMW = ("embed_tokens", "lm_head", "norm", "router", "mlp.experts.")
@@ -73,17 +70,6 @@ def test_gate_up_and_down_of_each_expert_move_as_with_torchs_muon_on_each_apart(
     for one, other, start in zip(found, apart, before, strict=True):
         # A product of a batch rounds differently in bf16.
         assert (one - other).abs().max() < 0.02 * (other - start).abs().max()
-
-
-def test_a_muon_run_from_before_keeps_adamw_for_its_experts(copied: GetTrained, train: Any) -> None:
-    checkpoints = copied(*SHORT, "--optimizer=muon", "--adamw-experts").checkpoints
-    path = checkpoints / "latest" / "checkpoint.json"
-    plain = json.loads(path.read_text("utf-8"))
-    del plain["options"]["adamw_experts"], plain["sha256"]
-    path.write_text(json.dumps(plain), "utf-8")
-    assert train("--run=r", "--resume=auto", "--steps=5", "--optimizer=muon") == 0
-    state = load_file(checkpoints / "latest" / TRAINING_STATE)
-    assert "optimizer.layers.1.mlp.experts.down_proj.exp_avg" in state
 
 
 def test_muon_learns_in_fp16_too(trained: GetTrained) -> None:

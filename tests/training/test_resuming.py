@@ -143,6 +143,27 @@ def test_another_balance_method_does_not_inherit_what_the_former_one_needed(
     assert head["resumed_at_step"] == 3
 
 
+@pytest.mark.parametrize(
+    ("flags", "given", "name", "value"),
+    [
+        (["--optimizer=muon", "--adamw-experts"], "--optimizer=muon", "adamw_experts", True),
+        (["--balance=aux", "--balance-scope=pass"], "--balance=aux", "balance_scope", "pass"),
+    ],
+)
+def test_a_run_from_before_an_option_goes_on_as_it_began(
+    flags: list[str], given: str, name: str, value: Any, copied: GetTrained, train: Any,
+    read_log: ReadLog,
+) -> None:  # fmt: skip
+    path = copied(*SHORT, *flags).checkpoints / "latest" / "checkpoint.json"
+    plain = json.loads(path.read_text("utf-8"))
+    del plain["options"][name], plain["sha256"]
+    path.write_text(json.dumps(plain), "utf-8")
+    assert train("--run=r", "--resume=auto", "--steps=5", given) == 0
+    log = read_log("r")
+    assert [head["config"][name] for head in log if head["kind"] == "run"] == [value] * 2
+    assert steps(log)[0]["losses"].get("aux") != pytest.approx(1.0, abs=1e-6), "of its own passes"
+
+
 def test_a_switch_can_be_turned_off_when_a_run_is_resumed(train: Train, read_log: ReadLog) -> None:
     assert train("--run=r", "--steps=1", "--activation-checkpointing") == 0
     assert train("--run=r", "--resume=auto", "--steps=2") == 0
@@ -190,16 +211,18 @@ def test_what_the_weights_do_not_fit_is_a_usage_error(
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("capacity", [[], ["--capacity-factor=1.0"]])
 def test_another_text_is_read_from_its_beginning_with_a_message(
-    trained: GetTrained, train: Train, text_file: Path, tmp_path: Path, capsys: Any
+    capacity: Any, trained: GetTrained, train: Train, text_file: Path, tmp_path: Path, capsys: Any
 ) -> None:
     (tmp_path / "more.txt").write_text(text_file.read_text("utf-8") * 2, "utf-8")
-    more = (f"--resume={trained(*SHORT).checkpoints}", f"--data={tmp_path / 'more.txt'}")
+    more = (f"--resume={trained(*SHORT, *capacity).checkpoints}", f"--data={tmp_path / 'more.txt'}")
     assert train("--run=fork", *more, "--steps=5", "--batch-size=2") == 0
     narration = capsys.readouterr().err
     assert "the text is read from its beginning" in narration
     assert "a step now has 2 sequences; it had 4 before" in narration
-    assert "a forward pass" not in narration
+    smaller = "a forward pass now has 2 sequences; it had 4 before: --capacity-factor drops other"
+    assert (smaller in narration) == bool(capacity)
     drawn = read_checkpoint(tmp_path / "ck" / "fork").description["data"]["sequences"]
     assert drawn == 2
 

@@ -104,6 +104,7 @@ def runs(fork_server: ForkServer, trained: Any, tmp_path_factory: Any) -> Callab
         for parallel in KINDS:
             start(parallel)  # beside the one process
         split = {"one": ["--batch-size=8"], "accumulated": ["--batch-size=2", "--grad-accum=4"]}
+        split["accumulated"] += ["--activation-checkpointing"]
         return trained(*common, *split[kind])
 
     return found
