@@ -11,18 +11,18 @@ from torch.profiler import profile
 from moe_model.training.run import Run
 
 
-def traced_steps(asked: str, steps: int) -> range:
-    """The steps that the option asks for; none if it is wrong for a run of ``steps``."""
-    match = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", asked)
+def traced_steps(asked: str | None, steps: int) -> range:
+    """None if ``asked`` is wrong for a run of ``steps``."""
+    match = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", asked or "")
     first, last = (int(match[1]), int(match[2])) if match else (0, 0)
     return range(first, last + 1) if first >= 1 and last <= steps else range(0)
 
 
 @contextmanager
 def traced(run: Run, step: int) -> Iterator[None]:
-    """Around ``step``, which rank 0 profiles if it is asked to."""
-    options = run.options
-    if not run.world.is_main or step not in traced_steps(options.torch_trace or "", options.steps):
+    """Profile ``step`` on rank 0 if the option asks for it."""
+    steps = traced_steps(run.options.torch_trace, run.options.steps)
+    if not run.world.is_main or step not in steps:
         yield
         return
     with profile() as found:
