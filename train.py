@@ -56,10 +56,11 @@ from moe_model.training.step import (
     loss_shares,
     memory_bytes,
     mixed_precision,
-    seed_step,
+    seed_noise,
     set_learning_rate,
     weights_at,
 )
+from moe_model.training.trace import traced
 from moe_model.training.world import (
     RankLostError,
     agree,
@@ -102,7 +103,6 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
     """Forward, backward, balance, update; returns the line of the log."""
     options, model, world = run.options, run.model, run.world
     started = time.perf_counter()
-    seed_step(options.seed, step, world.rank)
     learning_rate = learning_rate_at(step, options)
     set_learning_rate(run.optimizer, learning_rate)
     if run.forced_collapse is not None and step >= run.forced_collapse[1]:
@@ -154,7 +154,13 @@ def forward_and_backward(
     sums = torch.zeros(1 + len(weights), dtype=torch.float64, device=world.device)
     drawn = run.batches.draw()
     num_passes = world.size * len(drawn.micro_batches)
+    counts_LE = None
+    if run.options.balance_scope == "step":
+        counts_LE = torch.stack([router.counts_E for router in run.model.routers])
     for place, on_host in enumerate(drawn.micro_batches, 1):
+        first = ((place - 1) * world.size + world.rank) * len(on_host.tokens_BN)
+        rows = range(first, first + len(on_host.tokens_BN))
+        seed_noise(run.model.routers, f"{run.options.seed}/{run.progress.step}", rows)
         batch = on_host.to(world.device)
         inputs_BS = batch.tokens_BN[:, : run.options.seq_len]
         next_ids = batch.tokens_BN[:, 1:-1] if run.options.mtp_weight else None
@@ -163,7 +169,7 @@ def forward_and_backward(
             with mixed_precision(world.device, run.dtype):
                 output = run.forward(inputs_BS, next_ids=next_ids, targets=targets)
             counter.add(output.routings)
-            shares = loss_shares(output, list(weights), drawn, num_passes)
+            shares = loss_shares(output, list(weights), drawn, num_passes, counts_LE)
             total = shares[0]
             for weight, share in zip(weights.values(), shares[1:], strict=True):
                 total = total + weight * share.sum()
@@ -179,7 +185,7 @@ def run_training(run: Run, stop: StopRequest) -> int:
             f"{options.run} already has all {options.steps} steps; raise --steps to continue."
         )
         return FINISHED
-    checkpoints = Checkpoints(run.folder, run.resumed_from)
+    checkpoints = Checkpoints(run.folder, run.resumed_from, options.keep)
     log = open_log(run)
     names = layer_names(run.model)
     console = Console(options.steps, names, progress.step + 1, quiet=not run.world.is_main)
@@ -213,7 +219,8 @@ def loop(
     while progress.step < options.steps:
         if world.any(stop.requested):
             return "signal"
-        record = optimizer_step(run, progress.step + 1)
+        with traced(run, progress.step + 1):
+            record = optimizer_step(run, progress.step + 1)
         progress.advance(record, log.step(record) or progress.collapse_index)
         alerts = log.alerts()
         for alert in alerts:

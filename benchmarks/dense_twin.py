@@ -49,7 +49,6 @@ from moe_model.training.step import (
     loss_shares,
     make_optimizer,
     mixed_precision,
-    seed_step,
     set_learning_rate,
     weights_at,
 )
@@ -104,7 +103,6 @@ def train(name: str, options: Options, config: ModelConfig, corpus: Corpus) -> t
     dtype = choose_dtype(options.dtype, CPU)
     learnt = []
     for step in range(1, options.steps + 1):
-        seed_step(options.seed, step, 0)
         set_learning_rate(optimizer, learning_rate_at(step, options))
         drawn = batches.draw()
         (batch,) = drawn.micro_batches

@@ -42,7 +42,8 @@ def update_expert_bias(routers: Sequence[Router], counts_LE: Tensor, rate: float
     # count · E compared with the sum: the mean itself may not be an integer.
     total_L1 = counts_LE.sum(dim=-1, keepdim=True)
     change_LE = (total_L1 - counts_LE * counts_LE.shape[-1]).sign().to(torch.float32) * rate
-    for router, change_E in zip(routers, change_LE, strict=True):
+    for router, change_E, counts_E in zip(routers, change_LE, counts_LE, strict=True):
+        router.counts_E.copy_(counts_E)
         if not router.held:
             router.expert_bias.add_(change_E)
 
@@ -64,16 +65,23 @@ def sequence_balance_loss(routings: Sequence[Routing], valid_BS: Tensor) -> Tens
     return _share_times_probability(chosen_LBSE, scores_LBSE, valid_BS) * E / K
 
 
-def balance_loss(routings: Sequence[Routing], valid_BS: Tensor) -> Tensor:
+def balance_loss(
+    routings: Sequence[Routing], valid_BS: Tensor, counts_LE: Tensor | None = None
+) -> Tensor:
     """Classic auxiliary loss per router, before its weight (Switch, GShard): ``E/K · sum f · P``.
 
     As :func:`sequence_balance_loss`, over all tokens at once and with f from the experts that were
-    chosen. Pooled over routers it can be minimal while each has collapsed.
+    chosen, or from the tokens per expert ``counts_LE``. Pooled over routers it can be minimal while
+    each has collapsed.
     """
     K, E = routings[0].expert_ids_TK.shape[-1], routings[0].scores_TE.shape[-1]
     scores_LTE = torch.stack([r.scores_TE for r in routings])
-    ids_LTK = torch.stack([r.expert_ids_TK for r in routings])
-    chosen_LTE = torch.zeros_like(scores_LTE).scatter(-1, ids_LTK, 1.0)
+    if counts_LE is None:
+        ids_LTK = torch.stack([r.expert_ids_TK for r in routings])
+        chosen_LTE = torch.zeros_like(scores_LTE).scatter(-1, ids_LTK, 1.0)
+    else:
+        share_LE = K * counts_LE / counts_LE.sum(dim=-1, keepdim=True).clamp(min=1)
+        chosen_LTE = share_LE.unsqueeze(1).expand_as(scores_LTE)
     one_sequence = valid_BS.flatten(-2).unsqueeze(-2)
     chosen, scores = chosen_LTE.unsqueeze(1), scores_LTE.unsqueeze(1)
     return _share_times_probability(chosen, scores, one_sequence) * E / K

@@ -258,8 +258,8 @@ class ModelConfig:
         default=0.0,
     )
     capacity_factor: float | None = about(
-        "In training, an expert accepts at most this multiple of its fair share; without one, no "
-        "limit.",
+        "In training, an expert accepts at most this multiple of its fair share of a forward pass "
+        "of one rank, so drops depend on --batch-size; without one, no limit.",
         default=None,
     )
     drop_policy: DropPolicy = about(

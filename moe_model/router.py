@@ -13,7 +13,7 @@ heads, E experts, K top-k, F expert width, R latent rank, V vocabulary, L router
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -45,6 +45,8 @@ class Router(nn.Module):
     """Group-limited top-k selection with a bias that only selects."""
 
     expert_bias: Tensor
+    counts_E: Tensor
+    """Tokens per expert of the last training step; all 1 before the first."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -53,8 +55,11 @@ class Router(nn.Module):
         nn.init.normal_(self.weight, std=config.initializer_range)
         bias = torch.zeros(config.n_routed_experts, dtype=torch.float32)
         self.register_buffer("expert_bias", bias)
+        self.register_buffer("counts_E", bias.long() + 1, persistent=False)
         self.held = False
         """Load balancing leaves the bias as it is."""
+        self.noise_seeds: Sequence[int] = ()
+        """Of the noise of each sequence in the next pass."""
 
     @torch.no_grad()
     def collapse(self) -> None:
@@ -96,7 +101,12 @@ class Router(nn.Module):
         epsilon = self.config.router_jitter_noise
         if not epsilon or not self.training:
             return x_TD
-        return x_TD * torch.empty_like(x_TD).uniform_(1 - epsilon, 1 + epsilon)
+        noise_TD = torch.empty_like(x_TD)
+        seeds = self.noise_seeds or (None,)
+        for part_SD, seed in zip(noise_TD.chunk(len(seeds)), seeds, strict=True):
+            own = None if seed is None else torch.Generator(x_TD.device).manual_seed(seed)
+            part_SD.uniform_(1 - epsilon, 1 + epsilon, generator=own)
+        return x_TD * noise_TD
 
     def _within_capacity(
         self, ids_TK: Tensor, weights_TK: Tensor, valid_T: Tensor | None

@@ -3,7 +3,7 @@
 A checkpoint is written aside as ``.step-00000500.partial``, forced to disk and then renamed to
 ``step-00000500``: a folder with that name is complete. ``latest``, ``previous`` and ``best`` are
 symbolic links, replaced in one atomic rename, so there is never a moment without a loadable latest.
-Steps that no link points to are removed.
+Steps that no link points to are removed; ``--keep`` makes links ``kept-…`` too.
 
 Every rank writes its share of a sharded optimizer, and any number of ranks can read them:
 ``torch.distributed.checkpoint`` plans which rank writes and reads which rows. Its default format
@@ -12,7 +12,7 @@ rank, with the position of the rows in the header. (While they plan a save, rank
 pickles; none reaches a disk.)
 
 A resumed run equals one that never stopped: same weights, moments, bias, data position and loss
-scale, and every random number is a function of seed and step (``step.seed_step``).
+scale, and every random number is a function of seed and step (``step.seed_noise``).
 """
 
 from __future__ import annotations
@@ -55,12 +55,13 @@ from moe_model import (
     number,
     read_checkpoint,
     read_plain_description,
+    shown,
     write_description,
     write_tensors,
 )
 from moe_model.config import fitting
 from moe_model.training.loss_scale import MOST_LOSS_SCALE
-from moe_model.training.options import FINAL_SHARE, Options
+from moe_model.training.options import FINAL_SHARE, Options, flag_name
 from moe_model.training.parallel import whole_weights
 from moe_model.training.run import JUDGEMENT, Progress, Run
 from moe_model.training.step import learning_rate_at
@@ -88,10 +89,11 @@ _MAY_CHANGE = {
 class Checkpoints:
     """The checkpoints of one run, in ``folder``."""
 
-    def __init__(self, folder: Path, resumed_from: Path | None = None) -> None:
+    def __init__(self, folder: Path, resumed_from: Path | None = None, keep: str | None = None):
         """``resumed_from``, the checkpoint that was read, becomes ``previous``: the current
-        ``latest`` may be damaged or belong to a discarded continuation."""
+        ``latest`` may be damaged or belong to a discarded continuation. ``keep``: the option."""
         self.folder = folder
+        self._keep = keep
         self._before = resumed_from
         self._written: dict[int, Path] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,6 +117,7 @@ class Checkpoints:
             self._written = {step: target}
         if name == LATEST:
             self._keep_previous(target)
+            self._keep_newest(target)
         self._point(name, target)
         self._remove_unused()
         return self.folder / name
@@ -136,8 +139,17 @@ class Checkpoints:
         if before.name != latest.name and before.is_dir():
             self._point(PREVIOUS, before)
 
+    def _keep_newest(self, latest: Path) -> None:
+        if self._keep is None:
+            return
+        self._point(latest.name.replace("step", "kept"), latest)
+        if self._keep != "all":
+            kept = sorted(self.folder.glob("kept-*"), key=lambda link: link.lstat().st_mtime_ns)
+            for link in kept[: -int(self._keep)]:
+                link.unlink()
+
     def _point(self, name: str, target: Path) -> None:
-        aside = self.folder / f".{name}.partial"
+        aside = self.folder / ".link.partial"
         aside.unlink(missing_ok=True)
         aside.symlink_to(target.name)
         aside.rename(self.folder / name)
@@ -162,7 +174,7 @@ def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: by
     All ranks call this; rank 0 writes, and each rank its part of a sharded optimizer. Weights are
     gathered. Raises ``OSError`` on ranks where writing failed.
     """
-    state = optimizer_state(run.model, run.optimizer)
+    state = optimizer_state(run.model, run.optimizer) | _counts(run)
     sharded = run.shards_state
     if not run.world.is_main:
         if sharded and (folder := run.world.broadcast_text("")):
@@ -306,6 +318,10 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     }
 
 
+def _counts(run: Run) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in run.model.named_buffers() if "counts_E" in name}
+
+
 def candidates(resume: str, run: str | None, checkpoint_dir: Path) -> list[Path]:
     """The checkpoints from which ``--resume`` may continue, newest first; for ``latest``, also
     those that can replace it."""
@@ -316,7 +332,8 @@ def candidates(resume: str, run: str | None, checkpoint_dir: Path) -> list[Path]
         folder = folder.parent
     elif (folder / DESCRIPTION).is_file():
         return [folder]
-    links = [folder / name for name in LINKS if (folder / name).is_dir()]
+    names = [*LINKS, *(link.name for link in folder.glob("kept-*"))]
+    links = [folder / name for name in names if (folder / name).is_dir()]
     different = {link.resolve(): link for link in reversed(links)}  # latest is often best as well
     return sorted(reversed(different.values()), key=_age, reverse=True)
 
@@ -397,14 +414,19 @@ def refuse_other_model(config: ModelConfig, checkpoint: Checkpoint) -> None:
 
 
 def refuse_contradictions(options: Options, checkpoint: Checkpoint) -> None:
-    saved = checkpoint.description.get("options")
-    for name in ("preset", "tokenizer", "optimizer"):
-        value = getattr(options, name)
-        if isinstance(saved, dict) and saved.get(name, value) != value:
+    saved = _options_of(checkpoint.description)
+    for name in ("preset", "tokenizer", "optimizer", "adamw_experts"):
+        value, flag = getattr(options, name), flag_name(name)
+        if saved.get(name, value) != value:
             raise UsageError(
-                f"--{name} {value}: the checkpoint {checkpoint.folder} was trained with --{name} "
+                f"{flag} {value}: the checkpoint {checkpoint.folder} was trained with {flag} "
                 f"{saved[name]}: omit it, or start without --resume."
             )
+
+
+def _options_of(plain: dict[str, Any]) -> dict[str, Any]:
+    saved = plain.get("options")
+    return saved if isinstance(saved, dict) else {}
 
 
 def read_progress(checkpoint: Checkpoint) -> Progress:
@@ -431,8 +453,8 @@ def read_progress(checkpoint: Checkpoint) -> Progress:
 def _rate_before(checkpoint: Checkpoint) -> float | None:
     """The learning rate by the options in ``checkpoint``, if it has any: of the next step, or of
     the last if all are done. ``ValueError`` or ``ArithmeticError`` if they are invalid."""
-    saved = checkpoint.description.get("options")
-    if not isinstance(saved, dict) or None in (saved.get("steps"), saved.get("lr")):
+    saved = _options_of(checkpoint.description)
+    if None in (saved.get("steps"), saved.get("lr")):
         return None
     kinds = typing.get_type_hints(Options)
     fields: dict[str, Any] = {"min_lr": FINAL_SHARE}
@@ -453,7 +475,10 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
         return
     progress = read_progress(checkpoint)
     plain = checkpoint.description
-    load_shards(checkpoint.folder, optimizer_state(run.model, run.optimizer))
+    state = optimizer_state(run.model, run.optimizer)
+    if "balance_scope" in _options_of(plain):  # else it is from before there were counts
+        state |= _counts(run)
+    load_shards(checkpoint.folder, state)
     if run.loss_scale is not None and (scale := plain["loss_scale"]):
         for field in dataclasses.fields(run.loss_scale):
             setattr(run.loss_scale, field.name, scale[field.name])
@@ -476,19 +501,30 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
                 f"the learning rate changes from {old_rate:.3g} to {rate:.3g} at step {step}: see "
                 "--lr-schedule."
             )
-    before, now = plain["sequences_per_step"], run.sequences_per_step
-    if before != now:
-        run.world.say(f"a step now has {now} sequences; it had {before} before.")
     saved = plain["options"] if isinstance(plain.get("options"), dict) else {}
     if run.options.expert_parallel == 1 != saved.get("expert_parallel", 1):
         run.world.say(
             f"--expert-parallel is 1; it was {saved['expert_parallel']} before: give it at every "
             "start to keep it."
         )
+    _report_sizes(run, plain)
     if same_data:
         run.batches.drawn = plain["data"]["sequences"]
     else:
         run.world.say(
             "the text, --seq-len or --seed differ from the checkpoint: the text is read from "
             "its beginning."
+        )
+
+
+def _report_sizes(run: Run, plain: dict[str, Any]) -> None:
+    before, now = plain["sequences_per_step"], run.sequences_per_step
+    if before != now:
+        run.world.say(f"a step now has {now} sequences; it had {before} before.")
+    now = run.options.batch_size
+    before = _options_of(plain).get("batch_size", now)
+    if before != now and run.model.config.capacity_factor is not None:
+        run.world.say(
+            f"a forward pass now has {now} sequences; it had {shown(before)} before: "
+            "--capacity-factor drops other tokens."
         )

@@ -140,8 +140,10 @@ class Options:
     clip: Annotated[float, _TRAINING] = 1.0
     """Scale gradients down to this norm; 0 disables it."""
     optimizer: Annotated[OptimizerName, _TRAINING] = "adamw"
-    """Optimizer: adamw, or muon for the matrices of attention and dense layers with adamw for the
-    rest."""
+    """Optimizer: adamw, or muon for the matrices of attention, dense layers and experts with adamw
+    for the rest."""
+    adamw_experts: Annotated[bool, _TRAINING, _SWITCH] = False
+    """With --optimizer muon, use adamw for the experts too."""
     seed: Annotated[int, _TRAINING] = 0
     """Seed of weights, batches and the sample: same seed, same machine, same losses."""
     device: Annotated[Literal["auto", "cpu", "cuda"], _TRAINING] = "auto"
@@ -171,6 +173,9 @@ class Options:
     0)."""
     aux_weight: Annotated[float, _BALANCE] = _PRESET
     """Weight of the classic auxiliary loss with --balance aux (default: 1e-2)."""
+    balance_scope: Annotated[Literal["step", "pass"], _BALANCE, _NAMED] = _PRESET
+    """Token counts in the classic auxiliary loss: of the whole step before (step, the default), or
+    of each forward pass (pass: depends on how a step is divided)."""
     z_loss_weight: Annotated[float, _BALANCE] = 0.0
     """Weight of the router z-loss, which keeps router logits small; 1e-3 is usual, 0 disables
     it."""
@@ -192,6 +197,12 @@ class Options:
     """Write checkpoints to CHECKPOINT_DIR/RUN/latest, previous and best."""
     save_every: Annotated[int, _RUN] = _PRESET
     """Steps between checkpoints (default: the preset's); the last step is always saved."""
+    keep: Annotated[str | None, _RUN] = None
+    """Keep all checkpoints, or the KEEP newest, as CHECKPOINT_DIR/RUN/kept-STEP; each takes 12
+    bytes per parameter."""
+    torch_trace: Annotated[str | None, _OUTPUT] = None
+    """FIRST:LAST: profile these steps with torch, to CHECKPOINT_DIR/RUN/torch-trace-STEP.json.gz
+    (rank 0)."""
     eval_every: Annotated[int, _OUTPUT] = _PRESET
     """Steps between evaluations (default: the preset's); the last step is always evaluated."""
     resume: Annotated[str | None, _RUN] = None

@@ -29,12 +29,15 @@ from moe_model.training.options import (
     Options,
     flag_name,
 )
+from moe_model.training.trace import traced_steps
 from moe_model.training.world import ALONE, NOT_GIVEN, World, launched
 
 _BELONGS_TO: dict[str, tuple[str, tuple[str, ...]]] = {
     "bias_update_rate": ("balance", ("bias",)),
     "aux_weight": ("balance", ("aux",)),
+    "balance_scope": ("balance", ("aux",)),
     "seq_aux_weight": ("balance", ("bias", "aux")),
+    "adamw_experts": ("optimizer", ("muon",)),
     "decay": ("lr_schedule", ("wsd",)),
     "min_lr": ("lr_schedule", ("cosine", "wsd")),
 }
@@ -53,7 +56,7 @@ _WEIGHTS = (
     "bias_update_rate", "seq_aux_weight", "aux_weight", "z_loss_weight", "mtp_weight",
     "router_lr", "weight_decay", "clip",
 )  # fmt: skip
-_NOT_INHERITED = ("resume", "config", "parallel", "expert_parallel")
+_NOT_INHERITED = ("resume", "config", "parallel", "expert_parallel", "torch_trace")
 """Options of a start, not of the run: the number of processes may change at every start."""
 
 MOST_SEQUENCES = 2**20
@@ -105,6 +108,10 @@ def _given(arguments: ArgumentCollection, name: str) -> str | None:
 
 def _inherited(saved: dict[str, Any], arguments: ArgumentCollection) -> dict[str, Any]:
     """The options set in a checkpoint, without those of another balance method or schedule."""
+    if saved.get("balance") == "aux":
+        saved = {"balance_scope": "pass", **saved}  # before there was this option
+    if saved.get("optimizer") == "muon":
+        saved = {"adamw_experts": True, **saved}  # as all did before there was this option
     left_out = list(_NOT_INHERITED)
     for name, (option, _) in _BELONGS_TO.items():
         if _given(arguments, flag_name(option)) not in (None, saved.get(option)):
@@ -158,6 +165,7 @@ def _defaults_of_preset(options: Options) -> dict[str, Any]:
         "seq_len": length or PRESETS[options.preset]["max_position_embeddings"],
         "balance": balance,
         "aux_weight": AUX_WEIGHT if balance == "aux" else 0.0,
+        "balance_scope": "step" if balance == "aux" else None,
         "profile": "pretrain",
         "decay": 0.2 if options.lr_schedule == "wsd" else 0.0,
         "min_lr": 0.0 if options.lr_schedule == "constant" else FINAL_SHARE,
@@ -201,6 +209,11 @@ def _out_of_range(options: Options) -> Iterator[str]:
             yield f"{_spelled(options, name)} is out of range: choose 0 to {most}."
     if not 0 <= options.seed < 2**63:
         yield f"--seed {options.seed} is out of range: choose 0 to 2^63 - 1."
+    if not re.fullmatch("all|[1-9][0-9]{0,8}", options.keep or "all"):
+        yield f"--keep {options.keep} is out of range: choose 1 or more, or all."
+    asked, steps = options.torch_trace, options.steps
+    if asked is not None and not traced_steps(asked, steps):
+        yield f"--torch-trace {asked} is not FIRST:LAST with steps from 1 to {steps}: correct it."
     for name in _WEIGHTS:
         if not 0 <= getattr(options, name) < math.inf:
             yield f"{_spelled(options, name)} is out of range: choose 0 or more."

@@ -42,7 +42,6 @@ PROMPT_TOKENS = 32
 def prepare(options: Options, world: World) -> Run:
     """Read the data, build the model and its optimizer, and restore their state; ``UsageError`` if
     the options cannot be satisfied, ``CheckpointError`` if the checkpoint is damaged."""
-    device = world.device
     with world.together():
         checkpoint = find_checkpoint(options, world)
         resumed_at = 1 if _refuse_existing(options, checkpoint) else None
@@ -50,7 +49,7 @@ def prepare(options: Options, world: World) -> Run:
             resumed_at = checkpoint.step + 1
         saved = {} if checkpoint is None else checkpoint.description
         settle_threads(saved.get("threads"), world.say)
-        dtype = choose_dtype(options.dtype, device)
+        dtype = choose_dtype(options.dtype, world.device)
     config, corpus = _read_data(options, checkpoint, world)
     agree(world, start_facts(corpus, checkpoint, dtype))
     with world.together():
@@ -61,6 +60,10 @@ def prepare(options: Options, world: World) -> Run:
         prompt = _choose_prompt(options, corpus)
         model = _build_model(options, config, checkpoint)
     forward = parallelize(model, options.parallel, world, options.expert_parallel)
+    optimizer = make_optimizer(
+        model, options.lr, options.optimizer, options.weight_decay, options.router_lr,
+        options.adamw_experts,
+    )  # fmt: skip
     run = Run(
         options=options,
         world=world,
@@ -71,9 +74,7 @@ def prepare(options: Options, world: World) -> Run:
         forced_collapse=forced_collapse,
         model=model,
         forward=forward,
-        optimizer=make_optimizer(
-            model, options.lr, options.optimizer, options.weight_decay, options.router_lr
-        ),
+        optimizer=optimizer,
         loss_scale=LossScale() if dtype == torch.float16 else None,
         batches=TrainingBatches(
             corpus.training,
@@ -84,7 +85,7 @@ def prepare(options: Options, world: World) -> Run:
             seed=options.seed,
             rank=world.rank,
             world_size=world.size,
-            pin=device.type == "cuda",
+            pin=world.device.type == "cuda",
         ),
         held_out=held_out_batches(
             corpus.held_out, options.batch_size, options.seq_len, EVALUATION_SEQUENCES

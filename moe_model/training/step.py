@@ -17,6 +17,7 @@ import resource
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +53,9 @@ def weights_at(step: int, options: Options) -> dict[str, float]:
 
 
 def loss_shares(
-    output: ModelOutput, names: Sequence[str], step_batches: StepBatches, num_passes: int
-) -> list[Tensor]:
+    output: ModelOutput, names: Sequence[str], step_batches: StepBatches, num_passes: int,
+    counts_LE: Tensor | None = None,
+) -> list[Tensor]:  # fmt: skip
     """The share of the next-token loss, then of each loss in ``names``; a balance loss is a vector,
     one per router. ``num_passes`` are the forward passes of the step over all ranks."""
     num_targets = step_batches.num_targets
@@ -61,17 +63,16 @@ def loss_shares(
         total / max(1, number) for total, number in zip(output.losses, num_targets, strict=False)
     ]
     shares = [first]
+    aux: Callable[..., Tensor] = partial(balance_loss, counts_LE=counts_LE)
+    losses = {"seq_aux": sequence_balance_loss, "aux": aux, "z_loss": router_z_loss}
     for name in names:
         if name == "mtp":
             shares.append(torch.stack(ahead).mean())  # DeepSeek-V3, eq. 25
         else:
             hidden_BSD = output.hidden_BSD
             valid_BS = hidden_BSD.new_ones(hidden_BSD.shape[:2], dtype=torch.bool)
-            shares.append(_BALANCE_LOSSES[name](output.routings, valid_BS) / num_passes)
+            shares.append(losses[name](output.routings, valid_BS) / num_passes)
     return shares
-
-
-_BALANCE_LOSSES = {"seq_aux": sequence_balance_loss, "aux": balance_loss, "z_loss": router_z_loss}
 
 
 def gradient_squares(model: LanguageModel, world: World, loss_scale: float = 1.0) -> Tensor:
@@ -115,16 +116,50 @@ def _copies(tensor: Tensor, world: World) -> int:
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
-    """torch's Muon and torch's AdamW as one optimizer: its groups and its state are theirs."""
+    """torch's Muon and torch's AdamW as one optimizer: its groups and its state are theirs. And
+    Muon for the matrices in ``stacks``, ``(E, M, N)``: so many share M."""
 
-    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
-        super().__init__([*muon.param_groups, *adamw.param_groups], {})
+    def __init__(
+        self, muon: torch.optim.Muon, adamw: torch.optim.AdamW, stacks: dict[Tensor, int]
+    ) -> None:
+        own = {**muon.defaults, "params": [*stacks]}
+        super().__init__([*muon.param_groups, *adamw.param_groups, own], {})
         self._parts = (muon, adamw)
+        self._stacks = stacks
         muon.state = adamw.state = self.state
 
+    @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for part in self._parts:
             part.step()  # type: ignore[no-untyped-call]  # torch
+        lr, decay, beta = (self.param_groups[-1][n] for n in ("lr", "weight_decay", "momentum"))
+        for stack, many in self._stacks.items():
+            if stack.grad is None:
+                continue
+            state = self.state[stack]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(stack)
+            parts = (stack, stack.grad, state["momentum_buffer"])
+            weight, gradient, momentum = map(local_part, parts)
+            momentum.lerp_(gradient, 1 - beta)
+            weight.mul_(1 - lr * decay)
+            updates = gradient.lerp(momentum, beta).chunk(many, dim=1)
+            for weight_EMN, update_EMN in zip(weight.chunk(many, dim=1), updates, strict=True):
+                size = 0.2 * math.sqrt(max(update_EMN.shape[1:]))
+                weight_EMN.sub_(orthogonal(update_EMN), alpha=lr * size)
+
+
+def orthogonal(x_EMN: Tensor) -> Tensor:
+    """Newton–Schulz in bf16, as in torch's Muon."""
+    if x_EMN.shape[1] > x_EMN.shape[2]:
+        return orthogonal(x_EMN.mT).mT
+    x = x_EMN.bfloat16()
+    x /= x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        square = x @ x.mT
+        square = torch.baddbmm(square, square, square, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, square, x, beta=3.4445)
+    return x
 
 
 def make_optimizer(
@@ -133,20 +168,23 @@ def make_optimizer(
     name: OptimizerName = "adamw",
     weight_decay: float = WEIGHT_DECAY,
     router_lr: float = 1.0,
+    adamw_experts: bool = False,
 ) -> torch.optim.Optimizer:
     """The optimizer for the parameters of ``model``.
 
-    ``adamw`` is one fused AdamW in two groups: with and without decay. ``muon`` moves what lies
-    between embedding and head and is a plain matrix by its orthogonalised momentum (Jordan, 2024),
-    scaled so that learning rate and decay are those of AdamW (Liu et al., 2025, section 2.2). The
-    experts (a stack of matrices each), routers, embedding, head and norms keep AdamW.
+    ``adamw`` is one fused AdamW in two groups: with and without decay. ``muon`` moves the matrices
+    between embedding and head (of an expert gate, up and down) by their orthogonalised momentum
+    (Jordan, 2024), scaled so that learning rate and decay are those of AdamW (Liu et al., 2025,
+    section 2.2). Routers, embedding, head and norms keep AdamW.
     ``router_lr`` multiplies the learning rate of the routers, which get groups of their own.
     """
     matrices = []
+    stacks: dict[Tensor, int] = {}
     if name == "muon":
-        linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-        matrices = [module.weight for n, module in linear.items() if n != "lm_head"]
-    taken = set(matrices)
+        named = model.named_modules()
+        matrices = [m.weight for n, m in named if isinstance(m, nn.Linear) and n != "lm_head"]
+        stacks = {} if adamw_experts else _expert_stacks(model)
+    taken = {*matrices, *stacks}
     others = [parameter for parameter in model.parameters() if parameter not in taken]
     # One fused kernel accepts plain tensors or DTensors, also of several meshes, but not both.
     routers = {m.weight for m in model.modules() if isinstance(m, Router) and router_lr != 1}
@@ -172,7 +210,12 @@ def make_optimizer(
     muon = torch.optim.Muon(
         matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
     )
-    return MuonAndAdamW(muon, adamw)
+    return MuonAndAdamW(muon, adamw, stacks)
+
+
+def _expert_stacks(model: nn.Module) -> dict[Tensor, int]:
+    named = {name: p for name, p in model.named_parameters() if p.dim() == 3}
+    return {p: 2 if name.endswith("gate_up_proj") else 1 for name, p in named.items()}
 
 
 def learning_rate_at(step: int, options: Options) -> float:
@@ -202,11 +245,12 @@ def mixed_precision(device: torch.device, dtype: torch.dtype) -> AbstractContext
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Every random number of a step depends on these only: no state of a generator is saved."""
-    number = random.Random(f"{seed}/{step}/{rank}").getrandbits(63)
-    random.seed(number)
-    torch.manual_seed(number)  # the CPU generator and those of all GPUs
+def seed_noise(routers: Sequence[Router], step: str, rows: range) -> None:
+    """Let the next pass have the noise of the sequences ``rows`` of a step: nothing else is random
+    in it, and no state of a generator is saved."""
+    generators = [random.Random(f"{step}/{row}") for row in rows]
+    for router in routers:
+        router.noise_seeds = [generator.getrandbits(63) for generator in generators]
 
 
 def memory_bytes(device: torch.device) -> int:

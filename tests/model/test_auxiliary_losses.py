@@ -77,6 +77,17 @@ def test_perfect_balance_reads_one_and_collapse_on_k_experts_e_over_k(loss: Loss
     torch.testing.assert_close(values_L, torch.tensor([1.0, E / K]))
 
 
+def test_given_counts_are_the_shares_of_the_classic_loss() -> None:
+    routing = routing_of(torch.randn(12, E))
+    real_BS = torch.ones(3, 4, dtype=torch.bool)
+    own_E = torch.zeros(E, dtype=torch.int64).index_add_(
+        0, routing.expert_ids_TK.flatten(), torch.ones(12 * K, dtype=torch.int64)
+    )
+    own_L, even_L = (balance_loss([routing], real_BS, counts[None]) for counts in (own_E, own_E**0))
+    torch.testing.assert_close(own_L, balance_loss([routing], real_BS))
+    torch.testing.assert_close(even_L, torch.ones(1))
+
+
 @pytest.mark.parametrize("loss", [sequence_balance_loss, balance_loss])
 def test_gradient_lowers_the_score_of_the_favoured_experts(loss: Loss) -> None:
     logits_TE = torch.zeros(E, E)

@@ -90,6 +90,16 @@ def test_only_steps_with_a_name_are_kept(save: Save, tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path / "r").step == 3
 
 
+@pytest.mark.parametrize(("keep", "kept"), [("1", [3]), ("2", [2, 3]), ("all", [1, 2, 3])])
+def test_the_newest_saved_checkpoints_are_kept(keep: str, kept: list[int], tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=keep)
+    for step, name in [(1, LATEST), (2, LATEST), (2, BEST), (3, BEST), (3, LATEST)]:
+        checkpoints.save(name, step, lambda folder: (folder / "weights").touch())
+    found = [link.resolve().name for link in sorted(tmp_path.glob("kept-*"))]
+    assert found == [f"step-{step:08d}" for step in kept]
+    assert all((link / "weights").exists() for link in tmp_path.glob("kept-*"))
+
+
 def test_a_checkpoint_of_another_run_does_not_become_previous(save: Save, tmp_path: Path) -> None:
     fork = Checkpoints(tmp_path / "fork", save(4).resolve())
     fork.save(LATEST, 6, lambda folder: (folder / "weights").touch())

@@ -8,7 +8,10 @@ from pathlib import Path
 from tests.forked import ForkServer
 from tests.training.layouts import Layout, assert_equal_steps, row, run_rows
 
-FEW = ("--steps=6", "--batch-size=2", "--eval-every=100", "--mtp", "--capacity-factor=1.0")
+FEW = (
+    "--steps=6", "--batch-size=2", "--eval-every=100", "--mtp", "--capacity-factor=1.0",
+    "--router-noise=0.1",
+)  # fmt: skip
 
 
 def test_ranks_that_share_the_experts_drop_the_pairs_that_one_process_drops(

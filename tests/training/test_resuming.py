@@ -1,5 +1,7 @@
 """A resumed run is identical to one that never stopped."""
 
+import gzip
+import json
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
@@ -29,8 +31,8 @@ EVERYTHING = (
         ("--dtype=fp32", 8, "step", 7),
         ("--dtype=bf16", 4, "step", 4),
         ("--dtype=fp16", 6, "save", 5),
-        ("--optimizer=muon", 5, "step", 5),
-        ("--lr-schedule=wsd", 8, "step", 7),
+        ("--optimizer=muon --keep=1", 5, "step", 5),
+        ("--lr-schedule=wsd --balance=aux --torch-trace=6:8", 8, "step", 7),
     ],
 )
 def test_a_resumed_run_is_the_run_that_never_stopped(
@@ -44,10 +46,10 @@ def test_a_resumed_run_is_the_run_that_never_stopped(
     read_log: ReadLog,
     tmp_path: Path,
 ) -> None:
-    whole = trained(*EVERYTHING, flag)
+    whole = trained(*EVERYTHING, *flag.split())
     assert whole.code == 0
-    train_until(step, "--run=r", *EVERYTHING, flag, saving=where == "save")
-    assert train("--run=r", "--resume=auto", *EVERYTHING, flag) == 0
+    train_until(step, "--run=r", *EVERYTHING, *flag.split(), saving=where == "save")
+    assert train("--run=r", "--resume=auto", *EVERYTHING, *flag.split()) == 0
 
     log = read_log("r")
     heads = [record for record in log if record["kind"] == "run"]
@@ -61,7 +63,13 @@ def test_a_resumed_run_is_the_run_that_never_stopped(
     for name in ("progress", "data", "loss_scale"):
         one, other = (end.description[name] for end in ends)
         assert one == other, name
-    assert not list((tmp_path / "ck" / "r").glob(".step-*")), "what the dead left is gone"
+    own = tmp_path / "ck" / "r"
+    assert not list(own.glob(".step-*")), "what the dead left is gone"
+    assert [link.name for link in own.glob("kept-*")] == ["kept-00000008"] * ("keep" in flag)
+    traces = sorted(own.glob("torch-trace-*"))
+    assert [trace.name[12:13] for trace in traces] == ["6", "7", "8"][: 3 * ("trace" in flag)]
+    for trace in traces:
+        assert "traceEvents" in json.loads(gzip.decompress(trace.read_bytes()))
 
 
 def test_kill_9_and_resume_give_the_same_log(
@@ -135,6 +143,27 @@ def test_another_balance_method_does_not_inherit_what_the_former_one_needed(
     assert head["resumed_at_step"] == 3
 
 
+@pytest.mark.parametrize(
+    ("flags", "given", "name", "value"),
+    [
+        (["--optimizer=muon", "--adamw-experts"], "--optimizer=muon", "adamw_experts", True),
+        (["--balance=aux", "--balance-scope=pass"], "--balance=aux", "balance_scope", "pass"),
+    ],
+)
+def test_a_run_from_before_an_option_goes_on_as_it_began(
+    flags: list[str], given: str, name: str, value: Any, copied: GetTrained, train: Any,
+    read_log: ReadLog,
+) -> None:  # fmt: skip
+    path = copied(*SHORT, *flags).checkpoints / "latest" / "checkpoint.json"
+    plain = json.loads(path.read_text("utf-8"))
+    del plain["options"][name], plain["sha256"]
+    path.write_text(json.dumps(plain), "utf-8")
+    assert train("--run=r", "--resume=auto", "--steps=5", given) == 0
+    log = read_log("r")
+    assert [head["config"][name] for head in log if head["kind"] == "run"] == [value] * 2
+    assert steps(log)[0]["losses"].get("aux") != pytest.approx(1.0, abs=1e-6), "of its own passes"
+
+
 def test_a_switch_can_be_turned_off_when_a_run_is_resumed(train: Train, read_log: ReadLog) -> None:
     assert train("--run=r", "--steps=1", "--activation-checkpointing") == 0
     assert train("--run=r", "--resume=auto", "--steps=2") == 0
@@ -168,6 +197,7 @@ def test_resume_auto_without_a_checkpoint_starts_a_new_run(
         (["--tokenizer=bpe"], "was trained with --tokenizer char: omit it"),
         (["--preset=small"], "was trained with --preset tiny: omit it"),
         (["--optimizer=muon"], "was trained with --optimizer adamw: omit it"),
+        (["--optimizer=muon", "--adamw-experts"], "was trained with --optimizer adamw: omit it"),
         (["--data=other.txt"], "characters 'ÄÖÜ' do not occur in the training text"),
     ],
 )
@@ -181,15 +211,18 @@ def test_what_the_weights_do_not_fit_is_a_usage_error(
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("capacity", [[], ["--capacity-factor=1.0"]])
 def test_another_text_is_read_from_its_beginning_with_a_message(
-    trained: GetTrained, train: Train, text_file: Path, tmp_path: Path, capsys: Any
+    capacity: Any, trained: GetTrained, train: Train, text_file: Path, tmp_path: Path, capsys: Any
 ) -> None:
     (tmp_path / "more.txt").write_text(text_file.read_text("utf-8") * 2, "utf-8")
-    more = (f"--resume={trained(*SHORT).checkpoints}", f"--data={tmp_path / 'more.txt'}")
+    more = (f"--resume={trained(*SHORT, *capacity).checkpoints}", f"--data={tmp_path / 'more.txt'}")
     assert train("--run=fork", *more, "--steps=5", "--batch-size=2") == 0
     narration = capsys.readouterr().err
     assert "the text is read from its beginning" in narration
     assert "a step now has 2 sequences; it had 4 before" in narration
+    smaller = "a forward pass now has 2 sequences; it had 4 before: --capacity-factor drops other"
+    assert (smaller in narration) == bool(capacity)
     drawn = read_checkpoint(tmp_path / "ck" / "fork").description["data"]["sequences"]
     assert drawn == 2
 

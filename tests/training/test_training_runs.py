@@ -115,6 +115,8 @@ def test_other_balancing_has_no_bias(balance: str, train: Train, read_log: ReadL
     for record in steps(rest):
         assert record["expert_bias"] == [[0.0] * 8] * 2
         assert set(record["losses"]) == ({"aux"} if balance == "aux" else set())
+        even = record["losses"].get("aux") == pytest.approx(1.0, abs=1e-6)
+        assert even == (balance == "aux" and record["step"] == 1), "counts of the step before"
         assert all(0.9 < value < 4 for value in record["losses"].values())
 
 
