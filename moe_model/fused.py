@@ -359,11 +359,17 @@ def _in_turn(rows: list[int], *weights_EXX: Tensor) -> Iterator[tuple[Any, ...]]
         start += count
 
 
-def causal_attention(q_BHSd: Tensor, k_BHSd: Tensor, v_BHSv: Tensor, scale: float) -> Tensor:
-    """Softmax attention of every position to itself and the past; ``(B, H, S, v)``."""
+def causal_attention(
+    q_BHSd: Tensor, k_BHSd: Tensor, v_BHSv: Tensor, scale: float, visible_BSN: Tensor | None = None
+) -> Tensor:
+    """Softmax attention of every position to itself and the past, or to what ``visible_BSN`` allows
+    of them; ``(B, H, S, v)``."""
     if _blockwise_is_faster(q_BHSd):
-        y: Tensor = _BlockwiseAttention.apply(q_BHSd, k_BHSd, v_BHSv, scale)  # type: ignore[no-untyped-call]
+        y: Tensor = _BlockwiseAttention.apply(q_BHSd, k_BHSd, v_BHSv, scale, visible_BSN)  # type: ignore[no-untyped-call]
         return y
+    if visible_BSN is not None:
+        mask = visible_BSN.unsqueeze(1)
+        return F.scaled_dot_product_attention(q_BHSd, k_BHSd, v_BHSv, mask, scale=scale)
     return plain_causal_attention(q_BHSd, k_BHSd, v_BHSv, scale)
 
 
@@ -378,7 +384,14 @@ class _BlockwiseAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q_BHSd: Tensor, k_BHSd: Tensor, v_BHSv: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        q_BHSd: Tensor,
+        k_BHSd: Tensor,
+        v_BHSv: Tensor,
+        scale: float,
+        visible_BSN: Tensor | None,
+    ) -> Tensor:
         q, k, v = (part.flatten(0, 1) for part in (q_BHSd, k_BHSd, v_BHSv))
         shares, outputs = [], []
         for start, end in _blocks(q):
@@ -386,6 +399,9 @@ class _BlockwiseAttention(torch.autograd.Function):
             # A key can come after its query in the last block of keys only.
             future = torch.ones(end - start, end - start, dtype=torch.bool, device=q.device).triu(1)
             share[:, :, start:].masked_fill_(future, float("-inf"))
+            if visible_BSN is not None:
+                hidden = ~visible_BSN[:, None, start:end, :end]
+                share.view(*q_BHSd.shape[:2], *share.shape[1:]).masked_fill_(hidden, float("-inf"))
             shares.append(share.softmax(dim=-1))
             outputs.append(torch.bmm(shares[-1], v[:, :end]))
         ctx.save_for_backward(q, k, v, *shares)
@@ -418,7 +434,7 @@ class _BlockwiseAttention(torch.autograd.Function):
         assert grad_k is not None
         assert grad_v is not None
         parts = (torch.cat(grads_q[::-1], dim=1), grad_k, grad_v)
-        return (*(part.view(*ctx.heads, *part.shape[1:]) for part in parts), None)
+        return (*(part.view(*ctx.heads, *part.shape[1:]) for part in parts), None, None)
 
 
 def _blockwise_is_faster(q_BHSd: Tensor) -> bool:

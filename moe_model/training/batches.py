@@ -1,13 +1,16 @@
 """Sequences in an order that depends on one number: how many have been drawn.
 
 The training text is a ring, cut into windows of one sequence. Each epoch cuts it at another offset
-and takes every window once, in an order that seed and epoch decide. So the n-th sequence follows
-from the text, the sequence length, the seed and n, however ranks and batches divide them.
+and takes every window once, in an order that seed and epoch decide. Several texts are mixed in
+rounds that take from each as many sequences as its weight, in an order that seed and round decide.
+So the n-th sequence follows from the texts, the sequence length, the seed and n, however ranks and
+batches divide them.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,6 +34,10 @@ class Batch(NamedTuple):
     def to(self, device: torch.device) -> Batch:
         """Copies from pinned memory are asynchronous."""
         return Batch(*(part.to(device, non_blocking=True) for part in self))
+
+    def has_starts(self, length: int) -> bool:
+        """Whether a document begins behind the first of ``length`` tokens."""
+        return bool(self.starts_BN[:, 1:length].any())
 
     def targets(self, ahead: int, length: int) -> Tensor:
         """``(B, length)``: the tokens ``ahead`` positions later, where 1 is the next token; -100
@@ -58,7 +65,8 @@ class StepBatches(NamedTuple):
 class TrainingBatches:
     """Endless batches of one rank; all fields but ``rank`` must be equal on all ranks."""
 
-    tokens: Tokens
+    tokens: Tokens | Sequence[Tokens]
+    """One text, or several that are mixed by ``weights``."""
     batch_size: int
     """Sequences in a micro-batch of one rank."""
     seq_len: int
@@ -70,49 +78,91 @@ class TrainingBatches:
     world_size: int = 1
     pin: bool = False
     """Put batches into pinned memory."""
+    weights: Sequence[int] = (1,)
     drawn: int = 0
     """Sequences drawn so far by all ranks together, the whole state between two batches."""
 
     def __post_init__(self) -> None:
-        self._windows = len(self.tokens) // self.seq_len
-        self._hidden = [HiddenTargets(self.tokens, places) for places in range(1, self.ahead + 2)]
-        self._order: tuple[int | None, Tensor] = (None, torch.empty(0))
+        texts = [self.tokens] if isinstance(self.tokens, Tokens) else self.tokens
+        self._texts = [Windows(text, self.seq_len, self.seed, self.ahead) for text in texts]
 
     def draw(self) -> StepBatches:
         """This rank's batches of the next step; ``drawn`` advances by the whole step."""
         B = self.batch_size
-        in_a_round = B * self.world_size
-        first_N = self._firsts(self.drawn, self.grad_accum * in_a_round)
-        self.drawn += len(first_N)
-        length = self.seq_len + 1 + self.ahead
+        of_all = B * self.world_size
+        number_N = torch.arange(self.drawn, self.drawn + self.grad_accum * of_all)
+        self.drawn += len(number_N)
+        text_N, number_N = self._mixed(number_N)
+        first_N = torch.empty_like(number_N)
+        num_targets = [len(first_N) * self.seq_len] * (self.ahead + 1)
+        for place, text in enumerate(self._texts):
+            first_N[text_N == place] = own_N = text.firsts(number_N[text_N == place])
+            num_targets = [
+                n - h.count(own_N, self.seq_len)
+                for n, h in zip(num_targets, text.hidden, strict=True)
+            ]
         micro_batches = [
-            _rows(self.tokens, first_N[at : at + B], length, self.pin)
-            for at in range(self.rank * B, len(first_N), in_a_round)
+            self._batch(text_N[at : at + B], first_N[at : at + B])
+            for at in range(self.rank * B, len(first_N), of_all)
         ]
-        hidden = (part.count(first_N, self.seq_len) for part in self._hidden)
-        all_targets = len(first_N) * self.seq_len
-        return StepBatches(micro_batches, tuple(all_targets - some for some in hidden))
+        return StepBatches(micro_batches, tuple(num_targets))
 
-    def _firsts(self, sequence: int, many: int) -> Tensor:
-        """The first tokens of ``many`` sequences from the ``sequence``-th on, int64."""
-        parts = []
-        while many > 0:
-            epoch, place = divmod(sequence, self._windows)
-            part = self._firsts_of(epoch)[place : place + many]
-            parts.append(part)
-            sequence, many = sequence + len(part), many - len(part)
-        return torch.cat(parts)
+    def _mixed(self, number_N: Tensor) -> tuple[Tensor, Tensor]:
+        """The text of each sequence, and its number among those of this text."""
+        if len(self.weights) == 1:
+            return torch.zeros_like(number_N), number_N
+        ends_T = torch.tensor(self.weights).cumsum(0)
+        size = int(ends_T[-1])
+        rounds = range(int(number_N[0]) // size, int(number_N[-1]) // size + 1)
+        orders = [
+            torch.randperm(size, generator=_seeded(f"{self.seed} round {at}")) for at in rounds
+        ]
+        place_N = torch.cat(orders)[number_N - rounds[0] * size]
+        text_N = torch.searchsorted(ends_T, place_N, right=True)
+        weight_N = torch.tensor(self.weights)[text_N]
+        return text_N, number_N // size * weight_N + place_N - (ends_T[text_N] - weight_N)
 
-    def _firsts_of(self, epoch: int) -> Tensor:
-        """The first tokens of every sequence of ``epoch``, ``(windows,)``."""
-        if self._order[0] != epoch:
-            # Hashed: neighbouring seeds and epochs share nothing.
-            mixed = hashlib.sha256(f"{self.seed} {epoch}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(mixed[:4], "little"))
-            offset = torch.randint(self.seq_len, (), generator=generator)
-            window_N = torch.randperm(self._windows, generator=generator)
-            self._order = (epoch, (offset + window_N * self.seq_len) % len(self.tokens))
-        return self._order[1]
+    def _batch(self, text_B: Tensor, first_B: Tensor) -> Batch:
+        shape = (len(first_B), self.seq_len + 1 + self.ahead)
+        batch = Batch(torch.empty(shape, dtype=torch.int64), torch.empty(shape, dtype=torch.bool))
+        for place, text in enumerate(self._texts):
+            rows = _rows(text.tokens, first_B[text_B == place], shape[1])
+            for whole, part in zip(batch, rows, strict=True):
+                whole[text_B == place] = part
+        return Batch(*(part.pin_memory() for part in batch)) if self.pin else batch
+
+
+class Windows:
+    """The sequences of one text."""
+
+    def __init__(self, tokens: Tokens, seq_len: int, seed: int, ahead: int) -> None:
+        self.tokens = tokens
+        self.hidden = [HiddenTargets(tokens, places) for places in range(1, ahead + 2)]
+        self._seq_len = seq_len
+        self._seed = seed
+        self._order: tuple[int | None, int, Tensor] = (None, 0, torch.empty(0))
+
+    def firsts(self, number_N: Tensor) -> Tensor:
+        """The first tokens of these sequences, int64."""
+        windows = len(self.tokens) // self._seq_len
+        first_N = torch.empty_like(number_N)
+        for epoch in (number_N // windows).unique().tolist():
+            if self._order[0] != epoch:
+                # Hashed: neighbouring seeds and epochs share nothing.
+                generator = _seeded(f"{self._seed} {epoch}")
+                offset = int(torch.randint(self._seq_len, (), generator=generator))
+                order = torch.randperm(windows, generator=generator, dtype=torch.int32)
+                self._order = (epoch, offset, order)
+            _, offset, order = self._order
+            own_N = number_N // windows == epoch
+            window_N = order[number_N[own_N] % windows].long()
+            first_N[own_N] = (offset + window_N * self._seq_len) % len(self.tokens)
+        return first_N
+
+
+def _seeded(text: str) -> torch.Generator:
+    mixed = hashlib.sha256(text.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(mixed[:4], "little"))
 
 
 class HiddenTargets:
@@ -149,7 +199,7 @@ def held_out_batches(tokens: Tokens, batch_size: int, seq_len: int, most: int) -
     return [_rows(tokens, first_B, seq_len + 1) for first_B in torch.split(first_N, batch_size)]
 
 
-def _rows(tokens: Tokens, first_B: Tensor, length: int, pin: bool = False) -> Batch:
+def _rows(tokens: Tokens, first_B: Tensor, length: int) -> Batch:
     """Windows of ``length`` tokens; one that reaches the end wraps around."""
     place_BN = (first_B[:, None] + torch.arange(length)) % len(tokens)
     document_BN = torch.searchsorted(tokens.starts, place_BN, right=True) - 1
@@ -160,5 +210,4 @@ def _rows(tokens: Tokens, first_B: Tensor, length: int, pin: bool = False) -> Ba
         part_N = tokens.ids[first : first + length]
         row_N[: len(part_N)] = part_N
         row_N[len(part_N) :] = tokens.ids[: length - len(part_N)]
-    batch = Batch(tokens_BN, starts_BN)
-    return Batch(*(part.pin_memory() for part in batch)) if pin else batch
+    return Batch(tokens_BN, starts_BN)

@@ -1,8 +1,12 @@
 """The text of a run: documents, tokenizer, token ids, training part and held-out part.
 
-``tinyshakespeare`` is downloaded once and checked against its SHA-256; a file is one document, a
-folder one document per file. Of a published tokenizer only ``tokenizer.json`` and the settings
-beside it are read, no code runs, and the network is used only for a tokenizer that you name.
+``tinyshakespeare`` is downloaded once and checked against its SHA-256; a file is one document, and
+so is a record of JSON lines or Parquet. Of a published tokenizer only ``tokenizer.json`` and the
+settings beside it are read, no code runs, and the network is used only for a tokenizer that you
+name.
+
+The tokens of a long text are a file that all processes map. Its digest and the tokenizer learned
+from it are kept too: a text whose files have the same sizes and times is not read again.
 
 The last tenth is held out in one piece: a model that was trained on the sentences around a held-out
 sentence is not really tested on it.
@@ -15,11 +19,15 @@ import importlib.metadata
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
 
 import torch
 from platformdirs import user_cache_path
@@ -40,18 +48,19 @@ from moe_model import (
     python_docs,
     read_text,
     say,
+    shown,
     write_tensors,
 )
-from moe_model.huggingface import now_and_then, read_tokenizer
+from moe_model.huggingface import read_tokenizer
 
 HELD_OUT = 10
 """One token in this many."""
 CACHED_FROM = 1_000_000
-"""From this many characters on, token ids are kept for the next start. Measured on 100 MB: byte
-pairs take 110 s of a core, reading the ids 0.3 s; characters only 3 s, which are not kept."""
+"""From this many bytes on, token ids are kept for the next start. Measured on 100 MB: byte pairs
+take 110 s of a core, reading the ids 0.3 s."""
 FORMAT_VERSION = 2
 """Part of the key; increase it when the format changes, or how documents become ids."""
-_PIECE = 1 << 22
+_PIECE = 1 << 20
 
 PYTHON_DOCS = "python-docs"
 TINY_SHAKESPEARE = "tinyshakespeare"
@@ -62,7 +71,7 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 SHAKESPEARE_FILE = "tinyshakespeare.txt"
 
 LONG_TEXT = 20_000_000
-"""From this many characters on, a line announces that processing takes a while."""
+"""From this many bytes on, a line announces that processing takes a while."""
 
 CHAR = "char"
 BPE = "bpe"
@@ -70,6 +79,10 @@ BPE_VOCABULARY = 8192
 END = "<|endoftext|>"
 HUB_FILES = (TOKENIZER, SETTINGS, SPECIAL_TOKENS)
 
+MOST_WEIGHT = 10_000
+"""Of all sources together."""
+
+_WEIGHTED = re.compile(r"(.+):(\d{1,9})", re.DOTALL)
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _MOST_IDS = 2**31
 
@@ -89,8 +102,11 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Training text and held-out text of a run."""
+    """Training text and held-out text of one source."""
 
+    name: str
+    weight: int
+    """Its part of the sequences, compared with the other sources."""
     tokenizer: Tokenizer
     training: Tokens
     held_out: Tokens
@@ -98,15 +114,11 @@ class Corpus:
     """SHA-256 of the documents, in hexadecimal: the same text, split into the same documents."""
 
     @classmethod
-    def build(
-        cls, documents: Sequence[Document], tokenizer: Tokenizer, seq_len: int, ahead: int
-    ) -> Corpus:
+    def build(cls, documents: Documents, tokenizer: Tokenizer, seq_len: int, ahead: int) -> Corpus:
         """``UsageError`` if there is too little text, or the tokenizer cannot encode it."""
-        digest = documents_digest(documents)
         encode = partial(encode_documents, documents, tokenizer)
-        long = count_characters(documents) >= CACHED_FROM
-        if long and not isinstance(tokenizer, CharTokenizer):
-            key = cache_key(digest, tokenizer)
+        if documents.is_long:
+            key = cache_key(documents.digest, tokenizer)
             ids, starts = cached_tokens(user_cache() / "tokens", key, encode)
         else:
             ids, starts = encode()
@@ -114,21 +126,25 @@ class Corpus:
         needed = seq_len + 1 + ahead
         if len(ids) - boundary < needed:
             raise UsageError(
-                f"--data has only {len(ids)} tokens, of which a tenth is held out, for --seq-len "
-                f"{seq_len}: use at least {needed * HELD_OUT} tokens, or a shorter --seq-len."
+                f"--data {documents.name} has only {len(ids)} tokens, of which a tenth is held "
+                f"out, for --seq-len {seq_len}: use at least {needed * HELD_OUT} tokens, or a "
+                "shorter --seq-len."
             )
+        before = int(torch.searchsorted(starts, boundary))
         # What is held out may begin with the rest of a document.
-        later = starts[starts > boundary] - boundary
-        starts_there = torch.cat((torch.zeros(1, dtype=torch.int64), later))
+        later = starts[before:] - boundary
+        starts_there = torch.cat((torch.zeros(1, dtype=torch.int64), later[later > 0]))
         return cls(
+            documents.name,
+            documents.weight,
             tokenizer,
-            training=Tokens(ids[:boundary], starts[starts < boundary]),
+            training=Tokens(ids[:boundary], starts[:before]),
             held_out=Tokens(ids[boundary:], starts_there),
-            digest=digest,
+            digest=documents.digest,
         )
 
 
-def documents_digest(documents: Sequence[Document]) -> str:
+def documents_digest(documents: Iterable[Document]) -> str:
     """SHA-256, in hexadecimal, of the texts and where each ends; names do not matter."""
     digest = hashlib.sha256()
     for document in documents:
@@ -138,42 +154,43 @@ def documents_digest(documents: Sequence[Document]) -> str:
     return digest.hexdigest()
 
 
-def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
+def encode_documents(documents: Documents, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
     """All documents that have tokens: ids ``(tokens,)`` and starts ``(documents,)``.
 
     The end token, if there is one, ends each. Raises ``UsageError`` if the tokenizer cannot encode
     a document, or returns ids beyond its vocabulary.
     """
-    characters = count_characters(documents)
-    if characters > LONG_TEXT:
-        say(f"encoding {characters / 1e6:,.0f} million characters ...")
+    if documents.size > LONG_TEXT:
+        say(f"encoding {documents.size / 1e6:,.0f} MB ...")
     vocabulary = len(tokenizer)
     end = tokenizer.end
     dtype = torch.uint16 if vocabulary <= 1 << 16 else torch.int32
-    pieces = [torch.empty(0, dtype=dtype)]
     starts = []
     total = 0
-    for document in now_and_then(documents, "encoded", "documents"):
-        begins = total
-        last = end
-        for ids in _encoded(document, tokenizer):
-            if not len(ids):
-                continue
-            # A narrow integer would wrap an id that is too large into another token.
-            if int(ids.max()) >= vocabulary:
-                raise UsageError(
-                    f"--tokenizer returns id {int(ids.max())}, but has {vocabulary} tokens: its "
-                    "files do not match; use another tokenizer."
-                )
-            pieces.append(ids.to(dtype))
-            total += len(ids)
-            last = int(ids[-1])
-        if total > begins:
-            starts.append(begins)
-        if end is not None and last != end:
-            pieces.append(torch.tensor([end]).to(dtype))
-            total += 1
-    return torch.cat(pieces), torch.tensor(starts, dtype=torch.int64)
+    with NamedTemporaryFile() as spool:  # a short text stays in memory anyway, a long one may not
+        for document in documents:
+            begins = total
+            last = end
+            for ids in _encoded(document, tokenizer):
+                if not len(ids):
+                    continue
+                # A narrow integer would wrap an id that is too large into another token.
+                if int(ids.max()) >= vocabulary:
+                    raise UsageError(
+                        f"--tokenizer returns id {int(ids.max())}, but has {vocabulary} tokens: "
+                        "its files do not match; use another tokenizer."
+                    )
+                spool.write(ids.to(dtype).numpy().data)
+                total += len(ids)
+                last = int(ids[-1])
+            if total > begins:
+                starts.append(begins)
+            if end is not None and last != end:
+                spool.write(torch.tensor([end]).to(dtype).numpy().data)
+                total += 1
+        spool.flush()
+        ids = torch.from_file(spool.name, size=total, dtype=dtype)
+    return ids, torch.tensor(starts, dtype=torch.int64)
 
 
 def _encoded(document: Document, tokenizer: Tokenizer) -> Iterator[Tensor]:
@@ -193,7 +210,11 @@ def cache_key(digest: str, tokenizer: Tokenizer) -> str:
     known["files"] = files
     if isinstance(tokenizer, PretrainedTokenizer):
         known["library"] = importlib.metadata.version("tokenizers")
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+    return _sha256(known)
+
+
+def _sha256(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def cached_tokens(
@@ -210,19 +231,37 @@ def cached_tokens(
     except (SafetensorError, OSError, KeyError) as error:
         say(f"{path} is damaged ({error}): encoding again.")
     ids, starts = encode()
-    aside = folder / f".{key}-{os.getpid()}.partial"  # runs that start together all write
+    if _store(path, lambda aside: write_tensors(aside, {"ids": ids, "starts": starts})):
+        found = load_file(path)  # its pages are shared, those of the spool are not
+        return found["ids"], found["starts"]
+    return ids, starts
+
+
+def kept(kind: str, facts: Any, make: Callable[[], Any]) -> Any:
+    """``make()``, as JSON in the user's cache for the next time with the same ``facts``."""
+    path = user_cache() / kind / f"{_sha256(facts)}.json"
+    with suppress(OSError, ValueError):
+        return json.loads(path.read_text("utf-8"))
+    made = make()
+    _store(path, lambda aside: aside.write_text(json.dumps(made), "utf-8"))
+    return made
+
+
+def _store(path: Path, write: Callable[[Path], object]) -> bool:
+    aside = path.with_name(f".{path.stem}-{os.getpid()}.partial")  # runs may start together
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(aside, {"ids": ids, "starts": starts})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(aside)
         force_to_disk(aside)
         aside.replace(path)
+        return True
     except OSError as error:
         reason = error.strerror or error
-        say(f"{folder} cannot store token ids ({reason}): keeping them in memory for this run.")
+        say(f"{path.parent} cannot be written ({reason}): every process keeps its own copy.")
+        return False
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
-    return ids, starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,12 +269,42 @@ class Document:
     """A text that is independent of the documents before it."""
 
     name: str
-    """In errors: what ``--data`` names, or a path inside that folder."""
+    """In errors: what ``--data`` names, or a path inside that folder, and which record."""
     text: str
 
 
-def count_characters(documents: Iterable[Document]) -> int:
-    return sum(len(document.text) for document in documents)
+@dataclass(frozen=True)
+class Documents:
+    """One source. Every iteration reads it again, one document at a time; ``UsageError`` if it
+    cannot be read, is not text, or is empty."""
+
+    name: str
+    """What ``--data`` names."""
+    read: Callable[[], Iterable[Document]]
+    size: int = 0
+    """Bytes in its files."""
+    facts: Sequence[Any] = ()
+    """What changes when its files do."""
+    weight: int = 1
+
+    def __iter__(self) -> Iterator[Document]:
+        document = None
+        for document in filter(lambda one: one.text, self.read()):
+            yield document
+        if document is None:
+            raise UsageError(
+                f"--data {self.name} contains no text: name a file or folder that does."
+            )
+
+    @property
+    def is_long(self) -> bool:
+        return self.size >= CACHED_FROM
+
+    @cached_property
+    def digest(self) -> str:
+        if not self.is_long:
+            return documents_digest(self)
+        return str(kept("digests", self.facts, lambda: documents_digest(self)))
 
 
 def user_cache() -> Path:
@@ -243,32 +312,88 @@ def user_cache() -> Path:
     return user_cache_path("moe-microscope")
 
 
-def load_documents(data: str, cache: Path | None = None) -> list[Document]:
-    """At least one, none of them empty; ``UsageError`` if ``data`` does not exist, cannot be read
-    or downloaded, is not text, or is empty."""
+def load_sources(given: Sequence[str], text_field: str) -> list[Documents]:
+    """The sources that ``--data`` names, ``NAME`` or ``NAME:WEIGHT``."""
+    sources = []
+    for one in given:
+        match = None if os.path.exists(one) else _WEIGHTED.fullmatch(one)
+        data, weight = (match[1], int(match[2])) if match else (one, 1)
+        sources.append(load_documents(data, None, text_field, weight))
+    weights = [source.weight for source in sources]
+    if not all(weights) or sum(weights) > MOST_WEIGHT:
+        raise UsageError(
+            f"--data {' '.join(given)}: choose weights from 1 on, {MOST_WEIGHT} together at most."
+        )
+    return sources
+
+
+def load_documents(
+    data: str, cache: Path | None = None, text_field: str = "text", weight: int = 1
+) -> Documents:
+    """``UsageError`` if ``data`` does not exist, or cannot be downloaded or listed."""
     if data == PYTHON_DOCS:
-        return [Document(data, python_docs("--data"))]
-    if data == TINY_SHAKESPEARE:
-        return [Document(data, _tiny_shakespeare(cache or user_cache()))]
-    if not os.path.exists(data):  # or no access, a loop of links, too long, a NUL
+        return Documents(data, lambda: [Document(data, python_docs("--data"))], weight=weight)
+    path = _tiny_shakespeare(cache or user_cache()) if data == TINY_SHAKESPEARE else Path(data)
+    if not os.path.exists(path):  # or no access, a loop of links, too long, a NUL
         raise UsageError(
             f"--data {data!r} does not exist: name a file, a folder, {PYTHON_DOCS} or "
             f"{TINY_SHAKESPEARE}."
         )
-    path = Path(data)
-    documents = _read_folder(path) if path.is_dir() else [Document(data, read_text(path, "--data"))]
-    documents = [document for document in documents if document.text]
-    if not documents:
-        raise UsageError(f"--data {data} contains no text: name a file or folder that does.")
-    return documents
+    inside = _files_below(path) if path.is_dir() else {"": path.stat()}
+    instead = "move it out of the folder" if path.is_dir() else "name another file"
+    readers = [
+        partial(_read_file, name or data, path / name, instead, text_field) for name in inside
+    ]
+    stamps = [[name, found.st_size, found.st_mtime_ns] for name, found in inside.items()]
+    return Documents(
+        data,
+        lambda: chain.from_iterable(read() for read in readers),
+        sum(found.st_size for found in inside.values()),
+        [os.path.abspath(path), text_field, stamps],
+        weight,
+    )
 
 
-def _read_folder(root: Path) -> list[Document]:
+def _read_file(name: str, path: Path, instead: str, field: str) -> Iterator[Document]:
+    if path.suffix not in (".jsonl", ".parquet"):
+        yield Document(name, read_text(path, "--data", instead))
+        return
+    number = 0
+    try:
+        for record in _parquet(path, field) if path.suffix == ".parquet" else _json_lines(path):
+            number += 1
+            text = record.get(field) if isinstance(record, dict) else None
+            if not isinstance(text, str):
+                raise ValueError(f"no text in {field!r} of {shown(record)}")
+            text.encode()  # JSON can spell half a character
+            yield Document(f"{name}:{number}", text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"--data {path}, after {number} records: {error}: correct it, or --text-field."
+        ) from error
+
+
+def _json_lines(path: Path) -> Iterator[Any]:
+    with path.open(encoding="utf-8") as file:
+        yield from map(json.loads, filter(str.strip, file))
+
+
+def _parquet(path: Path, field: str) -> Iterator[Any]:
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise ValueError("Parquet needs pip install 'moe-microscope[parquet]'") from error
+    with ParquetFile(path) as file:
+        for batch in file.iter_batches(1024, columns=[field]):
+            yield from batch.to_pylist()
+
+
+def _files_below(root: Path) -> dict[str, os.stat_result]:
     """Every file that is not hidden; a folder reached through several links is read once."""
-    names = []
+    files = {}
     seen = set()
     try:
-        for folder, folders, files in os.walk(root, onerror=_raise, followlinks=True):
+        for folder, folders, names in os.walk(root, onerror=_raise, followlinks=True):
             here = os.stat(folder)
             if (here.st_dev, here.st_ino) in seen:
                 folders.clear()
@@ -276,27 +401,26 @@ def _read_folder(root: Path) -> list[Document]:
             seen.add((here.st_dev, here.st_ino))
             # In a fixed order, which decides under which of its names a folder is read.
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            paths = [Path(folder, name) for name in files if not name.startswith(".")]
-            # A dangling link is treated as a missing file: reading it reports the error.
-            found = [path for path in paths if path.is_file() or not path.exists()]
-            names += [path.relative_to(root).as_posix() for path in found]
+            for name in names:
+                path = Path(folder, name)
+                if not name.startswith(".") and stat.S_ISREG((found := path.stat()).st_mode):
+                    files[path.relative_to(root).as_posix()] = found
     except OSError as error:
         raise UsageError(
             f"--data {error.filename} cannot be read ({error.strerror}): move it out of the folder."
         ) from error
-    instead = "move it out of the folder"
-    return [Document(name, read_text(root / name, "--data", instead)) for name in sorted(names)]
+    return dict(sorted(files.items()))
 
 
 def _raise(error: OSError) -> None:
     raise error
 
 
-def _tiny_shakespeare(cache: Path) -> str:
+def _tiny_shakespeare(cache: Path) -> Path:
     import pooch
 
     try:
-        path = pooch.retrieve(
+        path: str = pooch.retrieve(
             SHAKESPEARE_URL,
             known_hash=f"sha256:{SHAKESPEARE_SHA256}",
             fname=SHAKESPEARE_FILE,
@@ -310,16 +434,36 @@ def _tiny_shakespeare(cache: Path) -> str:
             f"--data {TINY_SHAKESPEARE} cannot be downloaded ({reason}): download "
             f"{SHAKESPEARE_URL} on another machine and pass the file to --data, or omit --data."
         ) from error
-    return read_text(Path(path), "--data")
+    return Path(path)
+
+
+def learned_tokenizer(name: str, sources: Sequence[Documents], vocabulary: int | None) -> Tokenizer:
+    """:func:`make_tokenizer`; what it learns from a long text is kept."""
+    make = partial(make_tokenizer, name, chain.from_iterable(sources), vocabulary)
+    if name not in (CHAR, BPE) or not any(source.is_long for source in sources):
+        return make()
+
+    def plain() -> dict[str, Any]:
+        made = make()
+        return {n: text.decode() for n, text in made.files.items()} or made.to_dict()
+
+    library = importlib.metadata.version("tokenizers")
+    digests = [source.digest for source in sources]
+    found = kept("tokenizers", [FORMAT_VERSION, library, name, vocabulary, digests], plain)
+    if name == CHAR:
+        return CharTokenizer.from_dict(found)
+    return PretrainedTokenizer({n: text.encode() for n, text in found.items()})
 
 
 def make_tokenizer(
-    name: str, documents: Sequence[Document], vocabulary: int | None = None
+    name: str, documents: Iterable[Document], vocabulary: int | None = None
 ) -> Tokenizer:
     """The tokenizer that ``--tokenizer`` names, or ``UsageError``; a folder wins over a name on the
     hub. ``vocabulary`` is the most tokens that ``bpe`` learns."""
     if name == CHAR:
-        known: set[str] = set().union(*(document.text for document in documents))
+        known: set[str] = set()
+        for document in documents:
+            known.update(document.text)
         return CharTokenizer("".join(sorted(known)))
     if name == BPE:
         return train_byte_pairs(documents, BPE_VOCABULARY if vocabulary is None else vocabulary)
@@ -333,14 +477,11 @@ def make_tokenizer(
     )
 
 
-def train_byte_pairs(documents: Sequence[Document], vocabulary: int) -> PretrainedTokenizer:
+def train_byte_pairs(documents: Iterable[Document], vocabulary: int) -> PretrainedTokenizer:
     """Byte-level byte-pair encoding as in GPT-2; the same documents give the same files. A short
     text may give fewer tokens, at least 256 bytes and the end token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    characters = count_characters(documents)
-    if characters > LONG_TEXT:
-        say(f"learning byte pairs from {characters / 1e6:,.0f} million characters ...")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -20,6 +20,7 @@ from moe_model import (
     Checkpoint,
     LanguageModel,
     ModelOutput,
+    Tokenizer,
     count,
     number,
     shown,
@@ -130,7 +131,8 @@ class Run:
     """The processes that train together, often one."""
     dtype: torch.dtype
     """Number format of matrix products; weights are fp32."""
-    corpus: Corpus
+    corpora: tuple[Corpus, ...]
+    """One for each source."""
     prompt: str
     """Prompt of the sample at the end."""
     stop_ids: tuple[int, ...]
@@ -144,7 +146,8 @@ class Run:
     loss_scale: LossScale | None
     """In fp16."""
     batches: TrainingBatches
-    held_out: Sequence[Batch]
+    held_out: tuple[tuple[str, Sequence[Batch]], ...]
+    """Sources and their held-out sequences."""
     progress: Progress
     resumed_at_step: int | None
     """First step after a resume or fork; ``None`` for a new run."""
@@ -152,6 +155,10 @@ class Run:
     """The checkpoint that was read."""
     is_newest: bool
     """Whether that checkpoint is the newest of this run: false for a fork or an earlier step."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.corpora[0].tokenizer
 
     @property
     def folder(self) -> Path:
@@ -179,7 +186,10 @@ class Run:
     @property
     def data_order(self) -> list[str | int]:
         """The facts that determine, with the tokenizer, which sequence is the n-th."""
-        return [self.corpus.digest, self.options.seq_len, self.options.seed]
+        order = [self.corpora[0].digest, self.options.seq_len, self.options.seed]
+        if len(self.corpora) > 1:
+            order += [fact for corpus in self.corpora for fact in (corpus.digest, corpus.weight)]
+        return order
 
 
 _BALANCE = (

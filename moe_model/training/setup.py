@@ -16,7 +16,7 @@ import torch
 
 from moe_model import PRESETS, Checkpoint, LanguageModel, ModelConfig, UsageError, stop_ids_of
 from moe_model.threads import settle_threads
-from moe_model.training.batches import TrainingBatches, held_out_batches
+from moe_model.training.batches import Batch, TrainingBatches, held_out_batches
 from moe_model.training.checkpoint import (
     AUTO,
     find_checkpoint,
@@ -26,7 +26,7 @@ from moe_model.training.checkpoint import (
     refuse_other_model,
     restore,
 )
-from moe_model.training.corpus import Corpus, cache_key, load_documents, make_tokenizer
+from moe_model.training.corpus import Corpus, cache_key, learned_tokenizer, load_sources
 from moe_model.training.loss_scale import LossScale
 from moe_model.training.machine import LOCK, choose_dtype, refuse_too_large
 from moe_model.training.options import Options
@@ -51,23 +51,24 @@ def prepare(options: Options, world: World) -> Run:
         saved = {} if checkpoint is None else checkpoint.description
         settle_threads(saved.get("threads"), world.say)
         dtype = choose_dtype(options.dtype, device)
-    config, corpus = _read_data(options, checkpoint, world)
-    agree(world, start_facts(corpus, checkpoint, dtype))
+    config, corpora = _read_data(options, checkpoint, world)
+    tokenizer = corpora[0].tokenizer
+    agree(world, start_facts(corpora, checkpoint, dtype))
     with world.together():
         forced_collapse = None
         if options.force_collapse is not None:
             depths = config.router_depths if options.mtp_weight else config.moe_layers
             forced_collapse = parse_forced_collapse(options.force_collapse, depths, options.steps)
-        prompt = _choose_prompt(options, corpus)
+        prompt = _choose_prompt(options, corpora[0])
         model = _build_model(options, config, checkpoint)
     forward = parallelize(model, options.parallel, world, options.expert_parallel)
     run = Run(
         options=options,
         world=world,
         dtype=dtype,
-        corpus=corpus,
+        corpora=corpora,
         prompt=prompt,
-        stop_ids=stop_ids_of(corpus.tokenizer, () if checkpoint is None else checkpoint.stop_ids),
+        stop_ids=stop_ids_of(tokenizer, () if checkpoint is None else checkpoint.stop_ids),
         forced_collapse=forced_collapse,
         model=model,
         forward=forward,
@@ -76,7 +77,8 @@ def prepare(options: Options, world: World) -> Run:
         ),
         loss_scale=LossScale() if dtype == torch.float16 else None,
         batches=TrainingBatches(
-            corpus.training,
+            [corpus.training for corpus in corpora],
+            weights=[corpus.weight for corpus in corpora],
             batch_size=options.batch_size,
             grad_accum=options.grad_accum,
             seq_len=options.seq_len,
@@ -86,9 +88,7 @@ def prepare(options: Options, world: World) -> Run:
             world_size=world.size,
             pin=device.type == "cuda",
         ),
-        held_out=held_out_batches(
-            corpus.held_out, options.batch_size, options.seq_len, EVALUATION_SEQUENCES
-        ),
+        held_out=_held_out(options, corpora),
         progress=Progress(collapse_index=[None] * len(model.routers)),
         start=checkpoint,
         resumed_at_step=resumed_at,
@@ -121,18 +121,37 @@ def _build_model(
     return model
 
 
+def _held_out(
+    options: Options, corpora: Sequence[Corpus]
+) -> tuple[tuple[str, Sequence[Batch]], ...]:
+    """In a mixture each source has its share of the sequences."""
+    whole = sum(corpus.weight for corpus in corpora)
+    return tuple(
+        (
+            corpus.name,
+            held_out_batches(
+                corpus.held_out,
+                options.batch_size,
+                options.seq_len,
+                max(1, EVALUATION_SEQUENCES * corpus.weight // whole),
+            ),
+        )
+        for corpus in corpora
+    )
+
+
 def _read_data(
     options: Options, checkpoint: Checkpoint | None, world: World
-) -> tuple[ModelConfig, Corpus]:
-    with world.main_first():  # rank 0 downloads and encodes, the others use the cache
-        documents = load_documents(options.data)
+) -> tuple[ModelConfig, tuple[Corpus, ...]]:
+    with world.main_first():  # it downloads and encodes, the others use the cache
+        sources = load_sources(options.data, options.text_field)
         if checkpoint is not None:
             refuse_contradictions(options, checkpoint)
             tokenizer = checkpoint.tokenizer
         else:
             fields = PRESETS[options.preset]
             vocabulary = options.model.vocab_size or fields.get("vocab_size")
-            tokenizer = make_tokenizer(options.tokenizer, documents, vocabulary)
+            tokenizer = learned_tokenizer(options.tokenizer, sources, vocabulary)
         earlier = None if checkpoint is None else checkpoint.config
         config = options.model_config(len(tokenizer), earlier)
         if checkpoint is not None:
@@ -141,7 +160,9 @@ def _read_data(
         parts = world.size if options.parallel == "fsdp" else 1
         refuse_too_large(config, world.device, parts, options.expert_parallel)
         ahead = config.num_nextn_predict_layers
-        return config, Corpus.build(documents, tokenizer, options.seq_len, ahead)
+        return config, tuple(
+            Corpus.build(source, tokenizer, options.seq_len, ahead) for source in sources
+        )
 
 
 def _refuse_existing(options: Options, checkpoint: Checkpoint | None) -> bool:
@@ -181,10 +202,10 @@ def _choose_prompt(options: Options, corpus: Corpus) -> str:
 
 
 def start_facts(
-    corpus: Corpus, checkpoint: Checkpoint | None, dtype: torch.dtype
+    corpora: Sequence[Corpus], checkpoint: Checkpoint | None, dtype: torch.dtype
 ) -> dict[str, str]:
     """What a run starts from: the same options may find different files on different machines."""
-    tokenizer = corpus.tokenizer
+    tokenizer = corpora[0].tokenizer
     found = "none"
     if checkpoint is not None:  # its description lists the SHA-256 of all its files
         plain = json.dumps(checkpoint.description, sort_keys=True).encode()
@@ -193,7 +214,7 @@ def start_facts(
         "the version of torch": torch.__version__,
         "the number format (--dtype)": str(dtype).removeprefix("torch."),
         "the checkpoint (--resume)": found,
-        "the text (--data)": f"sha256 {corpus.digest[:16]}",
+        "the text (--data)": f"sha256 {' '.join(corpus.digest[:16] for corpus in corpora)}",
         "the tokenizer (--tokenizer)": (
             f"{len(tokenizer)} tokens, sha256 {cache_key('', tokenizer)[:16]}"
         ),

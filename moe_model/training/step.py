@@ -225,6 +225,7 @@ def evaluate(
     *,
     forward: Callable[..., ModelOutput] | None = None,
     world: World = ALONE,
+    document_mask: bool = False,
 ) -> float:
     """Mean next-token cross-entropy in nats over all targets; the model keeps its mode.
 
@@ -237,11 +238,17 @@ def evaluate(
     sums = torch.zeros(2, dtype=torch.float64, device=world.device)
     for first in range(0, len(batches), world.size):
         place = first + world.rank
-        batch = batches[min(place, len(batches) - 1)].to(world.device)
-        length = batch.tokens_BN.shape[1] - 1
+        on_host = batches[min(place, len(batches) - 1)]
+        length = on_host.tokens_BN.shape[1] - 1
+        masked = document_mask and on_host.has_starts(length)
+        batch = on_host.to(world.device)
         with mixed_precision(world.device, dtype):
             targets_BS = batch.targets(1, length)
-            output = forward(batch.tokens_BN[:, :length], targets=[targets_BS])
+            output = forward(
+                batch.tokens_BN[:, :length],
+                targets=[targets_BS],
+                starts_BS=batch.starts_BN[:, :length] if masked else None,
+            )
         if place < len(batches):
             sums[0] += output.losses[0]
             sums[1] += (targets_BS >= 0).sum()
