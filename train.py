@@ -153,18 +153,15 @@ def forward_and_backward(
     drawn = run.batches.draw()
     num_passes = world.size * len(drawn.micro_batches)
     for place, on_host in enumerate(drawn.micro_batches, 1):
-        masked = run.options.document_mask and on_host.has_starts(run.options.seq_len)
         batch = on_host.to(world.device)
         inputs_BS = batch.tokens_BN[:, : run.options.seq_len]
         next_ids = batch.tokens_BN[:, 1:-1] if run.options.mtp_weight else None
+        starts_BS = batch.starts_BN[:, : run.options.seq_len] if run.options.document_mask else None
         targets = batch.all_targets(inputs_BS.shape[1], ahead=next_ids is not None)
         with synchronised(run.forward, place == len(drawn.micro_batches)):
             with mixed_precision(world.device, run.dtype):
                 output = run.forward(
-                    inputs_BS,
-                    next_ids=next_ids,
-                    targets=targets,
-                    starts_BS=batch.starts_BN[:, : inputs_BS.shape[1]] if masked else None,
+                    inputs_BS, next_ids=next_ids, targets=targets, starts_BS=starts_BS
                 )
             counter.add(output.routings)
             shares = loss_shares(output, list(weights), drawn, num_passes)
@@ -247,13 +244,9 @@ def validate(run: Run, checkpoints: Checkpoints, log: TrainingLog) -> None:
     """Evaluate on held-out text and save the model if it is the best so far."""
     progress = run.progress
     batches = [batch for _, batches in run.held_out for batch in batches]
+    mask = run.options.document_mask
     loss = evaluate(
-        run.model,
-        batches,
-        run.dtype,
-        forward=run.forward,
-        world=run.world,
-        document_mask=run.options.document_mask,
+        run.model, batches, run.dtype, forward=run.forward, world=run.world, document_mask=mask
     )
     progress.validation_loss = loss
     log.event(progress.step, "eval", {"loss": loss})

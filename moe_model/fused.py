@@ -362,19 +362,21 @@ def _in_turn(rows: list[int], *weights_EXX: Tensor) -> Iterator[tuple[Any, ...]]
 def causal_attention(
     q_BHSd: Tensor, k_BHSd: Tensor, v_BHSv: Tensor, scale: float, visible_BSN: Tensor | None = None
 ) -> Tensor:
-    """Softmax attention of every position to itself and the past, or to what ``visible_BSN`` allows
-    of them; ``(B, H, S, v)``."""
+    """Softmax attention of every position to itself and the past, of which ``visible_BSN`` may hide
+    more; ``(B, H, S, v)``."""
     if _blockwise_is_faster(q_BHSd):
         y: Tensor = _BlockwiseAttention.apply(q_BHSd, k_BHSd, v_BHSv, scale, visible_BSN)  # type: ignore[no-untyped-call]
         return y
-    if visible_BSN is not None:
-        mask = visible_BSN.unsqueeze(1)
-        return F.scaled_dot_product_attention(q_BHSd, k_BHSd, v_BHSv, mask, scale=scale)
-    return plain_causal_attention(q_BHSd, k_BHSd, v_BHSv, scale)
+    return plain_causal_attention(q_BHSd, k_BHSd, v_BHSv, scale, visible_BSN)
 
 
-def plain_causal_attention(q_BHSd: Tensor, k_BHSd: Tensor, v_BHSv: Tensor, scale: float) -> Tensor:
-    return F.scaled_dot_product_attention(q_BHSd, k_BHSd, v_BHSv, is_causal=True, scale=scale)
+def plain_causal_attention(
+    q_BHSd: Tensor, k_BHSd: Tensor, v_BHSv: Tensor, scale: float, visible_BSN: Tensor | None = None
+) -> Tensor:
+    mask = None if visible_BSN is None else visible_BSN.unsqueeze(1)
+    return F.scaled_dot_product_attention(
+        q_BHSd, k_BHSd, v_BHSv, mask, is_causal=mask is None, scale=scale
+    )
 
 
 class _BlockwiseAttention(torch.autograd.Function):
@@ -400,8 +402,8 @@ class _BlockwiseAttention(torch.autograd.Function):
             future = torch.ones(end - start, end - start, dtype=torch.bool, device=q.device).triu(1)
             share[:, :, start:].masked_fill_(future, float("-inf"))
             if visible_BSN is not None:
-                hidden = ~visible_BSN[:, None, start:end, :end]
-                share.view(*q_BHSd.shape[:2], *share.shape[1:]).masked_fill_(hidden, float("-inf"))
+                hidden_B1SN = ~visible_BSN[:, None, start:end, :end]
+                share.unflatten(0, q_BHSd.shape[:2]).masked_fill_(hidden_B1SN, float("-inf"))
             shares.append(share.softmax(dim=-1))
             outputs.append(torch.bmm(shares[-1], v[:, :end]))
         ctx.save_for_backward(q, k, v, *shares)

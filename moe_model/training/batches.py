@@ -1,10 +1,9 @@
 """Sequences in an order that depends on one number: how many have been drawn.
 
-The training text is a ring, cut into windows of one sequence. Each epoch cuts it at another offset
-and takes every window once, in an order that seed and epoch decide. Several texts are mixed in
-rounds that take from each as many sequences as its weight, in an order that seed and round decide.
-So the n-th sequence follows from the texts, the sequence length, the seed and n, however ranks and
-batches divide them.
+A training text is a ring, cut into windows of one sequence. Each epoch cuts it at another offset
+and takes every window once, in an order that seed and epoch decide. Of several texts a round takes
+as many sequences as their weights, in an order that seed and round decide. So the n-th sequence
+follows from texts, sequence length, seed and n, however ranks and batches divide them.
 """
 
 from __future__ import annotations
@@ -35,10 +34,6 @@ class Batch(NamedTuple):
         """Copies from pinned memory are asynchronous."""
         return Batch(*(part.to(device, non_blocking=True) for part in self))
 
-    def has_starts(self, length: int) -> bool:
-        """Whether a document begins behind the first of ``length`` tokens."""
-        return bool(self.starts_BN[:, 1:length].any())
-
     def targets(self, ahead: int, length: int) -> Tensor:
         """``(B, length)``: the tokens ``ahead`` positions later, where 1 is the next token; -100
         where a document begins in between, which is not predictable."""
@@ -66,7 +61,6 @@ class TrainingBatches:
     """Endless batches of one rank; all fields but ``rank`` must be equal on all ranks."""
 
     tokens: Tokens | Sequence[Tokens]
-    """One text, or several that are mixed by ``weights``."""
     batch_size: int
     """Sequences in a micro-batch of one rank."""
     seq_len: int
@@ -79,116 +73,60 @@ class TrainingBatches:
     pin: bool = False
     """Put batches into pinned memory."""
     weights: Sequence[int] = (1,)
+    """Sequences of each text in a round."""
     drawn: int = 0
     """Sequences drawn so far by all ranks together, the whole state between two batches."""
 
     def __post_init__(self) -> None:
-        texts = [self.tokens] if isinstance(self.tokens, Tokens) else self.tokens
-        self._texts = [Windows(text, self.seq_len, self.seed, self.ahead) for text in texts]
+        self._texts = [self.tokens] if isinstance(self.tokens, Tokens) else self.tokens
+        self._length = self.seq_len + 1 + self.ahead
+        self._round = [text for text, weight in enumerate(self.weights) for _ in range(weight)]
+        self._orders: dict[str, tuple[int, int, Tensor]] = {}
 
     def draw(self) -> StepBatches:
         """This rank's batches of the next step; ``drawn`` advances by the whole step."""
         B = self.batch_size
-        of_all = B * self.world_size
-        number_N = torch.arange(self.drawn, self.drawn + self.grad_accum * of_all)
-        self.drawn += len(number_N)
-        text_N, number_N = self._mixed(number_N)
-        first_N = torch.empty_like(number_N)
-        num_targets = [len(first_N) * self.seq_len] * (self.ahead + 1)
-        for place, text in enumerate(self._texts):
-            first_N[text_N == place] = own_N = text.firsts(number_N[text_N == place])
-            num_targets = [
-                n - h.count(own_N, self.seq_len)
-                for n, h in zip(num_targets, text.hidden, strict=True)
-            ]
-        micro_batches = [
-            self._batch(text_N[at : at + B], first_N[at : at + B])
-            for at in range(self.rank * B, len(first_N), of_all)
-        ]
+        in_a_pass = B * self.world_size
+        until = self.drawn + self.grad_accum * in_a_pass
+        places = [self._place(sequence) for sequence in range(self.drawn, until)]
+        self.drawn = until
+        starts_NX = torch.stack([_starts(*place, self._length) for place in places])
+        hidden_NS = torch.zeros(len(places), self.seq_len, dtype=torch.bool)
+        num_targets = []
+        for ahead in range(1, self.ahead + 2):
+            hidden_NS |= starts_NX[:, ahead : ahead + self.seq_len]
+            num_targets.append(hidden_NS.numel() - int(hidden_NS.sum()))
+        micro_batches = []
+        for at in range(self.rank * B, len(places), in_a_pass):
+            tokens_BX = torch.stack([_ids(*place, self._length) for place in places[at : at + B]])
+            batch = Batch(tokens_BX, starts_NX[at : at + B])
+            micro_batches.append(Batch(*(x.pin_memory() for x in batch)) if self.pin else batch)
         return StepBatches(micro_batches, tuple(num_targets))
 
-    def _mixed(self, number_N: Tensor) -> tuple[Tensor, Tensor]:
-        """The text of each sequence, and its number among those of this text."""
-        if len(self.weights) == 1:
-            return torch.zeros_like(number_N), number_N
-        ends_T = torch.tensor(self.weights).cumsum(0)
-        size = int(ends_T[-1])
-        rounds = range(int(number_N[0]) // size, int(number_N[-1]) // size + 1)
-        orders = [
-            torch.randperm(size, generator=_seeded(f"{self.seed} round {at}")) for at in rounds
-        ]
-        place_N = torch.cat(orders)[number_N - rounds[0] * size]
-        text_N = torch.searchsorted(ends_T, place_N, right=True)
-        weight_N = torch.tensor(self.weights)[text_N]
-        return text_N, number_N // size * weight_N + place_N - (ends_T[text_N] - weight_N)
+    def _place(self, sequence: int) -> tuple[Tokens, int]:
+        """Text and first token of the ``sequence``-th."""
+        text = 0
+        size = len(self._round)
+        if size > 1:
+            number, place = divmod(sequence, size)
+            card = int(self._order(" round", number, size)[1][place])
+            text = self._round[card]
+            sequence = number * self.weights[text] + card - self._round.index(text)
+        length = len(self._texts[text])
+        epoch, place = divmod(sequence, length // self.seq_len)
+        offset, order = self._order(f" {text}" if text else "", epoch, length // self.seq_len)
+        return self._texts[text], (offset + int(order[place]) * self.seq_len) % length
 
-    def _batch(self, text_B: Tensor, first_B: Tensor) -> Batch:
-        shape = (len(first_B), self.seq_len + 1 + self.ahead)
-        batch = Batch(torch.empty(shape, dtype=torch.int64), torch.empty(shape, dtype=torch.bool))
-        for place, text in enumerate(self._texts):
-            rows = _rows(text.tokens, first_B[text_B == place], shape[1])
-            for whole, part in zip(batch, rows, strict=True):
-                whole[text_B == place] = part
-        return Batch(*(part.pin_memory() for part in batch)) if self.pin else batch
-
-
-class Windows:
-    """The sequences of one text."""
-
-    def __init__(self, tokens: Tokens, seq_len: int, seed: int, ahead: int) -> None:
-        self.tokens = tokens
-        self.hidden = [HiddenTargets(tokens, places) for places in range(1, ahead + 2)]
-        self._seq_len = seq_len
-        self._seed = seed
-        self._order: tuple[int | None, int, Tensor] = (None, 0, torch.empty(0))
-
-    def firsts(self, number_N: Tensor) -> Tensor:
-        """The first tokens of these sequences, int64."""
-        windows = len(self.tokens) // self._seq_len
-        first_N = torch.empty_like(number_N)
-        for epoch in (number_N // windows).unique().tolist():
-            if self._order[0] != epoch:
-                # Hashed: neighbouring seeds and epochs share nothing.
-                generator = _seeded(f"{self._seed} {epoch}")
-                offset = int(torch.randint(self._seq_len, (), generator=generator))
-                order = torch.randperm(windows, generator=generator, dtype=torch.int32)
-                self._order = (epoch, offset, order)
-            _, offset, order = self._order
-            own_N = number_N // windows == epoch
-            window_N = order[number_N[own_N] % windows].long()
-            first_N[own_N] = (offset + window_N * self._seq_len) % len(self.tokens)
-        return first_N
-
-
-def _seeded(text: str) -> torch.Generator:
-    mixed = hashlib.sha256(text.encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(mixed[:4], "little"))
-
-
-class HiddenTargets:
-    """How many tokens cannot be predicted because a document starts too soon after them: its last
-    ``places``, for targets so many tokens ahead."""
-
-    def __init__(self, tokens: Tokens, places: int) -> None:
-        ends_D = torch.cat((tokens.starts[1:], torch.tensor([len(tokens)])))
-        hidden_D = (ends_D - tokens.starts).clamp(max=places)
-        self._starts_D = tokens.starts
-        self._from_D = ends_D - hidden_D
-        self._before_D = hidden_D.cumsum(0) - hidden_D
-        self._tokens = len(tokens)
-
-    def count(self, first_N: Tensor, length: int) -> int:
-        """How many there are in the windows of ``length`` that begin at ``first_N``, on a ring."""
-        end_N = first_N + length
-        over_N = end_N > self._tokens
-        counted = self._below(end_N.where(~over_N, end_N - self._tokens)) - self._below(first_N)
-        all_of_them = self._below(torch.tensor([self._tokens]))
-        return int((counted + over_N * all_of_them).sum())
-
-    def _below(self, token_N: Tensor) -> Tensor:
-        document_N = torch.searchsorted(self._starts_D, token_N, right=True) - 1
-        here_N = (token_N - self._from_D[document_N]).clamp(min=0)
-        return self._before_D[document_N] + here_N
+    def _order(self, of: str, number: int, size: int) -> tuple[int, Tensor]:
+        """An offset below the sequence length, and an order of ``size`` things."""
+        if of not in self._orders or self._orders[of][0] != number:
+            # Hashed: neighbouring seeds and epochs share nothing.
+            mixed = hashlib.sha256(f"{self.seed} {number}{of}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(mixed[:4], "little"))
+            offset = int(torch.randint(self.seq_len, (), generator=generator))
+            order = torch.randperm(size, generator=generator, dtype=torch.int32)
+            self._orders[of] = (number, offset, order)
+        return self._orders[of][1:]
 
 
 def held_out_batches(tokens: Tokens, batch_size: int, seq_len: int, most: int) -> list[Batch]:
@@ -196,18 +134,27 @@ def held_out_batches(tokens: Tokens, batch_size: int, seq_len: int, most: int) -
     windows = (len(tokens) - 1) // seq_len
     rows = min(windows, most)
     first_N = torch.arange(rows) * (windows * seq_len // rows)
-    return [_rows(tokens, first_B, seq_len + 1) for first_B in torch.split(first_N, batch_size)]
+    batches = []
+    for first_B in torch.split(first_N, batch_size):
+        rows = [(tokens, first, seq_len + 1) for first in first_B.tolist()]
+        ids_BN = torch.stack([_ids(*row) for row in rows])
+        batches.append(Batch(ids_BN, torch.stack([_starts(*row) for row in rows])))
+    return batches
 
 
-def _rows(tokens: Tokens, first_B: Tensor, length: int) -> Batch:
-    """Windows of ``length`` tokens; one that reaches the end wraps around."""
-    place_BN = (first_B[:, None] + torch.arange(length)) % len(tokens)
-    document_BN = torch.searchsorted(tokens.starts, place_BN, right=True) - 1
-    starts_BN = tokens.starts[document_BN] == place_BN
-    tokens_BN = torch.empty_like(place_BN)
-    for row_N, first in zip(tokens_BN, first_B.tolist(), strict=True):
-        # Slices, because not every build can index narrow unsigned integers.
-        part_N = tokens.ids[first : first + length]
-        row_N[: len(part_N)] = part_N
-        row_N[len(part_N) :] = tokens.ids[: length - len(part_N)]
-    return Batch(tokens_BN, starts_BN)
+def _ids(tokens: Tokens, first: int, length: int) -> Tensor:
+    """A window of ``length`` tokens, int64; one that reaches the end wraps around."""
+    # Slices, because not every build can index narrow unsigned integers.
+    part = tokens.ids[first : first + length].long()
+    return torch.cat((part, tokens.ids[: length - len(part)].long()))
+
+
+def _starts(tokens: Tokens, first: int, length: int) -> Tensor:
+    """Where documents begin in that window."""
+    end = first + length
+    bounds = torch.tensor([first, end, end - len(tokens)])
+    low, high, wrapped = torch.searchsorted(tokens.starts, bounds).tolist()
+    starts_N = torch.zeros(length, dtype=torch.bool)
+    starts_N[tokens.starts[low:high] - first] = True
+    starts_N[tokens.starts[:wrapped] + len(tokens) - first] = True
+    return starts_N

@@ -14,6 +14,7 @@ sentence is not really tested on it.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -79,10 +80,7 @@ BPE_VOCABULARY = 8192
 END = "<|endoftext|>"
 HUB_FILES = (TOKENIZER, SETTINGS, SPECIAL_TOKENS)
 
-MOST_WEIGHT = 10_000
-"""Of all sources together."""
-
-_WEIGHTED = re.compile(r"(.+):(\d{1,9})", re.DOTALL)
+_WEIGHTED = re.compile(r"(.+):([1-9]\d{0,3})", re.DOTALL)
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _MOST_IDS = 2**31
 
@@ -106,7 +104,7 @@ class Corpus:
 
     name: str
     weight: int
-    """Its part of the sequences, compared with the other sources."""
+    """Its sequences in a round of the mixture."""
     tokenizer: Tokenizer
     training: Tokens
     held_out: Tokens
@@ -117,7 +115,7 @@ class Corpus:
     def build(cls, documents: Documents, tokenizer: Tokenizer, seq_len: int, ahead: int) -> Corpus:
         """``UsageError`` if there is too little text, or the tokenizer cannot encode it."""
         encode = partial(encode_documents, documents, tokenizer)
-        if documents.is_long:
+        if documents.size >= CACHED_FROM:
             key = cache_key(documents.digest, tokenizer)
             ids, starts = cached_tokens(user_cache() / "tokens", key, encode)
         else:
@@ -231,9 +229,20 @@ def cached_tokens(
     except (SafetensorError, OSError, KeyError) as error:
         say(f"{path} is damaged ({error}): encoding again.")
     ids, starts = encode()
-    if _store(path, lambda aside: write_tensors(aside, {"ids": ids, "starts": starts})):
-        found = load_file(path)  # its pages are shared, those of the spool are not
+    aside = folder / f".{key}-{os.getpid()}.partial"  # runs that start together all write
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(aside, {"ids": ids, "starts": starts})
+        force_to_disk(aside)
+        aside.replace(path)
+        found = load_file(path)
         return found["ids"], found["starts"]
+    except OSError as error:
+        reason = error.strerror or error
+        say(f"{folder} cannot store token ids ({reason}): keeping them in memory for this run.")
+    finally:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
     return ids, starts
 
 
@@ -243,25 +252,10 @@ def kept(kind: str, facts: Any, make: Callable[[], Any]) -> Any:
     with suppress(OSError, ValueError):
         return json.loads(path.read_text("utf-8"))
     made = make()
-    _store(path, lambda aside: aside.write_text(json.dumps(made), "utf-8"))
-    return made
-
-
-def _store(path: Path, write: Callable[[Path], object]) -> bool:
-    aside = path.with_name(f".{path.stem}-{os.getpid()}.partial")  # runs may start together
-    try:
+    with suppress(OSError):  # the next process makes it again
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(aside)
-        force_to_disk(aside)
-        aside.replace(path)
-        return True
-    except OSError as error:
-        reason = error.strerror or error
-        say(f"{path.parent} cannot be written ({reason}): every process keeps its own copy.")
-        return False
-    finally:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
+        path.write_text(json.dumps(made), "utf-8")
+    return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +263,7 @@ class Document:
     """A text that is independent of the documents before it."""
 
     name: str
-    """In errors: what ``--data`` names, or a path inside that folder, and which record."""
+    """In errors: what ``--data`` names, or a file, and which record of it."""
     text: str
 
 
@@ -296,13 +290,9 @@ class Documents:
                 f"--data {self.name} contains no text: name a file or folder that does."
             )
 
-    @property
-    def is_long(self) -> bool:
-        return self.size >= CACHED_FROM
-
     @cached_property
     def digest(self) -> str:
-        if not self.is_long:
+        if self.size < CACHED_FROM:
             return documents_digest(self)
         return str(kept("digests", self.facts, lambda: documents_digest(self)))
 
@@ -313,72 +303,62 @@ def user_cache() -> Path:
 
 
 def load_sources(given: Sequence[str], text_field: str) -> list[Documents]:
-    """The sources that ``--data`` names, ``NAME`` or ``NAME:WEIGHT``."""
+    """The sources that ``--data`` names, as ``NAME`` or ``NAME:WEIGHT``."""
     sources = []
     for one in given:
         match = None if os.path.exists(one) else _WEIGHTED.fullmatch(one)
-        data, weight = (match[1], int(match[2])) if match else (one, 1)
-        sources.append(load_documents(data, None, text_field, weight))
-    weights = [source.weight for source in sources]
-    if not all(weights) or sum(weights) > MOST_WEIGHT:
-        raise UsageError(
-            f"--data {' '.join(given)}: choose weights from 1 on, {MOST_WEIGHT} together at most."
-        )
+        name, weight = match.groups() if match else (one, 1)
+        documents = load_documents(name, text_field=text_field)
+        sources.append(dataclasses.replace(documents, weight=int(weight)))
     return sources
 
 
-def load_documents(
-    data: str, cache: Path | None = None, text_field: str = "text", weight: int = 1
-) -> Documents:
+def load_documents(data: str, cache: Path | None = None, *, text_field: str = "text") -> Documents:
     """``UsageError`` if ``data`` does not exist, or cannot be downloaded or listed."""
     if data == PYTHON_DOCS:
-        return Documents(data, lambda: [Document(data, python_docs("--data"))], weight=weight)
+        return Documents(data, lambda: [Document(data, python_docs("--data"))])
     path = _tiny_shakespeare(cache or user_cache()) if data == TINY_SHAKESPEARE else Path(data)
     if not os.path.exists(path):  # or no access, a loop of links, too long, a NUL
         raise UsageError(
             f"--data {data!r} does not exist: name a file, a folder, {PYTHON_DOCS} or "
-            f"{TINY_SHAKESPEARE}."
+            f"{TINY_SHAKESPEARE}, or NAME:WEIGHT with a weight from 1 to 9999."
         )
-    inside = _files_below(path) if path.is_dir() else {"": path.stat()}
-    instead = "move it out of the folder" if path.is_dir() else "name another file"
-    readers = [
-        partial(_read_file, name or data, path / name, instead, text_field) for name in inside
-    ]
-    stamps = [[name, found.st_size, found.st_mtime_ns] for name, found in inside.items()]
-    return Documents(
-        data,
-        lambda: chain.from_iterable(read() for read in readers),
-        sum(found.st_size for found in inside.values()),
-        [os.path.abspath(path), text_field, stamps],
-        weight,
-    )
+    files = _files_below(path) if path.is_dir() else {"": path.stat()}
+
+    def read() -> Iterator[Document]:
+        for name in files:
+            yield from _read_file(path / name, text_field)
+
+    stamps = [(name, found.st_size, found.st_mtime_ns) for name, found in files.items()]
+    size = sum(found.st_size for found in files.values())
+    return Documents(data, read, size, [os.path.abspath(path), text_field, stamps])
 
 
-def _read_file(name: str, path: Path, instead: str, field: str) -> Iterator[Document]:
+def _read_file(path: Path, field: str) -> Iterator[Document]:
     if path.suffix not in (".jsonl", ".parquet"):
-        yield Document(name, read_text(path, "--data", instead))
+        instead = "name another file, or move it out of the folder"
+        yield Document(str(path), read_text(path, "--data", instead))
         return
     number = 0
     try:
-        for record in _parquet(path, field) if path.suffix == ".parquet" else _json_lines(path):
+        for record in _records(path, field):
             number += 1
             text = record.get(field) if isinstance(record, dict) else None
             if not isinstance(text, str):
                 raise ValueError(f"no text in {field!r} of {shown(record)}")
             text.encode()  # JSON can spell half a character
-            yield Document(f"{name}:{number}", text)
+            yield Document(f"{path}:{number}", text)
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"--data {path}, after {number} records: {error}: correct it, or --text-field."
         ) from error
 
 
-def _json_lines(path: Path) -> Iterator[Any]:
-    with path.open(encoding="utf-8") as file:
-        yield from map(json.loads, filter(str.strip, file))
-
-
-def _parquet(path: Path, field: str) -> Iterator[Any]:
+def _records(path: Path, field: str) -> Iterator[Any]:
+    if path.suffix == ".jsonl":
+        with path.open(encoding="utf-8") as file:
+            yield from map(json.loads, filter(str.strip, file))
+        return
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
@@ -440,16 +420,15 @@ def _tiny_shakespeare(cache: Path) -> Path:
 def learned_tokenizer(name: str, sources: Sequence[Documents], vocabulary: int | None) -> Tokenizer:
     """:func:`make_tokenizer`; what it learns from a long text is kept."""
     make = partial(make_tokenizer, name, chain.from_iterable(sources), vocabulary)
-    if name not in (CHAR, BPE) or not any(source.is_long for source in sources):
+    if name not in (CHAR, BPE) or max(source.size for source in sources) < CACHED_FROM:
         return make()
 
-    def plain() -> dict[str, Any]:
+    def learn() -> dict[str, Any]:
         made = make()
         return {n: text.decode() for n, text in made.files.items()} or made.to_dict()
 
-    library = importlib.metadata.version("tokenizers")
     digests = [source.digest for source in sources]
-    found = kept("tokenizers", [FORMAT_VERSION, library, name, vocabulary, digests], plain)
+    found = kept("tokenizers", [name, vocabulary, digests], learn)
     if name == CHAR:
         return CharTokenizer.from_dict(found)
     return PretrainedTokenizer({n: text.encode() for n, text in found.items()})

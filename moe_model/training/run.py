@@ -26,7 +26,6 @@ from moe_model import (
     shown,
 )
 from moe_model.training.batches import Batch, TrainingBatches
-from moe_model.training.corpus import Corpus
 from moe_model.training.loss_scale import LossScale
 from moe_model.training.machine import DTYPES
 from moe_model.training.options import Options, flag_name
@@ -131,8 +130,8 @@ class Run:
     """The processes that train together, often one."""
     dtype: torch.dtype
     """Number format of matrix products; weights are fp32."""
-    corpora: tuple[Corpus, ...]
-    """One for each source."""
+    tokenizer: Tokenizer
+    text_digest: str
     prompt: str
     """Prompt of the sample at the end."""
     stop_ids: tuple[int, ...]
@@ -147,7 +146,7 @@ class Run:
     """In fp16."""
     batches: TrainingBatches
     held_out: tuple[tuple[str, Sequence[Batch]], ...]
-    """Sources and their held-out sequences."""
+    """Sources and their sequences."""
     progress: Progress
     resumed_at_step: int | None
     """First step after a resume or fork; ``None`` for a new run."""
@@ -155,10 +154,6 @@ class Run:
     """The checkpoint that was read."""
     is_newest: bool
     """Whether that checkpoint is the newest of this run: false for a fork or an earlier step."""
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.corpora[0].tokenizer
 
     @property
     def folder(self) -> Path:
@@ -186,10 +181,7 @@ class Run:
     @property
     def data_order(self) -> list[str | int]:
         """The facts that determine, with the tokenizer, which sequence is the n-th."""
-        order = [self.corpora[0].digest, self.options.seq_len, self.options.seed]
-        if len(self.corpora) > 1:
-            order += [fact for corpus in self.corpora for fact in (corpus.digest, corpus.weight)]
-        return order
+        return [self.text_digest, self.options.seq_len, self.options.seed]
 
 
 _BALANCE = (

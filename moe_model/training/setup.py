@@ -16,7 +16,7 @@ import torch
 
 from moe_model import PRESETS, Checkpoint, LanguageModel, ModelConfig, UsageError, stop_ids_of
 from moe_model.threads import settle_threads
-from moe_model.training.batches import Batch, TrainingBatches, held_out_batches
+from moe_model.training.batches import TrainingBatches, held_out_batches
 from moe_model.training.checkpoint import (
     AUTO,
     find_checkpoint,
@@ -52,23 +52,25 @@ def prepare(options: Options, world: World) -> Run:
         settle_threads(saved.get("threads"), world.say)
         dtype = choose_dtype(options.dtype, device)
     config, corpora = _read_data(options, checkpoint, world)
-    tokenizer = corpora[0].tokenizer
+    corpus = corpora[0]
     agree(world, start_facts(corpora, checkpoint, dtype))
     with world.together():
         forced_collapse = None
         if options.force_collapse is not None:
             depths = config.router_depths if options.mtp_weight else config.moe_layers
             forced_collapse = parse_forced_collapse(options.force_collapse, depths, options.steps)
-        prompt = _choose_prompt(options, corpora[0])
+        prompt = _choose_prompt(options, corpus)
         model = _build_model(options, config, checkpoint)
+    most = max(1, EVALUATION_SEQUENCES // len(corpora))
     forward = parallelize(model, options.parallel, world, options.expert_parallel)
     run = Run(
         options=options,
         world=world,
         dtype=dtype,
-        corpora=corpora,
+        tokenizer=corpus.tokenizer,
+        text_digest=" ".join(f"{one.digest}:{one.weight}" for one in corpora).removesuffix(":1"),
         prompt=prompt,
-        stop_ids=stop_ids_of(tokenizer, () if checkpoint is None else checkpoint.stop_ids),
+        stop_ids=stop_ids_of(corpus.tokenizer, () if checkpoint is None else checkpoint.stop_ids),
         forced_collapse=forced_collapse,
         model=model,
         forward=forward,
@@ -77,8 +79,8 @@ def prepare(options: Options, world: World) -> Run:
         ),
         loss_scale=LossScale() if dtype == torch.float16 else None,
         batches=TrainingBatches(
-            [corpus.training for corpus in corpora],
-            weights=[corpus.weight for corpus in corpora],
+            [one.training for one in corpora],
+            weights=[one.weight for one in corpora],
             batch_size=options.batch_size,
             grad_accum=options.grad_accum,
             seq_len=options.seq_len,
@@ -88,7 +90,10 @@ def prepare(options: Options, world: World) -> Run:
             world_size=world.size,
             pin=device.type == "cuda",
         ),
-        held_out=_held_out(options, corpora),
+        held_out=tuple(
+            (one.name, held_out_batches(one.held_out, options.batch_size, options.seq_len, most))
+            for one in corpora
+        ),
         progress=Progress(collapse_index=[None] * len(model.routers)),
         start=checkpoint,
         resumed_at_step=resumed_at,
@@ -121,28 +126,9 @@ def _build_model(
     return model
 
 
-def _held_out(
-    options: Options, corpora: Sequence[Corpus]
-) -> tuple[tuple[str, Sequence[Batch]], ...]:
-    """In a mixture each source has its share of the sequences."""
-    whole = sum(corpus.weight for corpus in corpora)
-    return tuple(
-        (
-            corpus.name,
-            held_out_batches(
-                corpus.held_out,
-                options.batch_size,
-                options.seq_len,
-                max(1, EVALUATION_SEQUENCES * corpus.weight // whole),
-            ),
-        )
-        for corpus in corpora
-    )
-
-
 def _read_data(
     options: Options, checkpoint: Checkpoint | None, world: World
-) -> tuple[ModelConfig, tuple[Corpus, ...]]:
+) -> tuple[ModelConfig, list[Corpus]]:
     with world.main_first():  # it downloads and encodes, the others use the cache
         sources = load_sources(options.data, options.text_field)
         if checkpoint is not None:
@@ -160,9 +146,9 @@ def _read_data(
         parts = world.size if options.parallel == "fsdp" else 1
         refuse_too_large(config, world.device, parts, options.expert_parallel)
         ahead = config.num_nextn_predict_layers
-        return config, tuple(
+        return config, [
             Corpus.build(source, tokenizer, options.seq_len, ahead) for source in sources
-        )
+        ]
 
 
 def _refuse_existing(options: Options, checkpoint: Checkpoint | None) -> bool:
@@ -214,7 +200,7 @@ def start_facts(
         "the version of torch": torch.__version__,
         "the number format (--dtype)": str(dtype).removeprefix("torch."),
         "the checkpoint (--resume)": found,
-        "the text (--data)": f"sha256 {' '.join(corpus.digest[:16] for corpus in corpora)}",
+        "the text (--data)": f"sha256 {' '.join(one.digest[:16] for one in corpora)}",
         "the tokenizer (--tokenizer)": (
             f"{len(tokenizer)} tokens, sha256 {cache_key('', tokenizer)[:16]}"
         ),

@@ -238,17 +238,12 @@ def evaluate(
     sums = torch.zeros(2, dtype=torch.float64, device=world.device)
     for first in range(0, len(batches), world.size):
         place = first + world.rank
-        on_host = batches[min(place, len(batches) - 1)]
-        length = on_host.tokens_BN.shape[1] - 1
-        masked = document_mask and on_host.has_starts(length)
-        batch = on_host.to(world.device)
+        batch = batches[min(place, len(batches) - 1)].to(world.device)
+        length = batch.tokens_BN.shape[1] - 1
+        starts_BS = batch.starts_BN[:, :length] if document_mask else None
         with mixed_precision(world.device, dtype):
             targets_BS = batch.targets(1, length)
-            output = forward(
-                batch.tokens_BN[:, :length],
-                targets=[targets_BS],
-                starts_BS=batch.starts_BN[:, :length] if masked else None,
-            )
+            output = forward(batch.tokens_BN[:, :length], targets=[targets_BS], starts_BS=starts_BS)
         if place < len(batches):
             sums[0] += output.losses[0]
             sums[1] += (targets_BS >= 0).sum()
