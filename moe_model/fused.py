@@ -403,7 +403,8 @@ class _BlockwiseAttention(torch.autograd.Function):
             share[:, :, start:].masked_fill_(future, float("-inf"))
             if visible_BSN is not None:
                 hidden_B1SN = ~visible_BSN[:, None, start:end, :end]
-                share.unflatten(0, q_BHSd.shape[:2]).masked_fill_(hidden_B1SN, float("-inf"))
+                by_head = share.view(*q_BHSd.shape[:2], *share.shape[1:])
+                by_head.masked_fill_(hidden_B1SN, float("-inf"))
             shares.append(share.softmax(dim=-1))
             outputs.append(torch.bmm(shares[-1], v[:, :end]))
         ctx.save_for_backward(q, k, v, *shares)

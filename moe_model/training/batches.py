@@ -136,9 +136,9 @@ def held_out_batches(tokens: Tokens, batch_size: int, seq_len: int, most: int) -
     first_N = torch.arange(rows) * (windows * seq_len // rows)
     batches = []
     for first_B in torch.split(first_N, batch_size):
-        rows = [(tokens, first, seq_len + 1) for first in first_B.tolist()]
-        ids_BN = torch.stack([_ids(*row) for row in rows])
-        batches.append(Batch(ids_BN, torch.stack([_starts(*row) for row in rows])))
+        places = [(tokens, first, seq_len + 1) for first in first_B.tolist()]
+        ids_BN = torch.stack([_ids(*place) for place in places])
+        batches.append(Batch(ids_BN, torch.stack([_starts(*place) for place in places])))
     return batches
 
 

@@ -1,12 +1,11 @@
 """The text of a run: documents, tokenizer, token ids, training part and held-out part.
 
-``tinyshakespeare`` is downloaded once and checked against its SHA-256; a file is one document, and
-so is a record of JSON lines or Parquet. Of a published tokenizer only ``tokenizer.json`` and the
-settings beside it are read, no code runs, and the network is used only for a tokenizer that you
-name.
+``tinyshakespeare`` is downloaded once and checked against its SHA-256; a document is a file, or a
+record of JSON lines or Parquet. Of a published tokenizer only ``tokenizer.json`` and the settings
+beside it are read, no code runs, and the network is used only for a tokenizer that you name.
 
-The tokens of a long text are a file that all processes map. Its digest and the tokenizer learned
-from it are kept too: a text whose files have the same sizes and times is not read again.
+The tokens of a long text are a file that all processes map. The text is read again only if the size
+or the time of one of its files changed.
 
 The last tenth is held out in one piece: a model that was trained on the sentences around a held-out
 sentence is not really tested on it.
@@ -70,9 +69,6 @@ SHAKESPEARE_URL = (
 )
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 SHAKESPEARE_FILE = "tinyshakespeare.txt"
-
-LONG_TEXT = 20_000_000
-"""From this many bytes on, a line announces that processing takes a while."""
 
 CHAR = "char"
 BPE = "bpe"
@@ -158,14 +154,12 @@ def encode_documents(documents: Documents, tokenizer: Tokenizer) -> tuple[Tensor
     The end token, if there is one, ends each. Raises ``UsageError`` if the tokenizer cannot encode
     a document, or returns ids beyond its vocabulary.
     """
-    if documents.size > LONG_TEXT:
-        say(f"encoding {documents.size / 1e6:,.0f} MB ...")
     vocabulary = len(tokenizer)
     end = tokenizer.end
     dtype = torch.uint16 if vocabulary <= 1 << 16 else torch.int32
     starts = []
     total = 0
-    with NamedTemporaryFile() as spool:  # a short text stays in memory anyway, a long one may not
+    with NamedTemporaryFile() as spool:  # the ids may exceed the memory
         for document in documents:
             begins = total
             last = end
@@ -225,7 +219,7 @@ def cached_tokens(
         found = load_file(path)
         return found["ids"], found["starts"]
     except FileNotFoundError:
-        pass
+        say("encoding the text ...")
     except (SafetensorError, OSError, KeyError) as error:
         say(f"{path} is damaged ({error}): encoding again.")
     ids, starts = encode()
@@ -269,8 +263,8 @@ class Document:
 
 @dataclass(frozen=True)
 class Documents:
-    """One source. Every iteration reads it again, one document at a time; ``UsageError`` if it
-    cannot be read, is not text, or is empty."""
+    """One source. Every iteration reads it again, one document at a time; ``UsageError`` if that
+    fails, or it is not text."""
 
     name: str
     """What ``--data`` names."""
@@ -282,13 +276,7 @@ class Documents:
     weight: int = 1
 
     def __iter__(self) -> Iterator[Document]:
-        document = None
-        for document in filter(lambda one: one.text, self.read()):
-            yield document
-        if document is None:
-            raise UsageError(
-                f"--data {self.name} contains no text: name a file or folder that does."
-            )
+        return filter(lambda document: document.text, self.read())
 
     @cached_property
     def digest(self) -> str:
@@ -443,6 +431,8 @@ def make_tokenizer(
         known: set[str] = set()
         for document in documents:
             known.update(document.text)
+        if not known:
+            raise UsageError("--data contains no text: name a file or folder that does.")
         return CharTokenizer("".join(sorted(known)))
     if name == BPE:
         return train_byte_pairs(documents, BPE_VOCABULARY if vocabulary is None else vocabulary)

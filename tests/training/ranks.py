@@ -496,7 +496,7 @@ def a_sharded_model_writes_its_sample_without_becoming_whole(world: World, folde
     run: Any = SimpleNamespace(
         model=model, world=world, options=SimpleNamespace(seed=7), shards_state=True,
         prompt="", stop_ids=(),
-        corpus=SimpleNamespace(tokenizer=SimpleNamespace(encode=lambda _: prompt_S, decode=list)),
+        tokenizer=SimpleNamespace(encode=lambda _: prompt_S, decode=list),
     )  # fmt: skip
     built, before = [], LanguageModel.__init__
     LanguageModel.__init__ = lambda *given: (built.append(1), before(*given))[1]  # type: ignore[method-assign]
