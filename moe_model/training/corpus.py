@@ -305,8 +305,10 @@ def load_documents(data: str, cache: Path | None = None, *, text_field: str = "t
     """``UsageError`` if ``data`` does not exist, or cannot be downloaded or listed."""
     if data == PYTHON_DOCS:
         return Documents(data, lambda: [Document(data, python_docs("--data"))])
-    path = _tiny_shakespeare(cache or user_cache()) if data == TINY_SHAKESPEARE else Path(data)
-    if not os.path.exists(path):  # or no access, a loop of links, too long, a NUL
+    path = Path(data)
+    if data == TINY_SHAKESPEARE:
+        path = _tiny_shakespeare(cache or user_cache())
+    elif not os.path.exists(data):  # or no access, a loop of links, too long, a NUL
         raise UsageError(
             f"--data {data!r} does not exist: name a file, a folder, {PYTHON_DOCS} or "
             f"{TINY_SHAKESPEARE}, or NAME:WEIGHT with a weight from 1 to 9999."

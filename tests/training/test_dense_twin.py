@@ -26,10 +26,10 @@ def test_the_mixture_is_trained_as_by_the_trainer(
     assert train("--run=r", "--steps=20", "--eval-every=20", "--lr=3e-3", "--seed=1") == 0
     expected = next(r["values"]["loss"] for r in read_log("r") if r.get("event") == "eval")
     options = resolve(
-        Options(data=str(text_file), steps=20, lr=3e-3, seed=1, batch_size=4, seq_len=32,
+        Options(data=(str(text_file),), steps=20, lr=3e-3, seed=1, batch_size=4, seq_len=32,
                 dtype="fp32", run="r")
     )  # fmt: skip
-    documents = load_documents(options.data)
+    documents = load_documents(*options.data)
     tokenizer = make_tokenizer("char", documents, None)
     config = ModelConfig.preset("tiny", vocab_size=len(tokenizer), **SHAPE)
     corpus = Corpus.build(documents, tokenizer, 32, 0)

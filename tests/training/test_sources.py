@@ -14,7 +14,7 @@ import pytest
 
 from moe_model import UsageError, python_docs
 from moe_model.training import corpus
-from moe_model.training.corpus import Document, load_documents, user_cache
+from moe_model.training.corpus import Document, load_documents, make_tokenizer, user_cache
 
 PLAY = b"First Citizen:\nBefore we proceed any further, hear me speak.\n"
 
@@ -64,8 +64,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def test_a_file_and_the_documentation_of_python_are_one_document_each(tmp_path: Path) -> None:
     path = write(tmp_path, {"one.txt": "héllo\nworld"}) / "one.txt"
-    assert load_documents(str(path)) == [Document(str(path), "héllo\nworld")]
-    assert load_documents("python-docs") == [Document("python-docs", python_docs("--data"))]
+    assert list(load_documents(str(path))) == [Document(str(path), "héllo\nworld")]
+    assert list(load_documents("python-docs")) == [Document("python-docs", python_docs("--data"))]
 
 
 def test_a_folder_is_files_by_relative_path_without_hidden_and_empty_ones(tmp_path: Path) -> None:
@@ -73,7 +73,8 @@ def test_a_folder_is_files_by_relative_path_without_hidden_and_empty_ones(tmp_pa
     folder = write(tmp_path / ".data", {name: f"in {name}" for name in names})
     write(folder, {".git/config": "x", "a/.hidden": "x", ".x": "x", "a/.b/c.txt": "x", "no": ""})
     os.mkfifo(folder / "pipe")
-    assert load_documents(str(folder)) == [Document(name, f"in {name}") for name in sorted(names)]
+    expected = [Document(str(folder / name), f"in {name}") for name in sorted(names)]
+    assert list(load_documents(str(folder))) == expected
 
 
 def test_links_are_followed_and_every_folder_is_read_once(tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_links_are_followed_and_every_folder_is_read_once(tmp_path: Path) -> Non
     (folder / "c").symlink_to(elsewhere)
     (folder / "d").symlink_to(elsewhere / "alone")
     names = [document.name for document in load_documents(str(folder))]
-    assert names == ["a/file", "b/alone", "b/other", "d"]
+    assert names == [str(folder / name) for name in ("a/file", "b/alone", "b/other", "d")]
 
 
 def test_a_file_that_is_not_text_and_a_link_that_leads_nowhere_are_named(tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_a_file_that_is_not_text_and_a_link_that_leads_nowhere_are_named(tmp_pat
     link.unlink()
     (tmp_path / "data" / "deep" / "picture.png").write_bytes(b"ok\x89PNG")
     with pytest.raises(UsageError, match=r"picture\.png is not UTF-8 .*byte 2 is 0x89.*move it"):
-        load_documents(str(tmp_path / "data"))
+        list(load_documents(str(tmp_path / "data")))
 
 
 @pytest.mark.parametrize("name", ["", "file", ".hidden"])
@@ -103,7 +104,7 @@ def test_nothing_to_read_is_a_usage_error(tmp_path: Path, name: str) -> None:
     write(tmp_path / "data", {name or "empty": "" if name != ".hidden" else "text"})
     where = tmp_path / "data" / (name if name == "file" else "")
     with pytest.raises(UsageError, match="contains no text"):
-        load_documents(str(where))
+        make_tokenizer("char", load_documents(str(where)))
 
 
 NOT_THERE = ("no-such-thing", "", "python_docs", "file/below", "x" * 5000, "a\0b", "loop")
@@ -124,8 +125,8 @@ def test_shakespeare_is_fetched_once_to_the_users_cache(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for _ in range(2):
-        documents = load_documents("tinyshakespeare")
-        assert documents == [Document("tinyshakespeare", PLAY.decode())]
+        (document,) = load_documents("tinyshakespeare")
+        assert document.text == PLAY.decode()
     assert server.asked == 1
     (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
     assert file == user_cache() / "tinyshakespeare.txt" == tmp_path / "moe-microscope" / file.name
@@ -133,7 +134,7 @@ def test_shakespeare_is_fetched_once_to_the_users_cache(
 
 def test_a_damaged_copy_of_shakespeare_is_fetched_again(tmp_path: Path, server: Server) -> None:
     write(tmp_path, {"tinyshakespeare.txt": "To be, or"})
-    assert load_documents("tinyshakespeare", tmp_path)[0].text == PLAY.decode()
+    assert [one.text for one in load_documents("tinyshakespeare", tmp_path)] == [PLAY.decode()]
     assert server.asked == 1
 
 
