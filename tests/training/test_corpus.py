@@ -1,18 +1,20 @@
 """From documents to two parts of token ids; the oracle of the ids is the tokenizer itself."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, strategies as st
 from torch import Tensor
 
-from moe_model import CharTokenizer, UsageError
+from moe_model import CharTokenizer, UsageError, read_text
 from moe_model.training import corpus as corpus_module
 from moe_model.training.corpus import (
     Corpus,
@@ -21,6 +23,9 @@ from moe_model.training.corpus import (
     Tokens,
     documents_digest,
     encode_documents,
+    learned_tokenizer,
+    load_documents,
+    make_tokenizer,
 )
 
 texts = st.text(st.characters(codec="utf-8"))
@@ -182,3 +187,36 @@ def test_a_long_text_is_encoded_once_and_another_anew(cache: Path) -> None:
 def test_what_is_encoded_at_once_is_not_kept(cache: Path) -> None:
     Corpus.build(documents_of(*LONG, size=corpus_module.CACHED_FROM - 1), Words(), 3, 0)
     assert not cache.exists()
+
+
+def test_a_file_is_read_again_only_if_its_size_or_time_changed(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus_module, "CACHED_FROM", 100)
+    file = tmp_path / "a.txt"
+    file.write_text(LONG[0], "utf-8")
+
+    def build() -> tuple[int, int, str]:
+        """How often the file is read and encoded, and the digest."""
+        words = Words()
+        with mock.patch.object(corpus_module, "read_text", wraps=read_text) as read:
+            digest = Corpus.build(load_documents(str(file)), words, 4, 0).digest
+        return read.call_count, words.calls, digest
+
+    digest = documents_digest(documents_of(LONG[0]))
+    assert build() == (2, 1, digest)
+    assert build() == (0, 0, digest)
+    os.utime(file, (1, 1))
+    assert build() == (1, 0, digest)
+    file.write_text("2" + LONG[0][1:], "utf-8")
+    assert build() == (2, 1, documents_digest(load_documents(str(file))))
+
+
+@pytest.mark.parametrize("name", ["char", "bpe"])
+def test_what_a_tokenizer_learned_from_a_long_text_is_kept(name: str, cache: Path) -> None:
+    source = documents_of(*LONG, size=corpus_module.CACHED_FROM)
+    first = learned_tokenizer(name, [source], 280)
+    assert first.files == make_tokenizer(name, source, 280).files
+    unread = dataclasses.replace(source, read=mock.Mock(side_effect=AssertionError))
+    again = learned_tokenizer(name, [unread], 280)
+    assert (again.to_dict(), again.files) == (first.to_dict(), first.files)

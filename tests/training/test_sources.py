@@ -4,17 +4,28 @@ The server counts what it is asked for; nothing here leaves this machine.
 """
 
 import hashlib
+import json
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from moe_model import UsageError, python_docs
 from moe_model.training import corpus
-from moe_model.training.corpus import Document, load_documents, make_tokenizer, user_cache
+from moe_model.training.corpus import (
+    Document,
+    load_documents,
+    load_sources,
+    make_tokenizer,
+    user_cache,
+)
 
 PLAY = b"First Citizen:\nBefore we proceed any further, hear me speak.\n"
 
@@ -159,3 +170,64 @@ def test_a_download_that_fails_has_a_way_out(
     with pytest.raises(UsageError, match=rf"{reason}download http.*pass the file to --data"):
         load_documents("tinyshakespeare", cache)
     assert not list(tmp_path.glob("cache/*"))
+
+
+RECORDS = ["one", "", "two\nlines", "three"]
+
+
+def write_parquet(path: Path, records: list[dict[str, str]]) -> None:
+    parquet.write_table(pyarrow.Table.from_pylist(records), path)
+
+
+def write_json_lines(path: Path, records: list[dict[str, str]]) -> None:
+    path.write_text("\n\n".join(map(json.dumps, records)), "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "write_records"), [(".jsonl", write_json_lines), (".parquet", write_parquet)]
+)
+def test_each_record_is_a_document(tmp_path: Path, suffix: str, write_records: Any) -> None:
+    folder = write(tmp_path / "data", {"z.txt": "a file"})
+    path = folder / f"a{suffix}"
+    write_records(path, [{"id": "x", "body": text} for text in RECORDS])
+    expected = [Document(f"{path}:{n}", RECORDS[n - 1]) for n in (1, 3, 4)]
+    assert list(load_documents(str(path), text_field="body")) == expected
+    found = list(load_documents(str(folder), text_field="body"))
+    assert found == [*expected, Document(str(folder / "z.txt"), "a file")]
+    with pytest.raises(UsageError, match=r"after 1 records: no text in 'text' of .*--text-field"):
+        list(load_documents(str(path)))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"text": 3}', b"[1]", b'{"text": "cut', b'{"text": "\\ud800"}', b"\xff", b"[" * 100_000],
+    ids=["number", "list", "cut", "half a character", "not UTF-8", "deep"],
+)
+def test_a_record_that_is_not_text_is_a_usage_error(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "a.jsonl").write_bytes(line)
+    with pytest.raises(UsageError, match=r"a\.jsonl, after [01] records: .*: correct it"):
+        list(load_documents(str(tmp_path / "a.jsonl")))
+
+
+def test_parquet_without_pyarrow_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    (tmp_path / "a.parquet").touch()
+    with pytest.raises(UsageError, match=r"pip install 'moe-microscope\[parquet\]'"):
+        list(load_documents(str(tmp_path / "a.parquet")))
+
+
+def test_sources_have_weights_and_a_file_may_be_called_like_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(write(tmp_path, {"a": "x", "b:1/c": "x"}))
+    found = load_sources(["a:30", "b:1", "b:1:2", "a"], "text")
+    assert [(one.name, one.weight) for one in found] == [
+        ("a", 30),
+        ("b:1", 1),
+        ("b:1", 2),
+        ("a", 1),
+    ]
+    with pytest.raises(UsageError, match=r"'a:0' does not exist: .* a weight from 1 to 9999"):
+        load_sources(["a:0"], "text")
