@@ -193,7 +193,7 @@ class LanguageModel(nn.Module):
                 prediction run only with them.
             targets: What to predict, ``(B, S)``, -100 to ignore: next token first, then one tensor
                 per depth that runs. Losses replace the logits, which never exist all at once.
-            starts_BS: Where a document begins that attends to nothing before it. Without padding.
+            starts_BS: Where a document begins, which attends to nothing before; without padding.
             cache: The past, padding included; these tokens are appended.
         """
         length = ids_BS.shape[1]

@@ -91,17 +91,14 @@ class TrainingBatches:
         places = [self._place(sequence) for sequence in range(self.drawn, until)]
         self.drawn = until
         starts_NX = torch.stack([_starts(*place, self._length) for place in places])
-        hidden_NS = torch.zeros(len(places), self.seq_len, dtype=torch.bool)
-        num_targets = []
-        for ahead in range(1, self.ahead + 2):
-            hidden_NS |= starts_NX[:, ahead : ahead + self.seq_len]
-            num_targets.append(hidden_NS.numel() - int(hidden_NS.sum()))
+        step = Batch(starts_NX.long(), starts_NX)
+        targets = [step.targets(ahead, self.seq_len) for ahead in range(1, self.ahead + 2)]
         micro_batches = []
         for at in range(self.rank * B, len(places), in_a_pass):
             tokens_BX = torch.stack([_ids(*place, self._length) for place in places[at : at + B]])
             batch = Batch(tokens_BX, starts_NX[at : at + B])
             micro_batches.append(Batch(*(x.pin_memory() for x in batch)) if self.pin else batch)
-        return StepBatches(micro_batches, tuple(num_targets))
+        return StepBatches(micro_batches, tuple(int((one != IGNORED).sum()) for one in targets))
 
     def _place(self, sequence: int) -> tuple[Tokens, int]:
         """Text and first token of the ``sequence``-th."""

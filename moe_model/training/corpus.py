@@ -100,7 +100,6 @@ class Corpus:
 
     name: str
     weight: int
-    """Its sequences in a round of the mixture."""
     tokenizer: Tokenizer
     training: Tokens
     held_out: Tokens
@@ -263,8 +262,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Documents:
-    """One source. Every iteration reads it again, one document at a time; ``UsageError`` if that
-    fails, or it is not text."""
+    """One source, read anew by every iteration, one document at a time."""
 
     name: str
     """What ``--data`` names."""
@@ -417,8 +415,7 @@ def learned_tokenizer(name: str, sources: Sequence[Documents], vocabulary: int |
         made = make()
         return {n: text.decode() for n, text in made.files.items()} or made.to_dict()
 
-    digests = [source.digest for source in sources]
-    found = kept("tokenizers", [name, vocabulary, digests], learn)
+    found = kept("tokenizers", [name, vocabulary, [source.digest for source in sources]], learn)
     if name == CHAR:
         return CharTokenizer.from_dict(found)
     return PretrainedTokenizer({n: text.encode() for n, text in found.items()})
