@@ -48,6 +48,8 @@ def peaks_of(folder: Path, path: Path, ranks: int) -> list[list[int]]:
     peaks = [[0, 0] for _ in processes]
     while any(process.poll() is None for process in processes):
         for process, peak in zip(processes, peaks, strict=True):
+            if process.poll() is not None:
+                continue
             status = Path(f"/proc/{process.pid}/status").read_text("ascii")
             for column, kind in enumerate(("RssAnon", "RssFile")):
                 for kilobytes in re.findall(rf"{kind}:\s+(\d+)", status):

@@ -291,7 +291,7 @@ def user_cache() -> Path:
 def load_sources(given: Sequence[str], text_field: str) -> list[Documents]:
     """The sources that ``--data`` names, as ``NAME`` or ``NAME:WEIGHT``."""
     sources = []
-    for one in given:
+    for one in given or ("",):
         match = None if os.path.exists(one) else _WEIGHTED.fullmatch(one)
         name, weight = match.groups() if match else (one, 1)
         documents = load_documents(name, text_field=text_field)

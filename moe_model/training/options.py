@@ -95,7 +95,7 @@ the load before it ends."""
 class Options:
     preset: Annotated[str, _DATA] = "tiny"
     """Model and defaults: see the table below."""
-    data: Annotated[tuple[str, ...], _DATA, Parameter(consume_multiple=True)] = _PRESET
+    data: Annotated[tuple[str, ...], _DATA, Parameter(consume_multiple=True, negative=())] = _PRESET
     """Text: python-docs (comes with Python), tinyshakespeare (1 MB, downloaded), a UTF-8 file or
     folder, records in .jsonl or .parquet; several are mixed, NAME:3 gives three times as many
     sequences (default: the preset's)."""
