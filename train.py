@@ -164,10 +164,13 @@ def forward_and_backward(
         batch = on_host.to(world.device)
         inputs_BS = batch.tokens_BN[:, : run.options.seq_len]
         next_ids = batch.tokens_BN[:, 1:-1] if run.options.mtp_weight else None
+        starts_BS = batch.starts_BN[:, : run.options.seq_len] if run.options.document_mask else None
         targets = batch.all_targets(inputs_BS.shape[1], ahead=next_ids is not None)
         with synchronised(run.forward, place == len(drawn.micro_batches)):
             with mixed_precision(world.device, run.dtype):
-                output = run.forward(inputs_BS, next_ids=next_ids, targets=targets)
+                output = run.forward(
+                    inputs_BS, next_ids=next_ids, targets=targets, starts_BS=starts_BS
+                )
             counter.add(output.routings)
             shares = loss_shares(output, list(weights), drawn, num_passes, counts_LE)
             total = shares[0]
@@ -249,7 +252,11 @@ def open_log(run: Run) -> TrainingLog:
 def validate(run: Run, checkpoints: Checkpoints, log: TrainingLog) -> None:
     """Evaluate on held-out text and save the model if it is the best so far."""
     progress = run.progress
-    loss = evaluate(run.model, run.held_out, run.dtype, forward=run.forward, world=run.world)
+    batches = [batch for _, batches in run.held_out for batch in batches]
+    mask = run.options.document_mask
+    loss = evaluate(
+        run.model, batches, run.dtype, forward=run.forward, world=run.world, document_mask=mask
+    )
     progress.validation_loss = loss
     log.event(progress.step, "eval", {"loss": loss})
     if loss < progress.best_loss:
@@ -309,7 +316,7 @@ def conclude(run: Run, console: Console, reason: str, log: TrainingLog) -> None:
     if run.options.trace_sample and run.world.is_main:
         texts, name = {"prompt": run.prompt, "sample": text}, f"{run.options.run}-sample"
         folder = run.options.log_dir / name
-        console.places({"trace": trace_texts(run.model, run.corpus.tokenizer, texts, folder)})
+        console.places({"trace": trace_texts(run.model, run.tokenizer, texts, folder)})
 
 
 if __name__ == "__main__":

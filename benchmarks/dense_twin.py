@@ -140,7 +140,7 @@ class Results:
         self.options = resolve(
             Options(preset=asked.preset, data=asked.data, device="cpu", run="twin", **of_run)
         )
-        documents = load_documents(self.options.data)
+        documents = load_documents(*self.options.data)
         tokenizer = make_tokenizer(self.options.tokenizer, documents, None)
         self.config = ModelConfig.preset(asked.preset, vocab_size=len(tokenizer), **of_model)
         self.corpus = Corpus.build(documents, tokenizer, self.options.seq_len, 0)

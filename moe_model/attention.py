@@ -10,7 +10,7 @@ There are two equivalent computations. **Materialised**: expand the latents to k
 ordinary causal attention; cheap for many new positions. **Absorbed**: since ``q · (W_UK c) =
 (W_UKᵀ q) · c``, project the queries into the latent space and attend to the latents directly; cheap
 for few new tokens and a long past, as in generation, so it is used wherever there is a past, and
-for batches with padding.
+for batches with padding, whose rows have positions of their own.
 
 Rotary embedding (Su et al., 2021) works on interleaved pairs, as DeepSeek's weights expect:
 dimensions (0, 1), (2, 3), … are complex numbers rotated by ``position · theta^(-2i/d)``. The tables
@@ -136,18 +136,20 @@ class MultiHeadLatentAttention(nn.Module):
         tokens = x_BSD.shape[1]
         q_BSHd, latent_BSR, k_rope = self._project(x_BSD)
         past = 0
-        if remember is not None or visible_BSN is not None:
+        padded = rotary[0].dim() > 2
+        if remember is not None or padded:
             k_turned = rotate(k_rope.unsqueeze(2), rotary).squeeze(2)
             entries_BNW = torch.cat((latent_BSR, k_turned), dim=-1)
             if remember is not None:
                 entries_BNW = remember(entries_BNW).to(x_BSD.dtype)
             past = entries_BNW.shape[1] - tokens
-        if past == 0 and visible_BSN is None:
+        if past == 0 and not padded:
             kv = self.kv_b_proj(latent_BSR).unflatten(-1, (config.num_attention_heads, -1))
             scale = softmax_scale(config)
             k_BHSd, v_BHSv = keys_and_values(kv, k_rope, rotary, config.v_head_dim)
             q_BHSd = queries_with_position(q_BSHd, rotary)
-            out_BSHv = causal_attention(q_BHSd, k_BHSd, v_BHSv, scale).transpose(1, 2)
+            out_BHSv = causal_attention(q_BHSd, k_BHSd, v_BHSv, scale, visible_BSN)
+            out_BSHv = out_BHSv.transpose(1, 2)
         else:
             q_turned = rotate(q_BSHd[..., config.qk_nope_head_dim :], rotary)
             q_BSHd = torch.cat((q_BSHd[..., : config.qk_nope_head_dim], q_turned), dim=-1)
@@ -220,6 +222,13 @@ def visible_tokens(valid_BN: Tensor, queries: int) -> Tensor:
     causal_SN = causal_mask(queries, tokens, valid_BN.device)
     itself_SN = causal_SN.triu(tokens - queries)
     return causal_SN & (valid_BN.unsqueeze(1) | itself_SN)
+
+
+def visible_in_documents(starts_BS: Tensor) -> Tensor:
+    """True where a token may attend: to its own document, up to itself, ``(B, S, S)``."""
+    document_BS = starts_BS.cumsum(dim=-1)
+    same_BSN = document_BS.unsqueeze(2) == document_BS.unsqueeze(1)
+    return same_BSN.tril()
 
 
 class LatentCache:

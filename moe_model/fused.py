@@ -359,16 +359,24 @@ def _in_turn(rows: list[int], *weights_EXX: Tensor) -> Iterator[tuple[Any, ...]]
         start += count
 
 
-def causal_attention(q_BHSd: Tensor, k_BHSd: Tensor, v_BHSv: Tensor, scale: float) -> Tensor:
-    """Softmax attention of every position to itself and the past; ``(B, H, S, v)``."""
+def causal_attention(
+    q_BHSd: Tensor, k_BHSd: Tensor, v_BHSv: Tensor, scale: float, visible_BSN: Tensor | None = None
+) -> Tensor:
+    """Softmax attention of every position to itself and the past, of which ``visible_BSN`` may hide
+    more; ``(B, H, S, v)``."""
     if _blockwise_is_faster(q_BHSd):
-        y: Tensor = _BlockwiseAttention.apply(q_BHSd, k_BHSd, v_BHSv, scale)  # type: ignore[no-untyped-call]
+        y: Tensor = _BlockwiseAttention.apply(q_BHSd, k_BHSd, v_BHSv, scale, visible_BSN)  # type: ignore[no-untyped-call]
         return y
-    return plain_causal_attention(q_BHSd, k_BHSd, v_BHSv, scale)
+    return plain_causal_attention(q_BHSd, k_BHSd, v_BHSv, scale, visible_BSN)
 
 
-def plain_causal_attention(q_BHSd: Tensor, k_BHSd: Tensor, v_BHSv: Tensor, scale: float) -> Tensor:
-    return F.scaled_dot_product_attention(q_BHSd, k_BHSd, v_BHSv, is_causal=True, scale=scale)
+def plain_causal_attention(
+    q_BHSd: Tensor, k_BHSd: Tensor, v_BHSv: Tensor, scale: float, visible_BSN: Tensor | None = None
+) -> Tensor:
+    mask = None if visible_BSN is None else visible_BSN.unsqueeze(1)
+    return F.scaled_dot_product_attention(
+        q_BHSd, k_BHSd, v_BHSv, mask, is_causal=mask is None, scale=scale
+    )
 
 
 class _BlockwiseAttention(torch.autograd.Function):
@@ -378,7 +386,14 @@ class _BlockwiseAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q_BHSd: Tensor, k_BHSd: Tensor, v_BHSv: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        q_BHSd: Tensor,
+        k_BHSd: Tensor,
+        v_BHSv: Tensor,
+        scale: float,
+        visible_BSN: Tensor | None,
+    ) -> Tensor:
         q, k, v = (part.flatten(0, 1) for part in (q_BHSd, k_BHSd, v_BHSv))
         shares, outputs = [], []
         for start, end in _blocks(q):
@@ -386,6 +401,10 @@ class _BlockwiseAttention(torch.autograd.Function):
             # A key can come after its query in the last block of keys only.
             future = torch.ones(end - start, end - start, dtype=torch.bool, device=q.device).triu(1)
             share[:, :, start:].masked_fill_(future, float("-inf"))
+            if visible_BSN is not None:
+                hidden_B1SN = ~visible_BSN[:, None, start:end, :end]
+                by_head = share.view(*q_BHSd.shape[:2], *share.shape[1:])
+                by_head.masked_fill_(hidden_B1SN, float("-inf"))
             shares.append(share.softmax(dim=-1))
             outputs.append(torch.bmm(shares[-1], v[:, :end]))
         ctx.save_for_backward(q, k, v, *shares)
@@ -418,7 +437,7 @@ class _BlockwiseAttention(torch.autograd.Function):
         assert grad_k is not None
         assert grad_v is not None
         parts = (torch.cat(grads_q[::-1], dim=1), grad_k, grad_v)
-        return (*(part.view(*ctx.heads, *part.shape[1:]) for part in parts), None)
+        return (*(part.view(*ctx.heads, *part.shape[1:]) for part in parts), None, None)
 
 
 def _blockwise_is_faster(q_BHSd: Tensor) -> bool:

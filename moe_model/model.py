@@ -28,6 +28,7 @@ from moe_model.attention import (
     MultiHeadLatentAttention,
     Remember,
     rotary_table,
+    visible_in_documents,
     visible_tokens,
 )
 from moe_model.config import ModelConfig
@@ -180,6 +181,7 @@ class LanguageModel(nn.Module):
         *,
         next_ids: Tensor | None = None,
         targets: Sequence[Tensor] = (),
+        starts_BS: Tensor | None = None,
         cache: LatentCache | None = None,
     ) -> ModelOutput:
         """Logits for every position, or losses.
@@ -191,10 +193,13 @@ class LanguageModel(nn.Module):
                 prediction run only with them.
             targets: What to predict, ``(B, S)``, -100 to ignore: next token first, then one tensor
                 per depth that runs. Losses replace the logits, which never exist all at once.
+            starts_BS: Where a document begins, which attends to nothing before; without padding.
             cache: The past, padding included; these tokens are appended.
         """
         length = ids_BS.shape[1]
         rotary, visible_BSN = self._places(ids_BS, valid_BS, cache)
+        if starts_BS is not None:
+            visible_BSN = visible_in_documents(starts_BS)
         x_BSD = self.embed_tokens(ids_BS)
         routings = []
         for depth, layer in enumerate(self.layers):
@@ -212,7 +217,8 @@ class LanguageModel(nn.Module):
             assert next_ids is not None
             embedding_BSD = self.embed_tokens(next_ids[:, depth : depth + length])
             ahead_BS = None if valid_BS is None else valid_ahead(valid_BS, depth + 1)
-            visible_BSN = None if ahead_BS is None else visible_tokens(ahead_BS, length)
+            if ahead_BS is not None:
+                visible_BSN = visible_tokens(ahead_BS, length)
             ahead_BSD, *routing = self._through(
                 predict, ahead_BSD, embedding_BSD, rotary, ahead_BS, None, visible_BSN
             )

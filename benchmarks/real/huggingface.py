@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from benchmarks.machine import options_of
 from microscope_tui.probe import RunRecorder
-from moe_model import CharTokenizer
+from moe_model import CharTokenizer, python_docs
 from moe_model.training.batches import TrainingBatches
-from moe_model.training.corpus import PYTHON_DOCS, Tokens, load_documents
+from moe_model.training.corpus import Tokens
 from moe_model.training.options import FINAL_SHARE, Options
 from moe_model.training.step import CLIP_NORM, learning_rate_at, make_optimizer, set_learning_rate
 
@@ -34,7 +34,7 @@ def main() -> None:
         __doc__, run="hf", folder=Path("real-runs"), model="mixtral", experts=8, top_k=2,
         aux_weight=0.02, per_layer=False, lr=1e-3, steps=600, seed=0, switch=False, aux_off=False,
     )  # fmt: skip
-    prose, code = load_documents(PYTHON_DOCS)[0].text, sources()
+    prose, code = python_docs("--data"), sources()
     tokenizer = CharTokenizer("".join(sorted(set(prose + code))))
     texts = [Tokens(tokenizer.encode(text), torch.tensor([0])) for text in (prose, code)]
     size = {"batch_size": BATCH, "seq_len": SEQUENCE, "seed": options.seed}

@@ -1,13 +1,15 @@
 """Sequences in an order that depends on one number: how many have been drawn.
 
-The training text is a ring, cut into windows of one sequence. Each epoch cuts it at another offset
-and takes every window once, in an order that seed and epoch decide. So the n-th sequence follows
-from the text, the sequence length, the seed and n, however ranks and batches divide them.
+A training text is a ring, cut into windows of one sequence. Each epoch cuts it at another offset
+and takes every window once, in an order that seed and epoch decide. Of several texts a round takes
+as many sequences as their weights, in an order that seed and round decide. So the n-th sequence
+follows from texts, sequence length, seed and n, however ranks and batches divide them.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -58,7 +60,7 @@ class StepBatches(NamedTuple):
 class TrainingBatches:
     """Endless batches of one rank; all fields but ``rank`` must be equal on all ranks."""
 
-    tokens: Tokens
+    tokens: Tokens | Sequence[Tokens]
     batch_size: int
     """Sequences in a micro-batch of one rank."""
     seq_len: int
@@ -70,75 +72,58 @@ class TrainingBatches:
     world_size: int = 1
     pin: bool = False
     """Put batches into pinned memory."""
+    weights: Sequence[int] = (1,)
+    """Sequences of each text in a round."""
     drawn: int = 0
     """Sequences drawn so far by all ranks together, the whole state between two batches."""
 
     def __post_init__(self) -> None:
-        self._windows = len(self.tokens) // self.seq_len
-        self._hidden = [HiddenTargets(self.tokens, places) for places in range(1, self.ahead + 2)]
-        self._order: tuple[int | None, Tensor] = (None, torch.empty(0))
+        self._texts = [self.tokens] if isinstance(self.tokens, Tokens) else self.tokens
+        self._length = self.seq_len + 1 + self.ahead
+        self._round = [text for text, weight in enumerate(self.weights) for _ in range(weight)]
+        self._orders: dict[str, tuple[int, int, Tensor]] = {}
 
     def draw(self) -> StepBatches:
         """This rank's batches of the next step; ``drawn`` advances by the whole step."""
         B = self.batch_size
-        in_a_round = B * self.world_size
-        first_N = self._firsts(self.drawn, self.grad_accum * in_a_round)
-        self.drawn += len(first_N)
-        length = self.seq_len + 1 + self.ahead
-        micro_batches = [
-            _rows(self.tokens, first_N[at : at + B], length, self.pin)
-            for at in range(self.rank * B, len(first_N), in_a_round)
-        ]
-        hidden = (part.count(first_N, self.seq_len) for part in self._hidden)
-        all_targets = len(first_N) * self.seq_len
-        return StepBatches(micro_batches, tuple(all_targets - some for some in hidden))
+        in_a_pass = B * self.world_size
+        until = self.drawn + self.grad_accum * in_a_pass
+        places = [self._place(sequence) for sequence in range(self.drawn, until)]
+        self.drawn = until
+        starts_NX = torch.stack([_starts(*place, self._length) for place in places])
+        step = Batch(starts_NX.long(), starts_NX)
+        targets = [step.targets(ahead, self.seq_len) for ahead in range(1, self.ahead + 2)]
+        micro_batches = []
+        for at in range(self.rank * B, len(places), in_a_pass):
+            tokens_BX = torch.stack([_ids(*place, self._length) for place in places[at : at + B]])
+            batch = Batch(tokens_BX, starts_NX[at : at + B])
+            micro_batches.append(Batch(*(x.pin_memory() for x in batch)) if self.pin else batch)
+        return StepBatches(micro_batches, tuple(int((one != IGNORED).sum()) for one in targets))
 
-    def _firsts(self, sequence: int, many: int) -> Tensor:
-        """The first tokens of ``many`` sequences from the ``sequence``-th on, int64."""
-        parts = []
-        while many > 0:
-            epoch, place = divmod(sequence, self._windows)
-            part = self._firsts_of(epoch)[place : place + many]
-            parts.append(part)
-            sequence, many = sequence + len(part), many - len(part)
-        return torch.cat(parts)
+    def _place(self, sequence: int) -> tuple[Tokens, int]:
+        """Text and first token of the ``sequence``-th."""
+        text = 0
+        size = len(self._round)
+        if size > 1:
+            number, place = divmod(sequence, size)
+            card = int(self._order(" round", number, size)[1][place])
+            text = self._round[card]
+            sequence = number * self.weights[text] + card - self._round.index(text)
+        length = len(self._texts[text])
+        epoch, place = divmod(sequence, length // self.seq_len)
+        offset, order = self._order(f" {text}" if text else "", epoch, length // self.seq_len)
+        return self._texts[text], (offset + int(order[place]) * self.seq_len) % length
 
-    def _firsts_of(self, epoch: int) -> Tensor:
-        """The first tokens of every sequence of ``epoch``, ``(windows,)``."""
-        if self._order[0] != epoch:
+    def _order(self, of: str, number: int, size: int) -> tuple[int, Tensor]:
+        """An offset below the sequence length, and an order of ``size`` things."""
+        if of not in self._orders or self._orders[of][0] != number:
             # Hashed: neighbouring seeds and epochs share nothing.
-            mixed = hashlib.sha256(f"{self.seed} {epoch}".encode()).digest()
+            mixed = hashlib.sha256(f"{self.seed} {number}{of}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(mixed[:4], "little"))
-            offset = torch.randint(self.seq_len, (), generator=generator)
-            window_N = torch.randperm(self._windows, generator=generator)
-            self._order = (epoch, (offset + window_N * self.seq_len) % len(self.tokens))
-        return self._order[1]
-
-
-class HiddenTargets:
-    """How many tokens cannot be predicted because a document starts too soon after them: its last
-    ``places``, for targets so many tokens ahead."""
-
-    def __init__(self, tokens: Tokens, places: int) -> None:
-        ends_D = torch.cat((tokens.starts[1:], torch.tensor([len(tokens)])))
-        hidden_D = (ends_D - tokens.starts).clamp(max=places)
-        self._starts_D = tokens.starts
-        self._from_D = ends_D - hidden_D
-        self._before_D = hidden_D.cumsum(0) - hidden_D
-        self._tokens = len(tokens)
-
-    def count(self, first_N: Tensor, length: int) -> int:
-        """How many there are in the windows of ``length`` that begin at ``first_N``, on a ring."""
-        end_N = first_N + length
-        over_N = end_N > self._tokens
-        counted = self._below(end_N.where(~over_N, end_N - self._tokens)) - self._below(first_N)
-        all_of_them = self._below(torch.tensor([self._tokens]))
-        return int((counted + over_N * all_of_them).sum())
-
-    def _below(self, token_N: Tensor) -> Tensor:
-        document_N = torch.searchsorted(self._starts_D, token_N, right=True) - 1
-        here_N = (token_N - self._from_D[document_N]).clamp(min=0)
-        return self._before_D[document_N] + here_N
+            offset = int(torch.randint(self.seq_len, (), generator=generator))
+            order = torch.randperm(size, generator=generator, dtype=torch.int32)
+            self._orders[of] = (number, offset, order)
+        return self._orders[of][1:]
 
 
 def held_out_batches(tokens: Tokens, batch_size: int, seq_len: int, most: int) -> list[Batch]:
@@ -146,19 +131,27 @@ def held_out_batches(tokens: Tokens, batch_size: int, seq_len: int, most: int) -
     windows = (len(tokens) - 1) // seq_len
     rows = min(windows, most)
     first_N = torch.arange(rows) * (windows * seq_len // rows)
-    return [_rows(tokens, first_B, seq_len + 1) for first_B in torch.split(first_N, batch_size)]
+    batches = []
+    for first_B in torch.split(first_N, batch_size):
+        places = [(tokens, first, seq_len + 1) for first in first_B.tolist()]
+        ids_BN = torch.stack([_ids(*place) for place in places])
+        batches.append(Batch(ids_BN, torch.stack([_starts(*place) for place in places])))
+    return batches
 
 
-def _rows(tokens: Tokens, first_B: Tensor, length: int, pin: bool = False) -> Batch:
-    """Windows of ``length`` tokens; one that reaches the end wraps around."""
-    place_BN = (first_B[:, None] + torch.arange(length)) % len(tokens)
-    document_BN = torch.searchsorted(tokens.starts, place_BN, right=True) - 1
-    starts_BN = tokens.starts[document_BN] == place_BN
-    tokens_BN = torch.empty_like(place_BN)
-    for row_N, first in zip(tokens_BN, first_B.tolist(), strict=True):
-        # Slices, because not every build can index narrow unsigned integers.
-        part_N = tokens.ids[first : first + length]
-        row_N[: len(part_N)] = part_N
-        row_N[len(part_N) :] = tokens.ids[: length - len(part_N)]
-    batch = Batch(tokens_BN, starts_BN)
-    return Batch(*(part.pin_memory() for part in batch)) if pin else batch
+def _ids(tokens: Tokens, first: int, length: int) -> Tensor:
+    """A window of ``length`` tokens, int64; one that reaches the end wraps around."""
+    # Slices, because not every build can index narrow unsigned integers.
+    part = tokens.ids[first : first + length].long()
+    return torch.cat((part, tokens.ids[: length - len(part)].long()))
+
+
+def _starts(tokens: Tokens, first: int, length: int) -> Tensor:
+    """Where documents begin in that window."""
+    end = first + length
+    bounds = torch.tensor([first, end, end - len(tokens)])
+    low, high, wrapped = torch.searchsorted(tokens.starts, bounds).tolist()
+    starts_N = torch.zeros(length, dtype=torch.bool)
+    starts_N[tokens.starts[low:high] - first] = True
+    starts_N[tokens.starts[:wrapped] + len(tokens) - first] = True
+    return starts_N

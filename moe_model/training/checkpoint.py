@@ -195,7 +195,7 @@ def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: by
         else:
             write_tensors(folder / TRAINING_STATE, _on_cpu(state))
         write_tensors(folder / WEIGHTS, _on_cpu(whole_weights(run.model, run.world)))
-        for file, contents in run.corpus.tokenizer.files.items():
+        for file, contents in run.tokenizer.files.items():
             (folder / file).write_bytes(contents)
         if judgement is not None:
             (folder / JUDGEMENT).write_bytes(judgement)
@@ -217,7 +217,7 @@ def _facts(run: Run) -> dict[str, Any]:
     before = {} if run.start is None else run.start.description
     attempt = before.get("life", 1) if before else 0
     return {
-        "tokenizer": run.corpus.tokenizer.to_dict(),
+        "tokenizer": run.tokenizer.to_dict(),
         "options": run.options.to_dict(),
         "stop_ids": list(run.stop_ids),
         "threads": torch.get_num_threads(),

@@ -243,7 +243,7 @@ def sample(run: Run) -> str:
     sharded = run.shards_state and run.world.size > 1
     if not (sharded or run.world.is_main):
         return ""
-    tokenizer = run.corpus.tokenizer
+    tokenizer = run.tokenizer
     prompt_S = tokenizer.encode(run.prompt)
     if sharded:  # ranks that pick different tokens would not stop together
         run.model.register_forward_hook(lambda *seen: dist.broadcast(seen[2].logits_BSV, src=0))

@@ -1,8 +1,11 @@
 """The text of a run: documents, tokenizer, token ids, training part and held-out part.
 
-``tinyshakespeare`` is downloaded once and checked against its SHA-256; a file is one document, a
-folder one document per file. Of a published tokenizer only ``tokenizer.json`` and the settings
+``tinyshakespeare`` is downloaded once and checked against its SHA-256; a document is a file, or a
+record of JSON lines or Parquet. Of a published tokenizer only ``tokenizer.json`` and the settings
 beside it are read, no code runs, and the network is used only for a tokenizer that you name.
+
+The tokens of a long text are a file that all processes map. The text is read again only if the size
+or the time of one of its files changed.
 
 The last tenth is held out in one piece: a model that was trained on the sentences around a held-out
 sentence is not really tested on it.
@@ -10,16 +13,21 @@ sentence is not really tested on it.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
 
 import torch
 from platformdirs import user_cache_path
@@ -40,18 +48,19 @@ from moe_model import (
     python_docs,
     read_text,
     say,
+    shown,
     write_tensors,
 )
-from moe_model.huggingface import now_and_then, read_tokenizer
+from moe_model.huggingface import read_tokenizer
 
 HELD_OUT = 10
 """One token in this many."""
 CACHED_FROM = 1_000_000
-"""From this many characters on, token ids are kept for the next start. Measured on 100 MB: byte
-pairs take 110 s of a core, reading the ids 0.3 s; characters only 3 s, which are not kept."""
+"""From this many bytes on, token ids are kept for the next start. Measured on 100 MB: byte pairs
+take 110 s of a core, reading the ids 0.3 s."""
 FORMAT_VERSION = 2
 """Part of the key; increase it when the format changes, or how documents become ids."""
-_PIECE = 1 << 22
+_PIECE = 1 << 20
 
 PYTHON_DOCS = "python-docs"
 TINY_SHAKESPEARE = "tinyshakespeare"
@@ -61,15 +70,13 @@ SHAKESPEARE_URL = (
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 SHAKESPEARE_FILE = "tinyshakespeare.txt"
 
-LONG_TEXT = 20_000_000
-"""From this many characters on, a line announces that processing takes a while."""
-
 CHAR = "char"
 BPE = "bpe"
 BPE_VOCABULARY = 8192
 END = "<|endoftext|>"
 HUB_FILES = (TOKENIZER, SETTINGS, SPECIAL_TOKENS)
 
+_WEIGHTED = re.compile(r"(.+):([1-9]\d{0,3})", re.DOTALL)
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _MOST_IDS = 2**31
 
@@ -89,8 +96,10 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Training text and held-out text of a run."""
+    """Training text and held-out text of one source."""
 
+    name: str
+    weight: int
     tokenizer: Tokenizer
     training: Tokens
     held_out: Tokens
@@ -98,15 +107,11 @@ class Corpus:
     """SHA-256 of the documents, in hexadecimal: the same text, split into the same documents."""
 
     @classmethod
-    def build(
-        cls, documents: Sequence[Document], tokenizer: Tokenizer, seq_len: int, ahead: int
-    ) -> Corpus:
+    def build(cls, documents: Documents, tokenizer: Tokenizer, seq_len: int, ahead: int) -> Corpus:
         """``UsageError`` if there is too little text, or the tokenizer cannot encode it."""
-        digest = documents_digest(documents)
         encode = partial(encode_documents, documents, tokenizer)
-        long = count_characters(documents) >= CACHED_FROM
-        if long and not isinstance(tokenizer, CharTokenizer):
-            key = cache_key(digest, tokenizer)
+        if documents.size >= CACHED_FROM:
+            key = cache_key(documents.digest, tokenizer)
             ids, starts = cached_tokens(user_cache() / "tokens", key, encode)
         else:
             ids, starts = encode()
@@ -114,21 +119,25 @@ class Corpus:
         needed = seq_len + 1 + ahead
         if len(ids) - boundary < needed:
             raise UsageError(
-                f"--data has only {len(ids)} tokens, of which a tenth is held out, for --seq-len "
-                f"{seq_len}: use at least {needed * HELD_OUT} tokens, or a shorter --seq-len."
+                f"--data {documents.name} has only {len(ids)} tokens, of which a tenth is held "
+                f"out, for --seq-len {seq_len}: use at least {needed * HELD_OUT} tokens, or a "
+                "shorter --seq-len."
             )
+        before = int(torch.searchsorted(starts, boundary))
         # What is held out may begin with the rest of a document.
-        later = starts[starts > boundary] - boundary
-        starts_there = torch.cat((torch.zeros(1, dtype=torch.int64), later))
+        later = starts[before:] - boundary
+        starts_there = torch.cat((torch.zeros(1, dtype=torch.int64), later[later > 0]))
         return cls(
+            documents.name,
+            documents.weight,
             tokenizer,
-            training=Tokens(ids[:boundary], starts[starts < boundary]),
+            training=Tokens(ids[:boundary], starts[:before]),
             held_out=Tokens(ids[boundary:], starts_there),
-            digest=digest,
+            digest=documents.digest,
         )
 
 
-def documents_digest(documents: Sequence[Document]) -> str:
+def documents_digest(documents: Iterable[Document]) -> str:
     """SHA-256, in hexadecimal, of the texts and where each ends; names do not matter."""
     digest = hashlib.sha256()
     for document in documents:
@@ -138,42 +147,41 @@ def documents_digest(documents: Sequence[Document]) -> str:
     return digest.hexdigest()
 
 
-def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
+def encode_documents(documents: Documents, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
     """All documents that have tokens: ids ``(tokens,)`` and starts ``(documents,)``.
 
     The end token, if there is one, ends each. Raises ``UsageError`` if the tokenizer cannot encode
     a document, or returns ids beyond its vocabulary.
     """
-    characters = count_characters(documents)
-    if characters > LONG_TEXT:
-        say(f"encoding {characters / 1e6:,.0f} million characters ...")
     vocabulary = len(tokenizer)
     end = tokenizer.end
     dtype = torch.uint16 if vocabulary <= 1 << 16 else torch.int32
-    pieces = [torch.empty(0, dtype=dtype)]
     starts = []
     total = 0
-    for document in now_and_then(documents, "encoded", "documents"):
-        begins = total
-        last = end
-        for ids in _encoded(document, tokenizer):
-            if not len(ids):
-                continue
-            # A narrow integer would wrap an id that is too large into another token.
-            if int(ids.max()) >= vocabulary:
-                raise UsageError(
-                    f"--tokenizer returns id {int(ids.max())}, but has {vocabulary} tokens: its "
-                    "files do not match; use another tokenizer."
-                )
-            pieces.append(ids.to(dtype))
-            total += len(ids)
-            last = int(ids[-1])
-        if total > begins:
-            starts.append(begins)
-        if end is not None and last != end:
-            pieces.append(torch.tensor([end]).to(dtype))
-            total += 1
-    return torch.cat(pieces), torch.tensor(starts, dtype=torch.int64)
+    with NamedTemporaryFile() as spool:  # the ids may exceed the memory
+        for document in documents:
+            begins = total
+            last = end
+            for ids in _encoded(document, tokenizer):
+                if not len(ids):
+                    continue
+                # A narrow integer would wrap an id that is too large into another token.
+                if int(ids.max()) >= vocabulary:
+                    raise UsageError(
+                        f"--tokenizer returns id {int(ids.max())}, but has {vocabulary} tokens: "
+                        "its files do not match; use another tokenizer."
+                    )
+                spool.write(ids.to(dtype).numpy().data)
+                total += len(ids)
+                last = int(ids[-1])
+            if total > begins:
+                starts.append(begins)
+            if end is not None and last != end:
+                spool.write(torch.tensor([end]).to(dtype).numpy().data)
+                total += 1
+        spool.flush()
+        ids = torch.from_file(spool.name, size=total, dtype=dtype)
+    return ids, torch.tensor(starts, dtype=torch.int64)
 
 
 def _encoded(document: Document, tokenizer: Tokenizer) -> Iterator[Tensor]:
@@ -193,7 +201,11 @@ def cache_key(digest: str, tokenizer: Tokenizer) -> str:
     known["files"] = files
     if isinstance(tokenizer, PretrainedTokenizer):
         known["library"] = importlib.metadata.version("tokenizers")
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+    return _sha256(known)
+
+
+def _sha256(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def cached_tokens(
@@ -206,7 +218,7 @@ def cached_tokens(
         found = load_file(path)
         return found["ids"], found["starts"]
     except FileNotFoundError:
-        pass
+        say("encoding the text ...")
     except (SafetensorError, OSError, KeyError) as error:
         say(f"{path} is damaged ({error}): encoding again.")
     ids, starts = encode()
@@ -216,6 +228,8 @@ def cached_tokens(
         write_tensors(aside, {"ids": ids, "starts": starts})
         force_to_disk(aside)
         aside.replace(path)
+        found = load_file(path)
+        return found["ids"], found["starts"]
     except OSError as error:
         reason = error.strerror or error
         say(f"{folder} cannot store token ids ({reason}): keeping them in memory for this run.")
@@ -225,17 +239,48 @@ def cached_tokens(
     return ids, starts
 
 
+def kept(kind: str, facts: Any, make: Callable[[], Any]) -> Any:
+    """``make()``, as JSON in the user's cache for the next time with the same ``facts``."""
+    path = user_cache() / kind / f"{_sha256(facts)}.json"
+    with suppress(OSError, ValueError):
+        return json.loads(path.read_text("utf-8"))
+    made = make()
+    with suppress(OSError):  # the next process makes it again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(made), "utf-8")
+    return made
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """A text that is independent of the documents before it."""
 
     name: str
-    """In errors: what ``--data`` names, or a path inside that folder."""
+    """In errors: what ``--data`` names, or a file, and which record of it."""
     text: str
 
 
-def count_characters(documents: Iterable[Document]) -> int:
-    return sum(len(document.text) for document in documents)
+@dataclass(frozen=True)
+class Documents:
+    """One source, read anew by every iteration, one document at a time."""
+
+    name: str
+    """What ``--data`` names."""
+    read: Callable[[], Iterable[Document]]
+    size: int = 0
+    """Bytes in its files."""
+    facts: Sequence[Any] = ()
+    """What changes when its files do."""
+    weight: int = 1
+
+    def __iter__(self) -> Iterator[Document]:
+        return filter(lambda document: document.text, self.read())
+
+    @cached_property
+    def digest(self) -> str:
+        if self.size < CACHED_FROM:
+            return documents_digest(self)
+        return str(kept("digests", self.facts, lambda: documents_digest(self)))
 
 
 def user_cache() -> Path:
@@ -243,32 +288,80 @@ def user_cache() -> Path:
     return user_cache_path("moe-microscope")
 
 
-def load_documents(data: str, cache: Path | None = None) -> list[Document]:
-    """At least one, none of them empty; ``UsageError`` if ``data`` does not exist, cannot be read
-    or downloaded, is not text, or is empty."""
+def load_sources(given: Sequence[str], text_field: str) -> list[Documents]:
+    """The sources that ``--data`` names, as ``NAME`` or ``NAME:WEIGHT``."""
+    sources = []
+    for one in given or ("",):
+        match = None if os.path.exists(one) else _WEIGHTED.fullmatch(one)
+        name, weight = match.groups() if match else (one, 1)
+        documents = load_documents(name, text_field=text_field)
+        sources.append(dataclasses.replace(documents, weight=int(weight)))
+    return sources
+
+
+def load_documents(data: str, cache: Path | None = None, *, text_field: str = "text") -> Documents:
+    """``UsageError`` if ``data`` does not exist, or cannot be downloaded or listed."""
     if data == PYTHON_DOCS:
-        return [Document(data, python_docs("--data"))]
+        return Documents(data, lambda: [Document(data, python_docs("--data"))])
+    path = Path(data)
     if data == TINY_SHAKESPEARE:
-        return [Document(data, _tiny_shakespeare(cache or user_cache()))]
-    if not os.path.exists(data):  # or no access, a loop of links, too long, a NUL
+        path = _tiny_shakespeare(cache or user_cache())
+    elif not os.path.exists(data):  # or no access, a loop of links, too long, a NUL
         raise UsageError(
             f"--data {data!r} does not exist: name a file, a folder, {PYTHON_DOCS} or "
-            f"{TINY_SHAKESPEARE}."
+            f"{TINY_SHAKESPEARE}, or NAME:WEIGHT with a weight from 1 to 9999."
         )
-    path = Path(data)
-    documents = _read_folder(path) if path.is_dir() else [Document(data, read_text(path, "--data"))]
-    documents = [document for document in documents if document.text]
-    if not documents:
-        raise UsageError(f"--data {data} contains no text: name a file or folder that does.")
-    return documents
+    files = _files_below(path) if path.is_dir() else {"": path.stat()}
+
+    def read() -> Iterator[Document]:
+        for name in files:
+            yield from _read_file(path / name, text_field)
+
+    stamps = [(name, found.st_size, found.st_mtime_ns) for name, found in files.items()]
+    size = sum(found.st_size for found in files.values())
+    return Documents(data, read, size, [os.path.abspath(path), text_field, stamps])
 
 
-def _read_folder(root: Path) -> list[Document]:
+def _read_file(path: Path, field: str) -> Iterator[Document]:
+    if path.suffix not in (".jsonl", ".parquet"):
+        instead = "name another file, or move it out of the folder"
+        yield Document(str(path), read_text(path, "--data", instead))
+        return
+    number = 0
+    try:
+        for record in _records(path, field):
+            number += 1
+            text = record.get(field) if isinstance(record, dict) else None
+            if not isinstance(text, str):
+                raise ValueError(f"no text in {field!r} of {shown(record)}")
+            text.encode()  # JSON can spell half a character
+            yield Document(f"{path}:{number}", text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"--data {path}, after {number} records: {error}: correct it, or --text-field."
+        ) from error
+
+
+def _records(path: Path, field: str) -> Iterator[Any]:
+    if path.suffix == ".jsonl":
+        with path.open(encoding="utf-8") as file:
+            yield from map(json.loads, filter(str.strip, file))
+        return
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise ValueError("Parquet needs pip install 'moe-microscope[parquet]'") from error
+    with ParquetFile(path) as file:
+        for batch in file.iter_batches(1024, columns=[field]):
+            yield from batch.to_pylist()
+
+
+def _files_below(root: Path) -> dict[str, os.stat_result]:
     """Every file that is not hidden; a folder reached through several links is read once."""
-    names = []
+    files = {}
     seen = set()
     try:
-        for folder, folders, files in os.walk(root, onerror=_raise, followlinks=True):
+        for folder, folders, names in os.walk(root, onerror=_raise, followlinks=True):
             here = os.stat(folder)
             if (here.st_dev, here.st_ino) in seen:
                 folders.clear()
@@ -276,27 +369,26 @@ def _read_folder(root: Path) -> list[Document]:
             seen.add((here.st_dev, here.st_ino))
             # In a fixed order, which decides under which of its names a folder is read.
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            paths = [Path(folder, name) for name in files if not name.startswith(".")]
-            # A dangling link is treated as a missing file: reading it reports the error.
-            found = [path for path in paths if path.is_file() or not path.exists()]
-            names += [path.relative_to(root).as_posix() for path in found]
+            for name in names:
+                path = Path(folder, name)
+                if not name.startswith(".") and stat.S_ISREG((found := path.stat()).st_mode):
+                    files[path.relative_to(root).as_posix()] = found
     except OSError as error:
         raise UsageError(
             f"--data {error.filename} cannot be read ({error.strerror}): move it out of the folder."
         ) from error
-    instead = "move it out of the folder"
-    return [Document(name, read_text(root / name, "--data", instead)) for name in sorted(names)]
+    return dict(sorted(files.items()))
 
 
 def _raise(error: OSError) -> None:
     raise error
 
 
-def _tiny_shakespeare(cache: Path) -> str:
+def _tiny_shakespeare(cache: Path) -> Path:
     import pooch
 
     try:
-        path = pooch.retrieve(
+        path: str = pooch.retrieve(
             SHAKESPEARE_URL,
             known_hash=f"sha256:{SHAKESPEARE_SHA256}",
             fname=SHAKESPEARE_FILE,
@@ -310,16 +402,36 @@ def _tiny_shakespeare(cache: Path) -> str:
             f"--data {TINY_SHAKESPEARE} cannot be downloaded ({reason}): download "
             f"{SHAKESPEARE_URL} on another machine and pass the file to --data, or omit --data."
         ) from error
-    return read_text(Path(path), "--data")
+    return Path(path)
+
+
+def learned_tokenizer(name: str, sources: Sequence[Documents], vocabulary: int | None) -> Tokenizer:
+    """:func:`make_tokenizer`; what it learns from a long text is kept."""
+    make = partial(make_tokenizer, name, chain.from_iterable(sources), vocabulary)
+    if name not in (CHAR, BPE) or max(source.size for source in sources) < CACHED_FROM:
+        return make()
+
+    def learn() -> dict[str, Any]:
+        made = make()
+        return {n: text.decode() for n, text in made.files.items()} or made.to_dict()
+
+    found = kept("tokenizers", [name, vocabulary, [source.digest for source in sources]], learn)
+    if name == CHAR:
+        return CharTokenizer.from_dict(found)
+    return PretrainedTokenizer({n: text.encode() for n, text in found.items()})
 
 
 def make_tokenizer(
-    name: str, documents: Sequence[Document], vocabulary: int | None = None
+    name: str, documents: Iterable[Document], vocabulary: int | None = None
 ) -> Tokenizer:
     """The tokenizer that ``--tokenizer`` names, or ``UsageError``; a folder wins over a name on the
     hub. ``vocabulary`` is the most tokens that ``bpe`` learns."""
     if name == CHAR:
-        known: set[str] = set().union(*(document.text for document in documents))
+        known: set[str] = set()
+        for document in documents:
+            known.update(document.text)
+        if not known:
+            raise UsageError("--data contains no text: name a file or folder that does.")
         return CharTokenizer("".join(sorted(known)))
     if name == BPE:
         return train_byte_pairs(documents, BPE_VOCABULARY if vocabulary is None else vocabulary)
@@ -333,14 +445,11 @@ def make_tokenizer(
     )
 
 
-def train_byte_pairs(documents: Sequence[Document], vocabulary: int) -> PretrainedTokenizer:
+def train_byte_pairs(documents: Iterable[Document], vocabulary: int) -> PretrainedTokenizer:
     """Byte-level byte-pair encoding as in GPT-2; the same documents give the same files. A short
     text may give fewer tokens, at least 256 bytes and the end token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    characters = count_characters(documents)
-    if characters > LONG_TEXT:
-        say(f"learning byte pairs from {characters / 1e6:,.0f} million characters ...")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -78,11 +78,11 @@ _COLUMNS = (
 RUN_DEFAULTS: dict[str, dict[str, Any]] = {
     name: dict(zip(_COLUMNS, row, strict=True))
     for name, row in {
-        #              data           tokenizer steps batch lr  bias  seq   eval  save
-        "tiny":        ("python-docs",    "char",  1500, 8, 3e-3, 1e-2, 0.0, 100,  500),
-        "small":       ("python-docs",    "bpe",   3000, 8, 6e-4, 1e-2, 1e-4, 100,  500),
-        "shakespeare": ("tinyshakespeare", "char", 10000, 4, 3e-4, 1e-3, 1e-4, 250, 1000),
-        "deepseek-v3": ("python-docs",    "bpe",  10000, 1, 2e-4, 1e-3, 1e-4, 250, 1000),
+        #              data              tokenizer steps batch lr  bias  seq   eval  save
+        "tiny":        (("python-docs",),    "char",  1500, 8, 3e-3, 1e-2, 0.0, 100,  500),
+        "small":       (("python-docs",),    "bpe",   3000, 8, 6e-4, 1e-2, 1e-4, 100,  500),
+        "shakespeare": (("tinyshakespeare",), "char", 10000, 4, 3e-4, 1e-3, 1e-4, 250, 1000),
+        "deepseek-v3": (("python-docs",),    "bpe",  10000, 1, 2e-4, 1e-3, 1e-4, 250, 1000),
     }.items()
 }  # fmt: skip
 """What a preset sets beside the shape of its model; ``seq_aux_weight`` with ``--balance bias``.
@@ -95,9 +95,14 @@ the load before it ends."""
 class Options:
     preset: Annotated[str, _DATA] = "tiny"
     """Model and defaults: see the table below."""
-    data: Annotated[str, _DATA] = _PRESET
+    data: Annotated[tuple[str, ...], _DATA, Parameter(consume_multiple=True, negative=())] = _PRESET
     """Text: python-docs (comes with Python), tinyshakespeare (1 MB, downloaded), a UTF-8 file or
-    folder (default: the preset's)."""
+    folder, records in .jsonl or .parquet; several are mixed, NAME:3 gives three times as many
+    sequences (default: the preset's)."""
+    text_field: Annotated[str, _DATA] = "text"
+    """Field of a record that has the text."""
+    document_mask: Annotated[bool, _DATA, _SWITCH] = False
+    """No attention across documents, which are files or records."""
     tokenizer: Annotated[str, _DATA] = _PRESET
     """Tokenizer: char, bpe (byte pairs, learned from the text), a name on the Hugging Face hub such
     as HuggingFaceTB/SmolLM2-135M, or a folder with a tokenizer.json (default: the preset's)."""

@@ -20,12 +20,12 @@ from moe_model import (
     Checkpoint,
     LanguageModel,
     ModelOutput,
+    Tokenizer,
     count,
     number,
     shown,
 )
 from moe_model.training.batches import Batch, TrainingBatches
-from moe_model.training.corpus import Corpus
 from moe_model.training.loss_scale import LossScale
 from moe_model.training.machine import DTYPES
 from moe_model.training.options import Options, flag_name
@@ -130,7 +130,8 @@ class Run:
     """The processes that train together, often one."""
     dtype: torch.dtype
     """Number format of matrix products; weights are fp32."""
-    corpus: Corpus
+    tokenizer: Tokenizer
+    text_digest: str
     prompt: str
     """Prompt of the sample at the end."""
     stop_ids: tuple[int, ...]
@@ -144,7 +145,8 @@ class Run:
     loss_scale: LossScale | None
     """In fp16."""
     batches: TrainingBatches
-    held_out: Sequence[Batch]
+    held_out: tuple[tuple[str, Sequence[Batch]], ...]
+    """Sources and their sequences."""
     progress: Progress
     resumed_at_step: int | None
     """First step after a resume or fork; ``None`` for a new run."""
@@ -179,7 +181,7 @@ class Run:
     @property
     def data_order(self) -> list[str | int]:
         """The facts that determine, with the tokenizer, which sequence is the n-th."""
-        return [self.corpus.digest, self.options.seq_len, self.options.seed]
+        return [self.text_digest, self.options.seq_len, self.options.seed]
 
 
 _BALANCE = (

@@ -26,7 +26,7 @@ from moe_model.training.checkpoint import (
     refuse_other_model,
     restore,
 )
-from moe_model.training.corpus import Corpus, cache_key, load_documents, make_tokenizer
+from moe_model.training.corpus import Corpus, cache_key, learned_tokenizer, load_sources
 from moe_model.training.loss_scale import LossScale
 from moe_model.training.machine import LOCK, choose_dtype, refuse_too_large
 from moe_model.training.options import Options
@@ -50,8 +50,9 @@ def prepare(options: Options, world: World) -> Run:
         saved = {} if checkpoint is None else checkpoint.description
         settle_threads(saved.get("threads"), world.say)
         dtype = choose_dtype(options.dtype, world.device)
-    config, corpus = _read_data(options, checkpoint, world)
-    agree(world, start_facts(corpus, checkpoint, dtype))
+    config, corpora = _read_data(options, checkpoint, world)
+    corpus = corpora[0]
+    agree(world, start_facts(corpora, checkpoint, dtype))
     with world.together():
         forced_collapse = None
         if options.force_collapse is not None:
@@ -59,6 +60,7 @@ def prepare(options: Options, world: World) -> Run:
             forced_collapse = parse_forced_collapse(options.force_collapse, depths, options.steps)
         prompt = _choose_prompt(options, corpus)
         model = _build_model(options, config, checkpoint)
+    most = max(1, EVALUATION_SEQUENCES // len(corpora))
     forward = parallelize(model, options.parallel, world, options.expert_parallel)
     optimizer = make_optimizer(
         model, options.lr, options.optimizer, options.weight_decay, options.router_lr,
@@ -68,7 +70,8 @@ def prepare(options: Options, world: World) -> Run:
         options=options,
         world=world,
         dtype=dtype,
-        corpus=corpus,
+        tokenizer=corpus.tokenizer,
+        text_digest=" ".join(f"{one.digest}:{one.weight}" for one in corpora).removesuffix(":1"),
         prompt=prompt,
         stop_ids=stop_ids_of(corpus.tokenizer, () if checkpoint is None else checkpoint.stop_ids),
         forced_collapse=forced_collapse,
@@ -77,7 +80,8 @@ def prepare(options: Options, world: World) -> Run:
         optimizer=optimizer,
         loss_scale=LossScale() if dtype == torch.float16 else None,
         batches=TrainingBatches(
-            corpus.training,
+            [one.training for one in corpora],
+            weights=[one.weight for one in corpora],
             batch_size=options.batch_size,
             grad_accum=options.grad_accum,
             seq_len=options.seq_len,
@@ -87,8 +91,9 @@ def prepare(options: Options, world: World) -> Run:
             world_size=world.size,
             pin=world.device.type == "cuda",
         ),
-        held_out=held_out_batches(
-            corpus.held_out, options.batch_size, options.seq_len, EVALUATION_SEQUENCES
+        held_out=tuple(
+            (one.name, held_out_batches(one.held_out, options.batch_size, options.seq_len, most))
+            for one in corpora
         ),
         progress=Progress(collapse_index=[None] * len(model.routers)),
         start=checkpoint,
@@ -137,16 +142,16 @@ def twin_of(mixture: LanguageModel, seed: int) -> LanguageModel:
 
 def _read_data(
     options: Options, checkpoint: Checkpoint | None, world: World
-) -> tuple[ModelConfig, Corpus]:
-    with world.main_first():  # rank 0 downloads and encodes, the others use the cache
-        documents = load_documents(options.data)
+) -> tuple[ModelConfig, list[Corpus]]:
+    with world.main_first():  # it downloads and encodes, the others use the cache
+        sources = load_sources(options.data, options.text_field)
         if checkpoint is not None:
             refuse_contradictions(options, checkpoint)
             tokenizer = checkpoint.tokenizer
         else:
             fields = PRESETS[options.preset]
             vocabulary = options.model.vocab_size or fields.get("vocab_size")
-            tokenizer = make_tokenizer(options.tokenizer, documents, vocabulary)
+            tokenizer = learned_tokenizer(options.tokenizer, sources, vocabulary)
         earlier = None if checkpoint is None or options.dense_twin else checkpoint.config
         config = options.model_config(len(tokenizer), earlier)
         if checkpoint is not None:
@@ -156,7 +161,9 @@ def _read_data(
         parts = world.size if options.parallel == "fsdp" else 1
         refuse_too_large(config, world.device, parts, options.expert_parallel)
         ahead = config.num_nextn_predict_layers
-        return config, Corpus.build(documents, tokenizer, options.seq_len, ahead)
+        return config, [
+            Corpus.build(source, tokenizer, options.seq_len, ahead) for source in sources
+        ]
 
 
 def _refuse_existing(options: Options, checkpoint: Checkpoint | None) -> bool:
@@ -196,10 +203,10 @@ def _choose_prompt(options: Options, corpus: Corpus) -> str:
 
 
 def start_facts(
-    corpus: Corpus, checkpoint: Checkpoint | None, dtype: torch.dtype
+    corpora: Sequence[Corpus], checkpoint: Checkpoint | None, dtype: torch.dtype
 ) -> dict[str, str]:
     """What a run starts from: the same options may find different files on different machines."""
-    tokenizer = corpus.tokenizer
+    tokenizer = corpora[0].tokenizer
     found = "none"
     if checkpoint is not None:  # its description lists the SHA-256 of all its files
         plain = json.dumps(checkpoint.description, sort_keys=True).encode()
@@ -208,7 +215,7 @@ def start_facts(
         "the version of torch": torch.__version__,
         "the number format (--dtype)": str(dtype).removeprefix("torch."),
         "the checkpoint (--resume)": found,
-        "the text (--data)": f"sha256 {corpus.digest[:16]}",
+        "the text (--data)": f"sha256 {' '.join(one.digest[:16] for one in corpora)}",
         "the tokenizer (--tokenizer)": (
             f"{len(tokenizer)} tokens, sha256 {cache_key('', tokenizer)[:16]}"
         ),

@@ -269,6 +269,7 @@ def evaluate(
     *,
     forward: Callable[..., ModelOutput] | None = None,
     world: World = ALONE,
+    document_mask: bool = False,
 ) -> float:
     """Mean next-token cross-entropy in nats over all targets; the model keeps its mode.
 
@@ -283,9 +284,10 @@ def evaluate(
         place = first + world.rank
         batch = batches[min(place, len(batches) - 1)].to(world.device)
         length = batch.tokens_BN.shape[1] - 1
+        starts_BS = batch.starts_BN[:, :length] if document_mask else None
         with mixed_precision(world.device, dtype):
             targets_BS = batch.targets(1, length)
-            output = forward(batch.tokens_BN[:, :length], targets=[targets_BS])
+            output = forward(batch.tokens_BN[:, :length], targets=[targets_BS], starts_BS=starts_BS)
         if place < len(batches):
             sums[0] += output.losses[0]
             sums[1] += (targets_BS >= 0).sum()

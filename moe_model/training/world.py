@@ -101,13 +101,16 @@ class World:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Run the block on rank 0 before the others: it downloads, they use the file. An error ends
-        all ranks, as in :meth:`together`."""
-        if not self.is_main:
+        """Run the block on rank 0, then on one rank of every other machine, then on the others: it
+        downloads, they use the file. An error ends all ranks, as in :meth:`together`."""
+        turn = 2 if number_of("LOCAL_RANK") else 1
+        if self.is_main:
+            turn = 0
+        for _ in range(turn):
             self.share_fault(None)
         with self.together():
             yield
-        if self.is_main:
+        for _ in range(2 - turn):
             self.share_fault(None)
 
     @contextmanager

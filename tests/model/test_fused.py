@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from moe_model import fused
+from moe_model.attention import visible_in_documents
 
 PLAIN = ("rms_norm", "queries_with_position", "keys_and_values", "swiglu", "feed_forward")
 TWINS: dict[str, Any] = {
@@ -35,13 +36,14 @@ def cases(name: str, dtype: torch.dtype) -> tuple[list[Tensor], tuple[Any, ...]]
     table = (angles.cos().to(wide), angles.sin().to(wide))
     places = (torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([[0, 3], [1, 4], [2, 5]]))
     matrices = [leaf(6, 4, seed=1), leaf(6, 4, seed=2), leaf(4, 6, seed=3)]
+    starts_BS = torch.tensor([[0, 1, 0, 0, 1, 0, 0], [0, 0, 0, 1, 0, 0, 0]])
     queries_keys_values = [leaf(2, 2, 7, size, seed=size) for size in (4, 4, 3)]
     return {
         "rms_norm": ([leaf(2, 3, 6), leaf(6, seed=1)], (1e-6, dtype)),
         "swiglu": ([leaf(5, 8), leaf(5, 1, seed=1)], ()),
         "queries_with_position": ([leaf(2, 5, 3, 7)], (table,)),
         "keys_and_values": ([leaf(2, 5, 3, 8), leaf(2, 5, 4, seed=1)], (table, 5)),
-        "causal_attention": (queries_keys_values, (0.4,)),
+        "causal_attention": (queries_keys_values, (0.4, visible_in_documents(starts_BS))),
         "experts_in_turn": (
             [leaf(5, 4), leaf(5, 1, seed=1), leaf(3, 6, 4, seed=2), leaf(3, 4, 3, seed=3)],
             (torch.tensor([2, 0, 3]),),

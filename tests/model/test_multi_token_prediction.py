@@ -1,5 +1,7 @@
 """Multi-token prediction equals that of transformers, and is balanced and trained like the rest."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -72,3 +74,25 @@ def test_depth_k_predicts_the_token_k_plus_one_ahead_and_its_layer_is_trained_an
     for depth in model.mtp:
         assert depth.layer.mlp.router.expert_bias.any()
         assert all(p.grad is not None and p.grad.any() for p in depth.parameters())
+
+
+@torch.no_grad()
+def test_documents_under_a_mask_are_what_they_are_alone(model: LanguageModel) -> None:
+    """Where a target is in the same document; those of several depths too."""
+    ids_BN = torch.randint(0, 97, (2, S + D), generator=torch.Generator().manual_seed(0))
+    starts_BS = torch.zeros(2, S, dtype=torch.bool)
+    starts_BS[0, [7, 8]] = starts_BS[1, [13, 15]] = True
+    whole = model(ids_BN[:, :S], next_ids=ids_BN[:, 1:], starts_BS=starts_BS)
+    for row, bounds in enumerate([[0, 7, 8, S], [0, 13, 15, S]]):
+        for begin, end in pairwise(bounds):
+            ids_1N = ids_BN[row : row + 1, begin : end + D]
+            alone = model(ids_1N[:, : end - begin], next_ids=ids_1N[:, 1:])
+            pairs = zip(
+                (whole.logits_BSV, *whole.ahead_logits),
+                (alone.logits_BSV, *alone.ahead_logits),
+                strict=True,
+            )
+            for ahead, (masked, own) in enumerate(pairs):
+                until = max(begin, end - ahead)
+                expected = own[0, : until - begin]
+                torch.testing.assert_close(masked[row, begin:until], expected, atol=1e-5, rtol=1e-5)

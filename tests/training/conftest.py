@@ -31,7 +31,10 @@ SHORT = ("--steps=4", "--save-every=2", "--eval-every=100")
 
 
 def last_of_each(flags: Sequence[str]) -> list[str]:
-    return list({flag.split("=")[0]: flag for flag in flags}.values())
+    """``--data=A B`` are two values."""
+    last = {flag.split("=")[0]: flag for flag in flags}
+    sources = last.pop("--data", "").split()
+    return [*last.values(), *sources]
 
 
 def log_of(folder: Path) -> Log:

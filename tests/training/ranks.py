@@ -21,6 +21,7 @@ from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -295,11 +296,16 @@ def texts_and_votes_reach_all_ranks(world: World, folder: Path) -> None:
     assert not world.any(False)
 
 
-def the_first_rank_is_through_the_block_before_the_others_enter(world: World, folder: Path) -> None:
+def the_first_rank_enters_the_block_first_then_the_first_of_another_machine(
+    world: World, folder: Path
+) -> None:
     file = folder / "downloaded"
-    with world.main_first():
-        assert file.exists() == (world.rank > 0)
-        file.touch()
+    local = {"LOCAL_RANK": str(max(0, world.rank - 1))}
+    with patch.dict(os.environ, local), world.main_first():
+        with file.open("a") as opened:
+            opened.write(str(world.rank))
+        time.sleep(0.05)
+    assert file.read_text() == "012"
 
 
 FULL = "[Errno 28] No space left on device"
@@ -497,7 +503,7 @@ def a_sharded_model_writes_its_sample_without_becoming_whole(world: World, folde
     run: Any = SimpleNamespace(
         model=model, world=world, options=SimpleNamespace(seed=7), shards_state=True,
         prompt="", stop_ids=(),
-        corpus=SimpleNamespace(tokenizer=SimpleNamespace(encode=lambda _: prompt_S, decode=list)),
+        tokenizer=SimpleNamespace(encode=lambda _: prompt_S, decode=list),
     )  # fmt: skip
     built, before = [], LanguageModel.__init__
     LanguageModel.__init__ = lambda *given: (built.append(1), before(*given))[1]  # type: ignore[method-assign]
@@ -553,7 +559,7 @@ TOGETHER: dict[int, dict[str, Claim]] = {
         **by_name(
             one_sum_brings_all_counts_to_all_ranks,
             texts_and_votes_reach_all_ranks,
-            the_first_rank_is_through_the_block_before_the_others_enter,
+            the_first_rank_enters_the_block_first_then_the_first_of_another_machine,
             another_fact_ends_all_ranks_and_both_values_are_named,
             three_ranks_load_the_shards_of_two_bit_for_bit,
             three_ranks_resume_a_run_of_two,

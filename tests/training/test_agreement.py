@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from moe_model import CharTokenizer, read_checkpoint
-from moe_model.training.corpus import Corpus, Document
+from moe_model.training.corpus import Corpus, Document, Documents
 from moe_model.training.options import ModelOverrides, Options, flag_name
 from moe_model.training.resolving import option_facts
 from moe_model.training.setup import start_facts
@@ -30,14 +30,14 @@ def test_two_spellings_of_a_folder_are_one(tmp_path: Path, monkeypatch: pytest.M
     assert found == {str(tmp_path / "ck")}
 
 
-def corpus_of(*texts: str) -> Corpus:
+def corpora_of(*texts: str) -> list[Corpus]:
     documents = [Document(f"{place}.txt", text) for place, text in enumerate(texts)]
     tokenizer = CharTokenizer("".join(sorted(set("".join(texts)))))
-    return Corpus.build(documents, tokenizer, seq_len=4, ahead=0)
+    return [Corpus.build(Documents("x", lambda: documents), tokenizer, seq_len=4, ahead=0)]
 
 
 def start_facts_of(*texts: str, dtype: torch.dtype = torch.float32) -> dict[str, str]:
-    return start_facts(corpus_of(*texts), None, dtype)
+    return start_facts(corpora_of(*texts), None, dtype)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_checkpoints_of_one_step_differ_in_facts(train: Callable[..., int], tmp_
     for run, seed in (("one", 0), ("other", 1)):
         assert train(f"--run={run}", "--steps=1", f"--seed={seed}") == 0
         checkpoint = read_checkpoint(tmp_path / "ck" / run)
-        facts = start_facts(corpus_of("abcd" * 40), checkpoint, torch.float32)
+        facts = start_facts(corpora_of("abcd" * 40), checkpoint, torch.float32)
         found.append(facts["the checkpoint (--resume)"])
         resumed = Options(resume="auto", run=run, checkpoint_dir=tmp_path / "ck")
         assert option_facts(resumed)["what --resume finds"] == "step 1"

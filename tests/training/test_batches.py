@@ -87,11 +87,26 @@ def test_the_data_position_is_one_number(corpus: tuple[Tokens, dict[str, int]], 
 @pytest.mark.parametrize("length", [7, 96, 1000], ids=["short", "uneven", "long"])
 def test_ranks_and_accumulation_only_share_out_the_same_sequences(length: int) -> None:
     # 10 to 1 windows an epoch, so that epochs end in the middle of a step.
-    tokens = tokens_of([400, 3, 597, 30])
-    shape = {"seq_len": length, "ahead": 1, "seed": 5}
+    tokens = [tokens_of([400, 3, 597, 30]), tokens_of([1010])]
+    shape = {"seq_len": length, "ahead": 1, "seed": 5, "weights": (3, 2)}
     alone = draw_all(tokens, 6, 8, 1, 1, **shape)
     for size, accum, world in ((4, 1, 2), (4, 2, 1), (2, 2, 2), (1, 2, 4), (1, 8, 1)):
         assert torch.equal(draw_all(tokens, 6, size, accum, world, **shape), alone)
+
+
+@given(st.lists(st.integers(1, 6), min_size=2, max_size=4), st.integers(0, 30))
+def test_a_round_has_the_weight_of_every_text_and_its_sequences_in_turn(
+    weights: list[int], rounds: int
+) -> None:
+    texts = [tokens_of([50 + 7 * text]) for text in range(len(weights))]
+    shape: dict[str, Any] = {"batch_size": 1, "seq_len": 5, "seed": 1}
+    marked = [Tokens(t.ids + 1000 * place, t.starts) for place, t in enumerate(texts)]
+    mixed = TrainingBatches(marked, weights=weights, drawn=rounds * sum(weights), **shape)
+    found = torch.cat([rows(mixed.draw()) for _ in range(sum(weights))])[:, 0]
+    assert (found // 1000).bincount().tolist() == weights
+    alone = TrainingBatches(texts[0], drawn=rounds * weights[0], **shape)
+    expected = torch.cat([rows(alone.draw()) for _ in range(weights[0])])[:, 0]
+    assert sorted(found[found < 1000].tolist()) == sorted(expected.tolist())
 
 
 def test_the_order_depends_on_the_seed_alone_and_leaves_the_global_generator_alone() -> None:

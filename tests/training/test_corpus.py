@@ -1,19 +1,32 @@
 """From documents to two parts of token ids; the oracle of the ids is the tokenizer itself."""
 
+import dataclasses
+import os
 import re
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, strategies as st
 from torch import Tensor
 
-from moe_model import CharTokenizer, UsageError
+from moe_model import CharTokenizer, UsageError, read_text
 from moe_model.training import corpus as corpus_module
-from moe_model.training.corpus import Corpus, Document, Tokens, documents_digest, encode_documents
+from moe_model.training.corpus import (
+    Corpus,
+    Document,
+    Documents,
+    Tokens,
+    documents_digest,
+    encode_documents,
+    learned_tokenizer,
+    load_documents,
+    make_tokenizer,
+)
 
 texts = st.text(st.characters(codec="utf-8"))
 BYTE_PAIRS = corpus_module.train_byte_pairs(
@@ -45,8 +58,9 @@ class Words:
         return {"kind": "words"}
 
 
-def documents_of(*given_texts: str) -> list[Document]:
-    return [Document(str(number), text) for number, text in enumerate(given_texts)]
+def documents_of(*given_texts: str, size: int = 0) -> Documents:
+    found = [Document(str(number), text) for number, text in enumerate(given_texts)]
+    return Documents("x", lambda: found, size)
 
 
 def documents_in(tokens: Tokens) -> list[list[int]]:
@@ -101,7 +115,9 @@ def test_the_last_tenth_is_held_out_in_one_piece() -> None:
     assert corpus.tokenizer.decode(corpus.training.ids.tolist()) == "a" * 45 + "b" * 43 + "c" * 8
     assert corpus.training.starts.tolist() == [0, 45, 88]
     assert corpus.held_out.starts.tolist() == [0]  # a document that begins just there
-    cut = Corpus.build([*documents[:3], Document("d", "d" * 5)], CharTokenizer("abcd"), 3, 0)
+    cut = Corpus.build(
+        documents_of("a" * 45, "b" * 43, "c" * 8, "d" * 5), CharTokenizer("abcd"), 3, 0
+    )
     assert corpus.tokenizer.decode(cut.held_out.ids.tolist()) == "c" * 5 + "d" * 5
     assert cut.held_out.starts.tolist() == [0, 5]  # the rest of one, and one
 
@@ -113,7 +129,7 @@ def test_every_token_is_in_one_part_or_there_is_too_little(
     documents = documents_of(*("ab"[i % 2] * length for i, length in enumerate(lengths)))
     total, least = sum(lengths), 10 * (seq_len + 1 + ahead)
     if total < least:
-        said = f"--data has only {total} tokens, .* --seq-len {seq_len}: use at least {least} t"
+        said = f"--data x has only {total} tokens, .* --seq-len {seq_len}: use at least {least} t"
         with pytest.raises(UsageError, match=said):
             Corpus.build(documents, CharTokenizer("ab"), seq_len, ahead)
         return
@@ -133,44 +149,74 @@ def test_the_digest_is_of_texts_and_boundaries_and_not_of_names() -> None:
             documents_of("a", "bc"),
             documents_of("abc"),
             documents_of("c", "ab"),
-            documents_of("abc", ""),
         )
     }
-    assert len(digests) == 5
+    assert len(digests) == 4
     assert documents_digest([Document("x", "abc")]) == documents_digest([Document("y", "abc")])
     assert re.fullmatch("[0-9a-f]{64}", digests.pop())
 
 
 @pytest.fixture
-def long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Document]:
-    """Documents that count as long, although they are not, and an empty cache."""
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(corpus_module, "CACHED_FROM", 100)
-    return documents_of("1 2 3 " * 40, "4 " * 40)
+    return tmp_path / "moe-microscope"
 
 
-def test_a_long_text_is_encoded_once_and_another_anew(long: list[Document], tmp_path: Path) -> None:
-    first = Corpus.build(long, Words(), 4, 0)
-    (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
-    assert file.parent == tmp_path / "moe-microscope" / "tokens"
+LONG = ("1 2 3 " * 40, "4 " * 40)
+
+
+def test_a_long_text_is_encoded_once_and_another_anew(cache: Path) -> None:
+    size = corpus_module.CACHED_FROM
+    first = Corpus.build(documents_of(*LONG, size=size), Words(), 4, 0)
+    (file,) = (cache / "tokens").iterdir()
     again = Words()
-    second = Corpus.build(long, again, 4, 0)
+    second = Corpus.build(documents_of(*LONG, size=size), again, 4, 0)
     assert again.calls == 0
     for a, b in ((first.training, second.training), (first.held_out, second.held_out)):
         assert a.ids.tolist() == b.ids.tolist()
         assert torch.equal(a.starts, b.starts)
-    joined = [Document("all", "".join(document.text for document in long))]
-    for documents in (joined, long[::-1]):
+    assert str(file) in Path("/proc/self/maps").read_text("utf-8")
+    for others in (("".join(LONG),), LONG[::-1]):
+        documents = dataclasses.replace(documents_of(*others, size=size), facts=others)
         tokenizer = Words()
         Corpus.build(documents, tokenizer, 4, 0)
         assert tokenizer.calls > 0
 
 
-@pytest.mark.parametrize(
-    ("tokenizer", "repeats"), [(CharTokenizer("1234 "), 100), (Words(), 16)], ids=["char", "short"]
-)
-def test_what_is_encoded_at_once_is_not_kept(
-    tokenizer: Any, repeats: int, long: list[Document], tmp_path: Path
+def test_what_is_encoded_at_once_is_not_kept(cache: Path) -> None:
+    Corpus.build(documents_of(*LONG, size=corpus_module.CACHED_FROM - 1), Words(), 3, 0)
+    assert not cache.exists()
+
+
+def test_a_file_is_read_again_only_if_its_size_or_time_changed(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Corpus.build(documents_of("1 2 3 " * repeats), tokenizer, 3, 0)
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(corpus_module, "CACHED_FROM", 100)
+    file = tmp_path / "a.txt"
+    file.write_text(LONG[0], "utf-8")
+
+    def build() -> tuple[int, int, str]:
+        """How often the file is read and encoded, and the digest."""
+        words = Words()
+        with mock.patch.object(corpus_module, "read_text", wraps=read_text) as read:
+            digest = Corpus.build(load_documents(str(file)), words, 4, 0).digest
+        return read.call_count, words.calls, digest
+
+    digest = documents_digest(documents_of(LONG[0]))
+    assert build() == (2, 1, digest)
+    assert build() == (0, 0, digest)
+    os.utime(file, (1, 1))
+    assert build() == (1, 0, digest)
+    file.write_text("2" + LONG[0][1:], "utf-8")
+    assert build() == (2, 1, documents_digest(load_documents(str(file))))
+
+
+@pytest.mark.parametrize("name", ["char", "bpe"])
+def test_what_a_tokenizer_learned_from_a_long_text_is_kept(name: str, cache: Path) -> None:
+    source = documents_of(*LONG, size=corpus_module.CACHED_FROM)
+    first = learned_tokenizer(name, [source], 280)
+    assert first.files == make_tokenizer(name, source, 280).files
+    unread = dataclasses.replace(source, read=mock.Mock(side_effect=AssertionError))
+    again = learned_tokenizer(name, [unread], 280)
+    assert (again.to_dict(), again.files) == (first.to_dict(), first.files)

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 
 from moe_model import TRAINING_STATE, read_checkpoint
-from tests.forked import Program
+from tests.forked import ROOT, Program
 from tests.training.conftest import SHORT, GetTrained
 from tests.training.story import ReadLog, Train, flip_a_bit, from_step, steps, story, wait_until
 
 EVERYTHING = (
     "--steps=8", "--save-every=3", "--eval-every=4", "--grad-accum=2", "--batch-size=2", "--mtp",
     "--router-noise=0.1", "--capacity-factor=1.0", "--z-loss-weight=0.001", "--warmup=2",
-    "--min-lr=0.2", "--router-lr=0.5", "--weight-decay=0.2", "--clip=0.5",
+    "--min-lr=0.2", "--router-lr=0.5", "--weight-decay=0.2", "--clip=0.5", "--document-mask",
+    f"--data={ROOT}/tests/texts:3 {ROOT}/tests/texts/code.txt",
 )  # fmt: skip
 """All that has a state or draws random numbers."""
 

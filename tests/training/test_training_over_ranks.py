@@ -83,15 +83,15 @@ def runs(fork_server: ForkServer, trained: Any, tmp_path_factory: Any) -> Callab
         text = f"file {n} of {n * n % 97}.\n" * (1 + n % 7)
         (folder / "files" / f"{n}.txt").write_text(text, "utf-8")
     common = [
-        *SMALL, f"--data={folder / 'files'}", f"--steps={STEPS}", "--eval-every=5",
-        "--save-every=4", "--mtp", "--z-loss-weight=1e-3", "--seq-aux-weight=0.1",
-        "--balance=aux", "--router-noise=0.1",
+        *SMALL, f"--data={folder / 'files'}:3 {ROOT}/README.md", "--document-mask",
+        f"--steps={STEPS}", "--eval-every=5", "--save-every=4", "--mtp", "--z-loss-weight=1e-3",
+        "--seq-aux-weight=0.1", "--balance=aux", "--router-noise=0.1",
     ]  # fmt: skip
 
     @cache
     def start(kind: str) -> Any:
         own = [f"--run={kind}", f"--log-dir={folder / 'logs'}", f"--checkpoint-dir={folder / 'ck'}"]
-        flags = [*common, *own, *KINDS[kind]]
+        flags = last_of_each([*common, *own, *KINDS[kind]])
         return flags, start_as_ranks(fork_server, flags, flags)
 
     @cache
