@@ -1,0 +1,1 @@
+"""Does a mixture of experts pay? See ``__main__.py``."""
