@@ -37,7 +37,7 @@ from microscope_tui.watch import Reference, RunView, aligned, pin, pin_at, refer
 _BRIEF_BELOW_ROWS = 16
 _BEFORE = 30  # steps before an onset: by then loads are on their way
 _EARLY = 0.1
-_FRAME_ROWS = 4  # header, title, heading of the layers, keys
+_FRAME_ROWS = 4  # header, title, heading of layers, keys
 _Key = tuple[object, ...]
 
 
