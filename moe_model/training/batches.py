@@ -86,19 +86,23 @@ class TrainingBatches:
     def draw(self) -> StepBatches:
         """This rank's batches of the next step; ``drawn`` advances by the whole step."""
         B = self.batch_size
-        in_a_pass = B * self.world_size
-        until = self.drawn + self.grad_accum * in_a_pass
+        until = self.drawn + self.grad_accum * B * self.world_size
         places = [self._place(sequence) for sequence in range(self.drawn, until)]
         self.drawn = until
-        starts_NX = torch.stack([_starts(*place, self._length) for place in places])
-        step = Batch(starts_NX.long(), starts_NX)
-        targets = [step.targets(ahead, self.seq_len) for ahead in range(1, self.ahead + 2)]
         micro_batches = []
-        for at in range(self.rank * B, len(places), in_a_pass):
-            tokens_BX = torch.stack([_ids(*place, self._length) for place in places[at : at + B]])
-            batch = Batch(tokens_BX, starts_NX[at : at + B])
-            micro_batches.append(Batch(*(x.pin_memory() for x in batch)) if self.pin else batch)
-        return StepBatches(micro_batches, tuple(int((one != IGNORED).sum()) for one in targets))
+        num_targets = [0] * (self.ahead + 1)
+        for number, at in enumerate(range(0, len(places), B)):
+            part = places[at : at + B]
+            starts_BX = torch.stack([_starts(*place, self._length) for place in part])
+            any_tokens = Batch(starts_BX.long(), starts_BX)
+            for ahead in range(self.ahead + 1):
+                targets_BS = any_tokens.targets(ahead + 1, self.seq_len)
+                num_targets[ahead] += int((targets_BS != IGNORED).sum())
+            if number % self.world_size == self.rank:
+                tokens_BX = torch.stack([_ids(*place, self._length) for place in part])
+                batch = Batch(tokens_BX, starts_BX)
+                micro_batches.append(Batch(*(x.pin_memory() for x in batch)) if self.pin else batch)
+        return StepBatches(micro_batches, tuple(num_targets))
 
     def _place(self, sequence: int) -> tuple[Tokens, int]:
         """Text and first token of the ``sequence``-th."""
