@@ -45,7 +45,14 @@ from moe_model.training.machine import run_lock
 from moe_model.training.options import Options
 from moe_model.training.parallel import synchronised
 from moe_model.training.resolving import option_facts, read_option_sources, resolve
-from moe_model.training.run import ENDINGS, Run, TrainingFailedError, describe, layer_names
+from moe_model.training.run import (
+    ENDINGS,
+    Run,
+    TrainingFailedError,
+    describe,
+    layer_names,
+    traced,
+)
 from moe_model.training.setup import prepare
 from moe_model.training.signals import StopRequest
 from moe_model.training.step import (
@@ -60,7 +67,6 @@ from moe_model.training.step import (
     set_learning_rate,
     weights_at,
 )
-from moe_model.training.trace import traced
 from moe_model.training.world import (
     RankLostError,
     agree,
@@ -172,7 +178,7 @@ def forward_and_backward(
                     inputs_BS, next_ids=next_ids, targets=targets, starts_BS=starts_BS
                 )
             counter.add(output.routings)
-            shares = loss_shares(output, list(weights), drawn, num_passes, counts_LE)
+            shares = loss_shares(output, weights, drawn, num_passes, counts_LE)
             total = shares[0]
             for weight, share in zip(weights.values(), shares[1:], strict=True):
                 total = total + weight * share.sum()

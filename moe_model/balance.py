@@ -48,26 +48,21 @@ def update_expert_bias(routers: Sequence[Router], counts_LE: Tensor, rate: float
             router.expert_bias.add_(change_E)
 
 
-def sequence_balance_loss(routings: Sequence[Routing], valid_BS: Tensor) -> Tensor:
+def sequence_balance_loss(routings: Sequence[Routing], sequences: int) -> Tensor:
     """Complementary sequence-wise loss per router, before its weight (DeepSeek-V3, eq. 17-20).
 
-    ``sum_e f_e · P_e`` in each sequence, averaged over sequences: f is E/K times the share of
-    tokens whose *unbiased* top k contains the expert, P the mean normalised score. 1 if balanced.
-    No epsilon in the normalisation: with one, a router lowers the loss by pushing all its scores to
-    zero.
-
-    ``valid_BS`` is False for padding and may have a leading dimension L, one mask per router.
-    Returns ``(L,)``, differentiable through P.
+    ``sum_e f_e · P_e`` in each of the ``sequences``, averaged: f is E/K times the share of tokens
+    whose *unbiased* top k contains the expert, P the mean normalised score. 1 if balanced. No
+    epsilon in the normalisation: with one, a router lowers the loss by pushing all its scores to
+    zero. Returns ``(L,)``, differentiable through P.
     """
     K, E = routings[0].expert_ids_TK.shape[-1], routings[0].scores_TE.shape[-1]
-    scores_LBSE = torch.stack([r.scores_TE.view(*valid_BS.shape[-2:], E) for r in routings])
+    scores_LBSE = torch.stack([r.scores_TE.view(sequences, -1, E) for r in routings])
     chosen_LBSE = torch.zeros_like(scores_LBSE).scatter(-1, scores_LBSE.topk(K).indices, 1.0)
-    return _share_times_probability(chosen_LBSE, scores_LBSE, valid_BS) * E / K
+    return _share_times_probability(chosen_LBSE.mean(dim=-2), scores_LBSE).mean(dim=-1) * E / K
 
 
-def balance_loss(
-    routings: Sequence[Routing], valid_BS: Tensor, counts_LE: Tensor | None = None
-) -> Tensor:
+def balance_loss(routings: Sequence[Routing], counts_LE: Tensor | None = None) -> Tensor:
     """Classic auxiliary loss per router, before its weight (Switch, GShard): ``E/K · sum f · P``.
 
     As :func:`sequence_balance_loss`, over all tokens at once and with f from the experts that were
@@ -78,32 +73,22 @@ def balance_loss(
     scores_LTE = torch.stack([r.scores_TE for r in routings])
     if counts_LE is None:
         ids_LTK = torch.stack([r.expert_ids_TK for r in routings])
-        chosen_LTE = torch.zeros_like(scores_LTE).scatter(-1, ids_LTK, 1.0)
+        share_LE = torch.zeros_like(scores_LTE).scatter(-1, ids_LTK, 1.0).mean(dim=-2)
     else:
         share_LE = K * counts_LE / counts_LE.sum(dim=-1, keepdim=True).clamp(min=1)
-        chosen_LTE = share_LE.unsqueeze(1).expand_as(scores_LTE)
-    one_sequence = valid_BS.flatten(-2).unsqueeze(-2)
-    chosen, scores = chosen_LTE.unsqueeze(1), scores_LTE.unsqueeze(1)
-    return _share_times_probability(chosen, scores, one_sequence) * E / K
+    return _share_times_probability(share_LE, scores_LTE) * E / K
 
 
-def router_z_loss(routings: Sequence[Routing], valid_BS: Tensor) -> Tensor:
+def router_z_loss(routings: Sequence[Routing]) -> Tensor:
     """Mean over tokens of ``logsumexp(logits)²`` per router, before its weight (ST-MoE, eq. 5).
 
     It keeps router logits small: large ones round coarsely and saturate the scores.
     """
-    z_LBS = torch.stack([r.logits_TE.logsumexp(dim=-1).view(valid_BS.shape[-2:]) for r in routings])
-    weight = valid_BS.to(z_LBS.dtype)
-    return (z_LBS.square() * weight).sum(dim=(-2, -1)) / weight.sum(dim=(-2, -1)).clamp(min=1)
+    z_LT = torch.stack([r.logits_TE.logsumexp(dim=-1) for r in routings])
+    return z_LT.square().mean(dim=-1)
 
 
-def _share_times_probability(chosen_LBSE: Tensor, scores_LBSE: Tensor, valid_BS: Tensor) -> Tensor:
-    """Mean over sequences of ``sum_e mean_t chosen · mean_t probability``: ``(L,)``."""
-    weight = valid_BS.to(scores_LBSE.dtype).unsqueeze(-1)
-    tokens = weight.sum(dim=-2).clamp(min=1)
-    probability_LBSE = scores_LBSE / scores_LBSE.sum(dim=-1, keepdim=True)
-    share_LBE = (chosen_LBSE * weight).sum(dim=-2) / tokens
-    mean_LBE = (probability_LBSE * weight).sum(dim=-2) / tokens
-    not_empty = valid_BS.any(dim=-1).to(scores_LBSE.dtype)
-    total_L = ((share_LBE * mean_LBE).sum(dim=-1) * not_empty).sum(dim=-1)
-    return total_L / not_empty.sum(dim=-1).clamp(min=1)
+def _share_times_probability(share_XE: Tensor, scores_XTE: Tensor) -> Tensor:
+    """``sum_e share · mean_t probability``: ``(X,)``."""
+    probability_XTE = scores_XTE / scores_XTE.sum(dim=-1, keepdim=True)
+    return (share_XE * probability_XTE.mean(dim=-2)).sum(dim=-1)

@@ -75,7 +75,7 @@ def _expert_mesh(world: World, size: int) -> DeviceMesh:
 
 def _share_experts(model: LanguageModel, mesh: DeviceMesh) -> None:
     """Keep this rank's part of the experts."""
-    for experts in _all_experts(model):
+    for experts in all_experts(model):
         experts.group = mesh.get_group()
         for name, whole in list(experts.named_parameters(recurse=False)):
             part = whole.detach().chunk(mesh.size())[mesh.get_local_rank()]
@@ -84,7 +84,7 @@ def _share_experts(model: LanguageModel, mesh: DeviceMesh) -> None:
             setattr(experts, name, nn.Parameter(shared, whole.requires_grad))
 
 
-def _all_experts(model: nn.Module) -> list[Experts]:
+def all_experts(model: nn.Module) -> list[Experts]:
     return [module for module in model.modules() if isinstance(module, Experts)]
 
 
@@ -107,7 +107,7 @@ def _shard(model: LanguageModel, world: World, replicas: DeviceMesh | None) -> N
     # Without a mesh torch uses the accelerator's, even if this process computes on the CPU.
     mesh = init_device_mesh(world.device.type, (world.size,))
     if replicas is not None:
-        for experts in _all_experts(model):
+        for experts in all_experts(model):
             # Not by experts, which the other ranks have: a second share of those would be strided.
             fully_shard(experts, mesh=replicas, shard_placement_fn=lambda _: Shard(1))
     for layer in (*model.layers, *model.mtp):
@@ -136,7 +136,7 @@ def synchronised(parallel_model: Callable[..., ModelOutput], last: bool) -> Iter
         yield
     replicas: Any = parallel_model.replicas
     if last and replicas is not None:
-        for experts in _all_experts(parallel_model):
+        for experts in all_experts(parallel_model):
             for parameter in experts.parameters():
                 if parameter.requires_grad:
                     gradient: Any = parameter.grad

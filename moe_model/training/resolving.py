@@ -29,7 +29,7 @@ from moe_model.training.options import (
     Options,
     flag_name,
 )
-from moe_model.training.trace import traced_steps
+from moe_model.training.run import traced_steps
 from moe_model.training.world import ALONE, NOT_GIVEN, World, launched
 
 _BELONGS_TO: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -211,9 +211,11 @@ def _out_of_range(options: Options) -> Iterator[str]:
         yield f"--seed {options.seed} is out of range: choose 0 to 2^63 - 1."
     if not re.fullmatch("all|[1-9][0-9]{0,8}", options.keep or "all"):
         yield f"--keep {options.keep} is out of range: choose 1 or more, or all."
-    asked, steps = options.torch_trace, options.steps
-    if asked is not None and not traced_steps(asked, steps):
-        yield f"--torch-trace {asked} is not FIRST:LAST with steps from 1 to {steps}: correct it."
+    if options.torch_trace is not None and not traced_steps(options):
+        yield (
+            f"{_spelled(options, 'torch_trace')} is not FIRST:LAST with steps from 1 to "
+            f"{options.steps}: correct it."
+        )
     for name in _WEIGHTS:
         if not 0 <= getattr(options, name) < math.inf:
             yield f"{_spelled(options, name)} is out of range: choose 0 or more."

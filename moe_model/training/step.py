@@ -15,18 +15,25 @@ import math
 import random
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from moe_model import LanguageModel, ModelOutput, balance_loss, router_z_loss, sequence_balance_loss
+from moe_model import (
+    Experts,
+    LanguageModel,
+    ModelOutput,
+    balance_loss,
+    router_z_loss,
+    sequence_balance_loss,
+)
 from moe_model.router import Router
 from moe_model.training.batches import Batch, StepBatches
 from moe_model.training.options import OptimizerName, Options
+from moe_model.training.parallel import all_experts
 from moe_model.training.world import ALONE, World
 
 MTP_HIGH_SHARE = 10 / 14.8
@@ -53,7 +60,7 @@ def weights_at(step: int, options: Options) -> dict[str, float]:
 
 
 def loss_shares(
-    output: ModelOutput, names: Sequence[str], step_batches: StepBatches, num_passes: int,
+    output: ModelOutput, names: Iterable[str], step_batches: StepBatches, num_passes: int,
     counts_LE: Tensor | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """The share of the next-token loss, then of each loss in ``names``; a balance loss is a vector,
@@ -62,17 +69,14 @@ def loss_shares(
     first, *ahead = [
         total / max(1, number) for total, number in zip(output.losses, num_targets, strict=False)
     ]
-    shares = [first]
-    aux: Callable[..., Tensor] = partial(balance_loss, counts_LE=counts_LE)
-    losses = {"seq_aux": sequence_balance_loss, "aux": aux, "z_loss": router_z_loss}
-    for name in names:
-        if name == "mtp":
-            shares.append(torch.stack(ahead).mean())  # DeepSeek-V3, eq. 25
-        else:
-            hidden_BSD = output.hidden_BSD
-            valid_BS = hidden_BSD.new_ones(hidden_BSD.shape[:2], dtype=torch.bool)
-            shares.append(losses[name](output.routings, valid_BS) / num_passes)
-    return shares
+    routings = output.routings
+    shares: dict[str, Callable[[], Tensor]] = {
+        "mtp": lambda: torch.stack(ahead).mean(),  # DeepSeek-V3, eq. 25
+        "seq_aux": lambda: sequence_balance_loss(routings, len(output.hidden_BSD)) / num_passes,
+        "aux": lambda: balance_loss(routings, counts_LE) / num_passes,
+        "z_loss": lambda: router_z_loss(routings) / num_passes,
+    }
+    return [first, *(shares[name]() for name in names)]
 
 
 def gradient_squares(model: LanguageModel, world: World, loss_scale: float = 1.0) -> Tensor:
@@ -117,15 +121,17 @@ def _copies(tensor: Tensor, world: World) -> int:
 
 class MuonAndAdamW(torch.optim.Optimizer):
     """torch's Muon and torch's AdamW as one optimizer: its groups and its state are theirs. And
-    Muon for the matrices in ``stacks``, ``(E, M, N)``: so many share M."""
+    Muon for every matrix of ``experts``."""
 
     def __init__(
-        self, muon: torch.optim.Muon, adamw: torch.optim.AdamW, stacks: dict[Tensor, int]
+        self, muon: torch.optim.Muon, adamw: torch.optim.AdamW, experts: Sequence[Experts]
     ) -> None:
-        own = {**muon.defaults, "params": [*stacks]}
+        self._stacks: dict[Tensor, int] = {}  # (E, M, N), and how many matrices share M
+        for one in experts:
+            self._stacks |= {one.gate_up_proj: 2, one.down_proj: 1}
+        own = {**muon.defaults, "params": [*self._stacks]}
         super().__init__([*muon.param_groups, *adamw.param_groups, own], {})
         self._parts = (muon, adamw)
-        self._stacks = stacks
         muon.state = adamw.state = self.state
 
     @torch.no_grad()
@@ -179,12 +185,12 @@ def make_optimizer(
     ``router_lr`` multiplies the learning rate of the routers, which get groups of their own.
     """
     matrices = []
-    stacks: dict[Tensor, int] = {}
+    experts: list[Experts] = []
     if name == "muon":
         named = model.named_modules()
         matrices = [m.weight for n, m in named if isinstance(m, nn.Linear) and n != "lm_head"]
-        stacks = {} if adamw_experts else _expert_stacks(model)
-    taken = {*matrices, *stacks}
+        experts = [] if adamw_experts else all_experts(model)
+    taken = {*matrices, *nn.ModuleList(experts).parameters()}
     others = [parameter for parameter in model.parameters() if parameter not in taken]
     # One fused kernel accepts plain tensors or DTensors, also of several meshes, but not both.
     routers = {m.weight for m in model.modules() if isinstance(m, Router) and router_lr != 1}
@@ -210,12 +216,7 @@ def make_optimizer(
     muon = torch.optim.Muon(
         matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
     )
-    return MuonAndAdamW(muon, adamw, stacks)
-
-
-def _expert_stacks(model: nn.Module) -> dict[Tensor, int]:
-    named = {name: p for name, p in model.named_parameters() if p.dim() == 3}
-    return {p: 2 if name.endswith("gate_up_proj") else 1 for name, p in named.items()}
+    return MuonAndAdamW(muon, adamw, experts)
 
 
 def learning_rate_at(step: int, options: Options) -> float:
