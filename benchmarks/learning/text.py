@@ -28,7 +28,7 @@ PLAN = [(RECIPE | _SIZES | _RATES, ("dense", "32", "4"), range(3))]
 
 def measure(recipe: dict[str, Any], experts: int, seed: int) -> dict[str, float]:
     corpus = read_corpus(recipe["vocab_size"])
-    batches = TrainingBatches(corpus.training, recipe["batch_size"], LENGTH, seed)
+    batches = TrainingBatches([corpus.training], recipe["batch_size"], LENGTH, seed)
     drawn = (batches.draw().micro_batches[0] for _ in range(recipe["steps"]))
     model = train(recipe, experts, seed, map(_example, drawn))
     loss_S = losses(model, map(_example, held_out_batches(corpus.held_out, 64, LENGTH, 1024)))

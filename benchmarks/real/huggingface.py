@@ -38,7 +38,7 @@ def main() -> None:
     tokenizer = CharTokenizer("".join(sorted(set(prose + code))))
     texts = [Tokens(tokenizer.encode(text), torch.tensor([0])) for text in (prose, code)]
     size = {"batch_size": BATCH, "seq_len": SEQUENCE, "seed": options.seed}
-    batches = [TrainingBatches(text, **size) for text in texts]
+    batches = [TrainingBatches([text], **size) for text in texts]
     torch.manual_seed(options.seed)
     train(build(options, len(tokenizer)).train(), batches, options)
 

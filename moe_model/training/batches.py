@@ -37,12 +37,11 @@ class Batch(NamedTuple):
     def targets(self, ahead: int, length: int) -> Tensor:
         """``(B, length)``: the tokens ``ahead`` positions later, where 1 is the next token; -100
         where a document begins in between, which is not predictable."""
-        places = [slice(place, place + length) for place in range(1, ahead + 1)]
-        beyond_BS = torch.stack([self.starts_BN[:, place] for place in places]).any(0)
-        return self.tokens_BN[:, places[-1]].masked_fill(beyond_BS, IGNORED)
+        beyond_BS = self.starts_BN[:, 1 : ahead + length].unfold(1, ahead, 1).any(-1)
+        return self.tokens_BN[:, ahead : ahead + length].masked_fill(beyond_BS, IGNORED)
 
     def all_targets(self, length: int, *, ahead: bool) -> list[Tensor]:
-        """:meth:`targets` of the next token, and ``ahead`` of every depth there are tokens for."""
+        """Of the next token, and ``ahead`` of every depth there are tokens for."""
         most = self.tokens_BN.shape[1] - length if ahead else 1
         return [self.targets(places, length) for places in range(1, most + 1)]
 
@@ -60,7 +59,7 @@ class StepBatches(NamedTuple):
 class TrainingBatches:
     """Endless batches of one rank; all fields but ``rank`` must be equal on all ranks."""
 
-    tokens: Tokens | Sequence[Tokens]
+    texts: Sequence[Tokens]
     batch_size: int
     """Sequences in a micro-batch of one rank."""
     seq_len: int
@@ -75,10 +74,9 @@ class TrainingBatches:
     weights: Sequence[int] = (1,)
     """Sequences of each text in a round."""
     drawn: int = 0
-    """Sequences drawn so far by all ranks together, the whole state between two batches."""
+    """Sequences drawn so far by all ranks together: the whole state."""
 
     def __post_init__(self) -> None:
-        self._texts = [self.tokens] if isinstance(self.tokens, Tokens) else self.tokens
         self._length = self.seq_len + 1 + self.ahead
         self._round = [text for text, weight in enumerate(self.weights) for _ in range(weight)]
         self._orders: dict[str, tuple[int, int, Tensor]] = {}
@@ -93,14 +91,12 @@ class TrainingBatches:
         num_targets = [0] * (self.ahead + 1)
         for number, at in enumerate(range(0, len(places), B)):
             part = places[at : at + B]
-            starts_BX = torch.stack([_starts(*place, self._length) for place in part])
-            any_tokens = Batch(starts_BX.long(), starts_BX)
-            for ahead in range(self.ahead + 1):
-                targets_BS = any_tokens.targets(ahead + 1, self.seq_len)
+            starts_BN = _starts(part, self._length)
+            any_tokens = Batch(starts_BN.long(), starts_BN)
+            for ahead, targets_BS in enumerate(any_tokens.all_targets(self.seq_len, ahead=True)):
                 num_targets[ahead] += int((targets_BS != IGNORED).sum())
             if number % self.world_size == self.rank:
-                tokens_BX = torch.stack([_ids(*place, self._length) for place in part])
-                batch = Batch(tokens_BX, starts_BX)
+                batch = Batch(_ids(part, self._length), starts_BN)
                 micro_batches.append(Batch(*(x.pin_memory() for x in batch)) if self.pin else batch)
         return StepBatches(micro_batches, tuple(num_targets))
 
@@ -113,10 +109,10 @@ class TrainingBatches:
             card = int(self._order(" round", number, size)[1][place])
             text = self._round[card]
             sequence = number * self.weights[text] + card - self._round.index(text)
-        length = len(self._texts[text])
+        length = len(self.texts[text])
         epoch, place = divmod(sequence, length // self.seq_len)
         offset, order = self._order(f" {text}" if text else "", epoch, length // self.seq_len)
-        return self._texts[text], (offset + int(order[place]) * self.seq_len) % length
+        return self.texts[text], (offset + int(order[place]) * self.seq_len) % length
 
     def _order(self, of: str, number: int, size: int) -> tuple[int, Tensor]:
         """An offset below the sequence length, and an order of ``size`` things."""
@@ -134,28 +130,30 @@ def held_out_batches(tokens: Tokens, batch_size: int, seq_len: int, most: int) -
     """The same sequences every time: up to ``most``, spread evenly and without overlap."""
     windows = (len(tokens) - 1) // seq_len
     rows = min(windows, most)
-    first_N = torch.arange(rows) * (windows * seq_len // rows)
+    places = [(tokens, row * (windows * seq_len // rows)) for row in range(rows)]
     batches = []
-    for first_B in torch.split(first_N, batch_size):
-        places = [(tokens, first, seq_len + 1) for first in first_B.tolist()]
-        ids_BN = torch.stack([_ids(*place) for place in places])
-        batches.append(Batch(ids_BN, torch.stack([_starts(*place) for place in places])))
+    for at in range(0, rows, batch_size):
+        part = places[at : at + batch_size]
+        batches.append(Batch(_ids(part, seq_len + 1), _starts(part, seq_len + 1)))
     return batches
 
 
-def _ids(tokens: Tokens, first: int, length: int) -> Tensor:
-    """A window of ``length`` tokens, int64; one that reaches the end wraps around."""
-    # Slices, because not every build can index narrow unsigned integers.
-    part = tokens.ids[first : first + length].long()
-    return torch.cat((part, tokens.ids[: length - len(part)].long()))
+def _ids(places: Sequence[tuple[Tokens, int]], length: int) -> Tensor:
+    """Windows of ``length`` tokens from these on, int64; one that reaches the end wraps around."""
+    rows = []
+    for tokens, first in places:
+        # Slices, because not every build can index narrow unsigned integers.
+        part = tokens.ids[first : first + length].long()
+        rows.append(torch.cat((part, tokens.ids[: length - len(part)].long())))
+    return torch.stack(rows)
 
 
-def _starts(tokens: Tokens, first: int, length: int) -> Tensor:
-    """Where documents begin in that window."""
-    end = first + length
-    bounds = torch.tensor([first, end, end - len(tokens)])
-    low, high, wrapped = torch.searchsorted(tokens.starts, bounds).tolist()
-    starts_N = torch.zeros(length, dtype=torch.bool)
-    starts_N[tokens.starts[low:high] - first] = True
-    starts_N[tokens.starts[:wrapped] + len(tokens) - first] = True
-    return starts_N
+def _starts(places: Sequence[tuple[Tokens, int]], length: int) -> Tensor:
+    """Where documents begin in those windows."""
+    starts_BN = torch.zeros(len(places), length, dtype=torch.bool)
+    for starts_N, (tokens, first) in zip(starts_BN, places, strict=True):
+        bounds = torch.tensor([first, first + length, first + length - len(tokens)])
+        low, high, wrapped = torch.searchsorted(tokens.starts, bounds).tolist()
+        starts_N[tokens.starts[low:high] - first] = True
+        starts_N[tokens.starts[:wrapped] + len(tokens) - first] = True
+    return starts_BN

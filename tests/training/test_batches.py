@@ -22,7 +22,9 @@ def rows(step: StepBatches) -> Tensor:
     return torch.cat([batch.tokens_BN for batch in step.micro_batches])
 
 
-def draw_all(tokens: Tokens, steps: int, size: int, accum: int, world: int, **more: Any) -> Tensor:
+def draw_all(
+    tokens: list[Tokens], steps: int, size: int, accum: int, world: int, **more: Any
+) -> Tensor:
     """What all ranks see, in the order of the sequences: ``(steps, sequences, N)``."""
     ranks = [
         TrainingBatches(
@@ -56,7 +58,7 @@ def test_an_epoch_takes_every_window_and_token_once(corpus: tuple[Tokens, dict[s
     tokens, shape = corpus
     length = shape["seq_len"]
     windows = len(tokens) // length
-    source = TrainingBatches(tokens, batch_size=windows, **shape)
+    source = TrainingBatches([tokens], batch_size=windows, **shape)
     for epoch in range(3):
         assert source.drawn == epoch * windows
         inputs = rows(source.draw())[:, :length]
@@ -66,7 +68,7 @@ def test_an_epoch_takes_every_window_and_token_once(corpus: tuple[Tokens, dict[s
 
 
 def test_epochs_cut_at_other_places_in_another_order() -> None:
-    source = TrainingBatches(tokens_of([1000]), batch_size=100, seq_len=10, seed=3)
+    source = TrainingBatches([tokens_of([1000])], batch_size=100, seq_len=10, seed=3)
     firsts = [rows(source.draw())[:, 0] for _ in range(20)]
     assert len({int(first[0]) % 10 for first in firsts}) > 5
     assert len({tuple((first // 10).tolist()) for first in firsts}) == 20
@@ -75,10 +77,10 @@ def test_epochs_cut_at_other_places_in_another_order() -> None:
 @given(corpora(), st.integers(0, 40))
 def test_the_data_position_is_one_number(corpus: tuple[Tokens, dict[str, int]], drawn: int) -> None:
     tokens, shape = corpus
-    one_by_one = TrainingBatches(tokens, batch_size=1, **shape)
+    one_by_one = TrainingBatches([tokens], batch_size=1, **shape)
     for _ in range(drawn):
         one_by_one.draw()
-    resumed = TrainingBatches(tokens, batch_size=1, **shape)
+    resumed = TrainingBatches([tokens], batch_size=1, **shape)
     resumed.drawn = drawn
     assert torch.equal(rows(one_by_one.draw()), rows(resumed.draw()))
     assert one_by_one.drawn == resumed.drawn == drawn + 1
@@ -104,7 +106,7 @@ def test_a_round_has_the_weight_of_every_text_and_its_sequences_in_turn(
     mixed = TrainingBatches(marked, weights=weights, drawn=rounds * sum(weights), **shape)
     found = torch.cat([rows(mixed.draw()) for _ in range(sum(weights))])[:, 0]
     assert (found // 1000).bincount().tolist() == weights
-    alone = TrainingBatches(texts[0], drawn=rounds * weights[0], **shape)
+    alone = TrainingBatches(texts[:1], drawn=rounds * weights[0], **shape)
     expected = torch.cat([rows(alone.draw()) for _ in range(weights[0])])[:, 0]
     assert sorted(found[found < 1000].tolist()) == sorted(expected.tolist())
 
@@ -113,7 +115,7 @@ def test_the_order_depends_on_the_seed_alone_and_leaves_the_global_generator_alo
     """Not on how far is predicted either."""
 
     def drawn(**more: int) -> Tensor:
-        return rows(TrainingBatches(tokens_of([500]), batch_size=50, seq_len=10, **more).draw())
+        return rows(TrainingBatches([tokens_of([500])], batch_size=50, seq_len=10, **more).draw())
 
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -129,7 +131,7 @@ def test_the_order_depends_on_the_seed_alone_and_leaves_the_global_generator_alo
 def test_a_target_is_the_token_ahead_unless_a_document_begins_on_the_way(corpus: Any) -> None:
     tokens, shape = corpus
     starts = set(tokens.starts.tolist())
-    (batch,) = TrainingBatches(tokens, batch_size=2, **shape).draw().micro_batches
+    (batch,) = TrainingBatches([tokens], batch_size=2, **shape).draw().micro_batches
     for ahead in range(1, shape["ahead"] + 2):
         targets = batch.targets(ahead, shape["seq_len"])
         assert targets.shape == (2, shape["seq_len"])
@@ -148,7 +150,7 @@ def test_targets_of_the_whole_step_are_counted_without_the_other_ranks(
     steps = []
     for rank in range(world):
         source = TrainingBatches(
-            tokens, batch_size=size, grad_accum=accum, rank=rank, world_size=world, **shape
+            [tokens], batch_size=size, grad_accum=accum, rank=rank, world_size=world, **shape
         )
         source.drawn = drawn
         steps.append(source.draw())
@@ -165,7 +167,7 @@ def test_narrow_ids_give_the_same_batches(dtype: torch.dtype) -> None:
     ids = torch.tensor([65535, 40000, *range(58)])  # beyond the signed range of 16 bits
     shape = {"batch_size": 12, "seq_len": 5, "ahead": 1, "seed": 0}
     wide, narrow = (
-        TrainingBatches(Tokens(each, torch.tensor([0])), **shape).draw().micro_batches[0]
+        TrainingBatches([Tokens(each, torch.tensor([0]))], **shape).draw().micro_batches[0]
         for each in (ids, ids.to(dtype))
     )
     assert narrow.tokens_BN.dtype == torch.int64
