@@ -69,7 +69,8 @@ def _blamed_on(path: Path, what: str) -> Iterator[None]:
 
 
 def read_plain_description(folder: Path) -> dict[str, Any]:
-    """Its files unchecked; ``CheckpointError`` if it is missing, changed, or something else."""
+    """Its files unchecked, with ``options``; ``CheckpointError`` if it is missing, changed, or
+    something else."""
     path = folder / DESCRIPTION
     with _blamed_on(path, "is not a description of a checkpoint"):
         found = path.stat()
@@ -88,6 +89,8 @@ def read_plain_description(folder: Path) -> dict[str, Any]:
         if plain.get("sha256", digest) != digest:
             raise ValueError("it is damaged: its checksum does not match")
         count("step", plain["step"])
+        if not isinstance(plain.get("options"), dict):
+            plain["options"] = {}
     return plain
 
 

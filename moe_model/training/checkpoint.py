@@ -90,19 +90,18 @@ class Checkpoints:
     """The checkpoints of one run, in ``folder``."""
 
     def __init__(self, folder: Path, resumed_from: Path | None = None, keep: str | None = None):
-        """``resumed_from``, the checkpoint that was read, becomes ``previous``: the current
-        ``latest`` may be damaged or belong to a discarded continuation. ``keep``: the option."""
+        """``resumed_from`` becomes ``previous``: the current ``latest`` may be damaged or belong to
+        a discarded continuation. ``keep``: the option."""
         self.folder = folder
         self._keep = keep
         self._before = resumed_from
         self._written: dict[int, Path] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
-    def save(self, name: str, step: int, write: Callable[[Path], None]) -> Path:
-        """Let ``write`` fill the folder of ``step`` and ``name`` (latest, best …) point to it.
+    def save(self, name: str, step: int, write: Callable[[Path], None]) -> None:
+        """Let ``write`` fill the folder of ``step``, once for all names, and ``name`` point to it.
 
-        Two names for one step share its files, which are written once. The former latest becomes
-        previous. After an ``OSError`` the links are unchanged.
+        The former latest becomes previous. After an ``OSError`` the links are unchanged.
         """
         target = self._written.get(step)
         if target is None or not target.exists():
@@ -120,7 +119,6 @@ class Checkpoints:
             self._keep_newest(target)
         self._point(name, target)
         self._remove_unused()
-        return self.folder / name
 
     def remove_previous(self) -> None:
         """Make room for the next checkpoint, unless the run starts from it."""
@@ -168,11 +166,11 @@ class Checkpoints:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: bytes | None) -> Path:
-    """Write everything that ``run`` needs to resume as ``name``; return the path of the link.
+def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: bytes | None) -> None:
+    """Write everything that ``run`` needs to resume as ``name``.
 
-    All ranks call this; rank 0 writes, and each rank its part of a sharded optimizer. Weights are
-    gathered. Raises ``OSError`` on ranks where writing failed.
+    All ranks call this; rank 0 writes, and each rank its part of a sharded optimizer. Raises
+    ``OSError`` on ranks where writing failed.
     """
     state = optimizer_state(run.model, run.optimizer) | _counts(run)
     sharded = run.shards_state
@@ -181,7 +179,7 @@ def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: by
             save_shards(Path(folder), state, run.world.untimed)
             run.world.barrier()
             whole_weights(run.model, run.world)
-        return checkpoints.folder / name
+        return
 
     announced = False
 
@@ -202,7 +200,7 @@ def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: by
         write_description(folder, run.model.config, run.progress.step, **_facts(run))
 
     try:
-        return checkpoints.save(name, run.progress.step, write)
+        checkpoints.save(name, run.progress.step, write)
     finally:
         if sharded and not announced:  # the other ranks wait for the folder, or for an empty text
             run.world.broadcast_text("")
@@ -231,18 +229,15 @@ def _facts(run: Run) -> dict[str, Any]:
 
 
 def has_training_state(folder: Path) -> bool:
-    """Whether a checkpoint has more than weights; an imported model has only weights."""
+    """Whether it has more than weights; an imported model has not."""
     return (folder / TRAINING_STATE).exists() or any(folder.glob(_SHARDS))
 
 
 def save_shards(
     folder: Path, tensors: Mapping[str, Tensor], ranks: dist.ProcessGroup | None = None
 ) -> None:
-    """Write ``tensors`` from all ranks to the empty ``folder`` and force them to disk.
-
-    Each rank writes its rows of a DTensor; a plain tensor is written once. The group ``ranks``
-    waits for all files. Raises ``OSError`` on every rank if one of them could not write.
-    """
+    """Write ``tensors`` to the empty ``folder`` and force them to disk, each rank its rows of a
+    DTensor. The group ``ranks`` waits for all files; ``OSError`` on all if one could not write."""
     folder.mkdir(parents=True, exist_ok=True)
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     alone = not dist.is_initialized()
@@ -257,8 +252,8 @@ def save_shards(
 
 
 def load_shards(folder: Path, into: Mapping[str, Tensor]) -> None:
-    """Fill the tensors of ``into``, plain tensors or DTensors, from ``folder`` by name;
-    ``CheckpointError`` if a name, a part of a tensor or a file is missing or has another type."""
+    """Fill the tensors of ``into`` from ``folder`` by name; ``CheckpointError`` if a name, a part
+    of a tensor or a file is missing or has another type."""
     reader = HuggingFaceStorageReader(str(folder))
     try:
         found = reader.read_metadata().state_dict_metadata
@@ -323,8 +318,7 @@ def _counts(run: Run) -> dict[str, Tensor]:
 
 
 def candidates(resume: str, run: str | None, checkpoint_dir: Path) -> list[Path]:
-    """The checkpoints from which ``--resume`` may continue, newest first; for ``latest``, also
-    those that can replace it."""
+    """Those that ``--resume`` may continue, newest first; for ``latest`` also its substitutes."""
     folder = Path(resume)
     if resume == AUTO:
         folder = checkpoint_dir / (run or "")
@@ -356,8 +350,7 @@ def described(
         with suppress(ValueError, KeyError, OverflowError):
             plain = read_plain_description(path)
             ModelConfig.from_dict(plain["model"])
-            if isinstance(plain.setdefault("options", {}), dict):
-                yield path, plain
+            yield path, plain
 
 
 def newest_before(folder: Path, step: int) -> tuple[Path, int] | None:
@@ -367,19 +360,19 @@ def newest_before(folder: Path, step: int) -> tuple[Path, int] | None:
 
 
 def find_checkpoint(options: Options, world: World) -> Checkpoint | None:
-    """The newest intact checkpoint for ``--resume``, if any; ``UsageError`` if ``--resume`` names
-    nothing, ``CheckpointError`` if every checkpoint is damaged."""
+    """The newest intact one for ``--resume``, if any; ``UsageError`` if that names nothing,
+    ``CheckpointError`` if all are damaged."""
     if options.resume is None:
         return None
     found = candidates(options.resume, options.run, options.checkpoint_dir)
-    if not found and options.resume == AUTO:
+    if not found:
+        if options.resume != AUTO:
+            raise UsageError(
+                f"--resume {options.resume}: no checkpoint found: name one, such as "
+                f"{options.checkpoint_dir}/RUN, or omit --resume."
+            )
         own = options.checkpoint_dir / options.run
         world.say(f"no checkpoint in {own}: {options.run} starts at step 1.")
-    if not found and options.resume != AUTO:
-        raise UsageError(
-            f"--resume {options.resume}: no checkpoint found: name one, such as "
-            f"{options.checkpoint_dir}/RUN, or omit --resume."
-        )
     for place, path in enumerate(found):
         try:
             checkpoint = read_checkpoint(path)
@@ -414,7 +407,7 @@ def refuse_other_model(config: ModelConfig, checkpoint: Checkpoint) -> None:
 
 
 def refuse_contradictions(options: Options, checkpoint: Checkpoint) -> None:
-    saved = _options_of(checkpoint.description)
+    saved = checkpoint.description["options"]
     for name in ("preset", "tokenizer", "optimizer", "adamw_experts"):
         value, flag = getattr(options, name), flag_name(name)
         if saved.get(name, value) != value:
@@ -424,14 +417,8 @@ def refuse_contradictions(options: Options, checkpoint: Checkpoint) -> None:
             )
 
 
-def _options_of(plain: dict[str, Any]) -> dict[str, Any]:
-    saved = plain.get("options")
-    return saved if isinstance(saved, dict) else {}
-
-
 def read_progress(checkpoint: Checkpoint) -> Progress:
-    """``CheckpointError`` if it, or another entry of the run in ``checkpoint.json``, is invalid:
-    the file is not trusted."""
+    """``CheckpointError`` if it, or another entry of the run in ``checkpoint.json``, is invalid."""
     plain = checkpoint.description
     try:
         count("data.sequences", plain["data"]["sequences"])
@@ -451,9 +438,9 @@ def read_progress(checkpoint: Checkpoint) -> Progress:
 
 
 def _rate_before(checkpoint: Checkpoint) -> float | None:
-    """The learning rate by the options in ``checkpoint``, if it has any: of the next step, or of
-    the last if all are done. ``ValueError`` or ``ArithmeticError`` if they are invalid."""
-    saved = _options_of(checkpoint.description)
+    """The learning rate of the next step, or of the last, by its options, if it has any.
+    ``ValueError`` or ``ArithmeticError`` if they are invalid."""
+    saved = checkpoint.description["options"]
     if None in (saved.get("steps"), saved.get("lr")):
         return None
     kinds = typing.get_type_hints(Options)
@@ -476,7 +463,8 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     progress = read_progress(checkpoint)
     plain = checkpoint.description
     state = optimizer_state(run.model, run.optimizer)
-    if "balance_scope" in _options_of(plain):  # else it is from before there were counts
+    saved = plain["options"]
+    if "balance_scope" in saved:  # else it is from before there were counts
         state |= _counts(run)
     load_shards(checkpoint.folder, state)
     if run.loss_scale is not None and (scale := plain["loss_scale"]):
@@ -501,7 +489,6 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
                 f"the learning rate changes from {old_rate:.3g} to {rate:.3g} at step {step}: see "
                 "--lr-schedule."
             )
-    saved = plain["options"] if isinstance(plain.get("options"), dict) else {}
     if run.options.expert_parallel == 1 != saved.get("expert_parallel", 1):
         run.world.say(
             f"--expert-parallel is 1; it was {saved['expert_parallel']} before: give it at every "
@@ -522,7 +509,7 @@ def _report_sizes(run: Run, plain: dict[str, Any]) -> None:
     if before != now:
         run.world.say(f"a step now has {now} sequences; it had {before} before.")
     now = run.options.batch_size
-    before = _options_of(plain).get("batch_size", now)
+    before = plain["options"].get("batch_size", now)
     if before != now and run.model.config.capacity_factor is not None:
         run.world.say(
             f"a forward pass now has {now} sequences; it had {shown(before)} before: "

@@ -36,7 +36,8 @@ def save(model: LanguageModel, tmp_path: Path) -> Save:
         def write(folder: Path) -> None:
             write_state(folder, step, model, optimizer)
 
-        return checkpoints.save(name, step, write)
+        checkpoints.save(name, step, write)
+        return checkpoints.folder / name
 
     return run
 
