@@ -1,8 +1,8 @@
 """The text of a run: documents, tokenizer, token ids, training part and held-out part.
 
-``tinyshakespeare`` is downloaded once and checked against its SHA-256; a document is a file, or a
-record of JSON lines or Parquet. Of a published tokenizer only ``tokenizer.json`` and the settings
-beside it are read, no code runs, and the network is used only for a tokenizer that you name.
+A document is a file, or a record of JSON lines or Parquet. Of a published tokenizer only
+``tokenizer.json`` and the settings beside it are read, no code runs, and the network is used only
+for a tokenizer that you name.
 
 The tokens of a long text are a file that all processes map. The text is read again only if the size
 or the time of one of its files changed.
@@ -104,7 +104,7 @@ class Corpus:
     training: Tokens
     held_out: Tokens
     digest: str
-    """SHA-256 of the documents, in hexadecimal: the same text, split into the same documents."""
+    """Of its documents."""
 
     @classmethod
     def build(cls, documents: Documents, tokenizer: Tokenizer, seq_len: int, ahead: int) -> Corpus:
@@ -138,7 +138,7 @@ class Corpus:
 
 
 def documents_digest(documents: Iterable[Document]) -> str:
-    """SHA-256, in hexadecimal, of the texts and where each ends; names do not matter."""
+    """SHA-256, in hexadecimal, of the texts and where each ends."""
     digest = hashlib.sha256()
     for document in documents:
         content = document.text.encode()
@@ -148,10 +148,8 @@ def documents_digest(documents: Iterable[Document]) -> str:
 
 
 def encode_documents(documents: Documents, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
-    """All documents that have tokens: ids ``(tokens,)`` and starts ``(documents,)``.
-
-    The end token, if there is one, ends each. Raises ``UsageError`` if the tokenizer cannot encode
-    a document, or returns ids beyond its vocabulary.
+    """Ids ``(tokens,)`` and starts ``(documents,)``. The end token, if there is one, ends each.
+    ``UsageError`` if the tokenizer cannot encode a document, or returns ids beyond its vocabulary.
     """
     vocabulary = len(tokenizer)
     end = tokenizer.end
@@ -294,18 +292,18 @@ def load_sources(given: Sequence[str], text_field: str) -> list[Documents]:
     for one in given or ("",):
         match = None if os.path.exists(one) else _WEIGHTED.fullmatch(one)
         name, weight = match.groups() if match else (one, 1)
-        documents = load_documents(name, text_field=text_field)
+        documents = load_documents(name, text_field)
         sources.append(dataclasses.replace(documents, weight=int(weight)))
     return sources
 
 
-def load_documents(data: str, cache: Path | None = None, *, text_field: str = "text") -> Documents:
+def load_documents(data: str, text_field: str = "text") -> Documents:
     """``UsageError`` if ``data`` does not exist, or cannot be downloaded or listed."""
     if data == PYTHON_DOCS:
         return Documents(data, lambda: [Document(data, python_docs("--data"))])
     path = Path(data)
     if data == TINY_SHAKESPEARE:
-        path = _tiny_shakespeare(cache or user_cache())
+        path = _tiny_shakespeare()
     elif not os.path.exists(data):  # or no access, a loop of links, too long, a NUL
         raise UsageError(
             f"--data {data!r} does not exist: name a file, a folder, {PYTHON_DOCS} or "
@@ -329,8 +327,7 @@ def _read_file(path: Path, field: str) -> Iterator[Document]:
         return
     number = 0
     try:
-        for record in _records(path, field):
-            number += 1
+        for number, record in enumerate(_records(path, field), 1):
             text = record.get(field) if isinstance(record, dict) else None
             if not isinstance(text, str):
                 raise ValueError(f"no text in {field!r} of {shown(record)}")
@@ -384,7 +381,7 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _tiny_shakespeare(cache: Path) -> Path:
+def _tiny_shakespeare() -> Path:
     import pooch
 
     try:
@@ -392,7 +389,7 @@ def _tiny_shakespeare(cache: Path) -> Path:
             SHAKESPEARE_URL,
             known_hash=f"sha256:{SHAKESPEARE_SHA256}",
             fname=SHAKESPEARE_FILE,
-            path=cache,
+            path=user_cache(),
         )
     except (OSError, ValueError) as error:  # requests' errors are OSErrors too
         reason = "its SHA-256 differs from the expected one"
@@ -424,8 +421,8 @@ def learned_tokenizer(name: str, sources: Sequence[Documents], vocabulary: int |
 def make_tokenizer(
     name: str, documents: Iterable[Document], vocabulary: int | None = None
 ) -> Tokenizer:
-    """The tokenizer that ``--tokenizer`` names, or ``UsageError``; a folder wins over a name on the
-    hub. ``vocabulary`` is the most tokens that ``bpe`` learns."""
+    """The one that ``--tokenizer`` names, or ``UsageError``; a folder wins over a name on the hub.
+    ``vocabulary``: the most tokens that ``bpe`` learns."""
     if name == CHAR:
         known: set[str] = set()
         for document in documents:

@@ -1,9 +1,8 @@
 """Processes that train one model together: ranks, collectives, faults, and the loss of a rank.
 
-All ranks make the same decisions because they use the same numbers. A rank with another learning
-rate or text would not fail: its gradients would count. So what must be the same is compared before
-the first step (:func:`agree`). After that they exchange one sum per step, and errors: tensors only,
-nothing is pickled here.
+A rank with another learning rate or text would not fail: its gradients would count. So what must
+be the same is compared before the first step (:func:`agree`). After that ranks exchange one sum per
+step, and errors: tensors only, nothing is pickled here.
 """
 
 from __future__ import annotations
@@ -140,10 +139,14 @@ class World:
                 raise fault
             return
         self.barrier()
-        found = self._first_fault(fault)
-        if found is None:
+        votes_R = torch.zeros(self.size, dtype=torch.int64, device=self.device)
+        if fault is not None:
+            votes_R[self.rank] = 2 if isinstance(fault, UsageError) else 1
+        self.sum(votes_R)
+        if not votes_R.any():
             return
-        first, is_usage = found
+        first = int(votes_R.nonzero()[0])
+        is_usage = int(votes_R[first]) == 2
         text = "" if fault is None else str(fault) or type(fault).__name__
         own = text.encode("utf-8", "backslashreplace").decode()  # a path may not be valid UTF-8
         message = self.broadcast_text(own, src=first)
@@ -153,17 +156,6 @@ class World:
         if fault is not None and (own != message or (first and not is_usage)):
             raise fault
         raise SystemExit(USAGE if is_usage else FAILED) from fault
-
-    def _first_fault(self, fault: Exception | None) -> tuple[int, bool] | None:
-        """The lowest rank that has an error, and whether it is one of usage. A collective."""
-        votes_R = torch.zeros(self.size, dtype=torch.int64, device=self.device)
-        if fault is not None:
-            votes_R[self.rank] = 2 if isinstance(fault, UsageError) else 1
-        self.sum(votes_R)
-        for rank, vote in enumerate(votes_R.tolist()):
-            if vote:
-                return rank, vote == 2
-        return None
 
     def broadcast_text(self, text: str, src: int = 0) -> str:
         """The text of rank ``src``."""
@@ -188,8 +180,8 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
     """Join the process group and leave it at the end: gloo on a CPU, NCCL on GPUs.
 
     Errors must propagate through this block: after one, NCCL could wait forever for ranks that have
-    ended, so its connections are not closed. Raises ``UsageError`` if the environment variables are
-    invalid, or a machine has too few GPUs, and ``RankLostError`` if other ranks do not join.
+    ended, so its connections are not closed. ``UsageError``: wrong environment variables, or too
+    few GPUs; ``RankLostError``: other ranks do not join.
     """
     if not launched():
         yield World(device=device)
@@ -234,8 +226,7 @@ def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[W
 
 @contextmanager
 def lost_ranks() -> Iterator[None]:
-    """Turn the error that torch raises when another rank has ended or hangs into
-    ``RankLostError``."""
+    """Turn torch's error about a rank that has ended or hangs into ``RankLostError``."""
     try:
         yield
     except RuntimeError as error:
@@ -248,8 +239,8 @@ def lost_ranks() -> Iterator[None]:
 
 
 def _is_connection_error(error: RuntimeError) -> bool:
-    """gloo raises a plain ``RuntimeError`` if a connection broke or timed out. A size mismatch that
-    it reports is a bug of this program, not a lost rank."""
+    """gloo raises a plain ``RuntimeError`` if a connection broke or timed out, or for a bug of this
+    program: a size mismatch."""
     text = str(error)
     gloo = "gloo/transport" in text or "gloo/rendezvous" in text
     return isinstance(error, dist.DistError) or (gloo and "enforce fail" not in text)
@@ -264,8 +255,7 @@ def _first_line(error: RuntimeError) -> str:
 
 
 def agree(world: World, facts: Mapping[str, str]) -> None:
-    """Return if ``facts``, by their names in an error, are the same on every rank, else end them
-    all with a usage error. A collective."""
+    """End all ranks with a usage error if ``facts``, by their names in it, differ. A collective."""
     if world.size == 1:
         return
     of_first: dict[str, str] = json.loads(world.broadcast_text(json.dumps(dict(facts))))

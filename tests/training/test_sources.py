@@ -142,9 +142,12 @@ def test_shakespeare_is_fetched_once_to_the_users_cache(
     assert file == user_cache() / "tinyshakespeare.txt" == tmp_path / "moe-microscope" / file.name
 
 
-def test_a_damaged_copy_of_shakespeare_is_fetched_again(tmp_path: Path, server: Server) -> None:
-    write(tmp_path, {"tinyshakespeare.txt": "To be, or"})
-    assert [one.text for one in load_documents("tinyshakespeare", tmp_path)] == [PLAY.decode()]
+def test_a_damaged_copy_of_shakespeare_is_fetched_again(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    write(user_cache(), {"tinyshakespeare.txt": "To be, or"})
+    assert [one.text for one in load_documents("tinyshakespeare")] == [PLAY.decode()]
     assert server.asked == 1
 
 
@@ -166,9 +169,10 @@ def test_a_download_that_fails_has_a_way_out(
         monkeypatch.setattr(corpus, "SHAKESPEARE_URL", "http://127.0.0.1:1/input.txt")
     else:
         cache = write(tmp_path, {"file": ""}) / "file" / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     with pytest.raises(UsageError, match=rf"{reason}download http.*pass the file to --data"):
-        load_documents("tinyshakespeare", cache)
-    assert not list(tmp_path.glob("cache/*"))
+        load_documents("tinyshakespeare")
+    assert not list(tmp_path.glob("cache/*/*"))
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
