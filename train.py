@@ -29,15 +29,7 @@ from cyclopts import Parameter
 
 from microscope_tui.probe import RoutingCounter, RunRecorder, TrainingLog, trace_texts
 from moe_model.balance import bias_rate_at, update_expert_bias
-from moe_model.command import (
-    FAILED,
-    FINISHED,
-    USAGE,
-    UsageError,
-    choose_device,
-    run_command,
-    say,
-)
+from moe_model.command import FAILED, FINISHED, USAGE, UsageError, choose_device, run_command, say
 from moe_model.store import CheckpointError
 from moe_model.training.checkpoint import BEST, COLLAPSE, LATEST, Checkpoints, save_checkpoint
 from moe_model.training.console import Console, introduction, places, sample
@@ -45,14 +37,7 @@ from moe_model.training.machine import run_lock
 from moe_model.training.options import Options
 from moe_model.training.parallel import synchronised
 from moe_model.training.resolving import option_facts, read_option_sources, resolve
-from moe_model.training.run import (
-    ENDINGS,
-    Run,
-    TrainingFailedError,
-    describe,
-    layer_names,
-    traced,
-)
+from moe_model.training.run import ENDINGS, Run, TrainingFailedError, describe, layer_names, traced
 from moe_model.training.setup import prepare
 from moe_model.training.signals import StopRequest
 from moe_model.training.step import (
@@ -156,26 +141,26 @@ def forward_and_backward(
 ) -> torch.Tensor:
     """Compute gradients and count routings; return this rank's share of the loss, then of each loss
     in ``weights``, fp64."""
-    world = run.world
+    options, world = run.options, run.world
+    length = options.seq_len
     sums = torch.zeros(1 + len(weights), dtype=torch.float64, device=world.device)
     drawn = run.batches.draw()
     num_passes = world.size * len(drawn.micro_batches)
     counts_LE = None
-    if run.options.balance_scope == "step":
+    if options.balance_scope == "step":
         counts_LE = torch.stack([router.counts_E for router in run.model.routers])
     for place, on_host in enumerate(drawn.micro_batches, 1):
-        first = ((place - 1) * world.size + world.rank) * len(on_host.tokens_BN)
-        rows = range(first, first + len(on_host.tokens_BN))
-        seed_noise(run.model.routers, f"{run.options.seed}/{run.progress.step}", rows)
+        first = ((place - 1) * world.size + world.rank) * options.batch_size
+        rows = range(first, first + options.batch_size)
+        seed_noise(run.model.routers, f"{options.seed}/{run.progress.step}", rows)
         batch = on_host.to(world.device)
-        inputs_BS = batch.tokens_BN[:, : run.options.seq_len]
-        next_ids = batch.tokens_BN[:, 1:-1] if run.options.mtp_weight else None
-        starts_BS = batch.starts_BN[:, : run.options.seq_len] if run.options.document_mask else None
-        targets = batch.all_targets(inputs_BS.shape[1], ahead=next_ids is not None)
         with synchronised(run.forward, place == len(drawn.micro_batches)):
             with mixed_precision(world.device, run.dtype):
                 output = run.forward(
-                    inputs_BS, next_ids=next_ids, targets=targets, starts_BS=starts_BS
+                    batch.tokens_BN[:, :length],
+                    next_ids=batch.tokens_BN[:, 1:-1] if options.mtp_weight else None,
+                    targets=batch.all_targets(length, ahead=options.mtp_weight > 0),
+                    starts_BS=batch.starts_BN[:, :length] if options.document_mask else None,
                 )
             counter.add(output.routings)
             shares = loss_shares(output, weights, drawn, num_passes, counts_LE)

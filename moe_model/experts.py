@@ -73,9 +73,9 @@ class Experts(nn.Module):
     def _outputs_of_all_ranks(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """As :meth:`_outputs`, but the ids are those of all ranks."""
         assert self.group is not None
-        rows_E, token_P, place_TK = _sort_by_expert(ids_TK, len(self.gate_up_proj), block=1)
+        experts = len(self.gate_up_proj)
+        rows_E, token_P, place_TK, weight_P1 = _sort_by_expert(ids_TK, weights_TK, experts, block=1)
         x_PD = dispatch(x_TD, token_P, place_TK)
-        weight_P1 = _weights_of_rows(weights_TK, token_P, place_TK)
         sizes, expert_Q = arriving(rows_E, self.group)
         # The weight travels with its row, in the format in which it multiplies.
         rows_Q = exchange(torch.cat((x_PD, weight_P1.to(x_TD.dtype)), dim=-1), sizes, self.group)
@@ -92,9 +92,9 @@ class Experts(nn.Module):
         # Only the host knows the number of padded rows: a compiled graph would break here.
         padded = x_TD.device.type == "cpu" and x_TD.dtype in _HALF_DTYPES
         block = _BLOCK_ON_CPU if padded and not torch.compiler.is_compiling() else 1
-        rows_E, token_P, place_TK = _sort_by_expert(ids_TK, len(gate_up_EFD), block)
+        experts = len(gate_up_EFD)
+        rows_E, token_P, place_TK, weight_P1 = _sort_by_expert(ids_TK, weights_TK, experts, block)
         x_PD = dispatch(x_TD, token_P, place_TK)
-        weight_P1 = _weights_of_rows(weights_TK, token_P, place_TK)
         if _grouped_is_better(x_PD, gate_up_EFD, down_EDF):
             y_PD = _grouped_experts(x_PD, weight_P1, rows_E, gate_up_EFD, down_EDF)
         else:
@@ -102,17 +102,14 @@ class Experts(nn.Module):
         return combine(y_PD, token_P, place_TK)
 
 
-def _weights_of_rows(weights_TK: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
-    """``(P, 1)``; zero for rows that only pad an expert."""
-    weight_P = weights_TK.new_zeros(len(token_P))
-    return weight_P.scatter(0, place_TK.flatten(), weights_TK.flatten()).unsqueeze(-1)
+def _sort_by_expert(
+    ids_TK: Tensor, weights_TK: Tensor, num_experts: int, block: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows per expert ``(E,)``; the token in each of the P rows; the row of each pair ``(T, K)``;
+    the weight of each row ``(P, 1)``.
 
-
-def _sort_by_expert(ids_TK: Tensor, num_experts: int, block: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows per expert ``(E,)``; the token in each of the P rows; the row of each pair ``(T, K)``.
-
-    Each expert's rows are rounded up to a multiple of ``block``. The extra rows hold some token;
-    their output is not used.
+    Each expert's rows are rounded up to a multiple of ``block``: the extra ones hold some token
+    with weight zero.
     """
     ids_N = ids_TK.flatten()
     sorted_N, order_N = ids_N.sort(stable=True)
@@ -122,8 +119,9 @@ def _sort_by_expert(ids_TK: Tensor, num_experts: int, block: int) -> tuple[Tenso
     place_N = torch.arange(len(ids_N), device=ids_N.device) + padding_before_E[sorted_N]
     num_rows = len(ids_N) if block == 1 else int(rows_E.sum())
     token_P = ids_N.new_zeros(num_rows).scatter_(0, place_N, order_N // ids_TK.shape[1])
-    place_TK = torch.empty_like(place_N).scatter_(0, order_N, place_N).view_as(ids_TK)
-    return rows_E, token_P, place_TK
+    place_of_N = torch.empty_like(place_N).scatter_(0, order_N, place_N)
+    weight_P = weights_TK.new_zeros(num_rows).scatter(0, place_of_N, weights_TK.flatten())
+    return rows_E, token_P, place_of_N.view_as(ids_TK), weight_P.unsqueeze(-1)
 
 
 def _grouped_is_better(x_PD: Tensor, *weights_EXX: Tensor) -> bool:
@@ -132,8 +130,7 @@ def _grouped_is_better(x_PD: Tensor, *weights_EXX: Tensor) -> bool:
     ``F.grouped_mm`` rejects fp64, no rows at all, rows that are not a multiple of 16 bytes, and all
     but bf16 when compiled. On a GPU it is one kernel only in bf16 and from compute capability 9.0
     (H100) on; elsewhere it waits for the row counts in each product, :func:`experts_in_turn` once.
-    On a CPU one expert after the other stays in the cache, which is faster in fp32 where experts
-    have many rows: measured 4 to 8 % of a training step.
+    On a CPU in fp32 many rows of one expert after the other are faster: 4 to 8 % of a step.
     """
     if x_PD.dtype not in _GROUPED_DTYPES or not len(x_PD):
         return False

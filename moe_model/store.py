@@ -5,10 +5,9 @@
 data sampler, which an imported model lacks. A tokenizer other than characters has its own files.
 Reading executes nothing: no pickle.
 
-The ``sha256`` of ``checkpoint.json`` covers all its other entries, serialised as ASCII JSON with
-sorted keys and no spaces, so that reformatting is allowed and changes are detected. A file without
-it (older, or hand-made) is accepted. It is not a signature: every value is validated as untrusted
-input.
+The ``sha256`` of ``checkpoint.json`` covers all its other entries as ASCII JSON with sorted keys
+and no spaces, so that it may be reformatted. A file without it (older, or hand-made) is accepted.
+It is no signature: every value is validated as untrusted input.
 """
 
 from __future__ import annotations
@@ -113,7 +112,7 @@ class Checkpoint:
     """A verified checkpoint: all files exist and are unchanged."""
 
     folder: Path
-    """Its folder, links resolved, so that it stays readable if the link is replaced."""
+    """Links resolved, so that it stays readable if one is replaced."""
     step: int
     """Optimizer steps completed."""
     config: ModelConfig
@@ -122,8 +121,7 @@ class Checkpoint:
     stop_ids: tuple[int, ...]
     """The tokens that end a text."""
     description: dict[str, Any]
-    """Everything in ``checkpoint.json``; of an imported model ``published`` is the ``config.json``
-    that it was imported with."""
+    """All of ``checkpoint.json``; ``published`` is the ``config.json`` of an imported model."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -150,8 +148,8 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """At ``path``, or at ``path/latest`` of a run; ``CheckpointError`` if there is none, or a file
-    is missing, truncated or changed."""
+    """At ``path``, or ``path/latest``; ``CheckpointError`` if there is none, or a file is missing
+    or changed."""
     folder = path if (path / DESCRIPTION).is_file() else path / "latest"
     if not (folder / DESCRIPTION).is_file():
         early = ", or the run stopped before its first checkpoint" if path.is_dir() else ""
@@ -249,7 +247,7 @@ def _refuse_other_size(path: Path, config: ModelConfig) -> None:
 @contextmanager
 def fresh_folder(target: Path) -> Iterator[Path]:
     """An empty folder to fill, which becomes ``target`` at the end; ``FileExistsError`` if that
-    exists, another ``OSError`` if it cannot be written."""
+    exists."""
     if os.path.lexists(target):
         raise FileExistsError(f"{target} exists: choose another name, or remove it first.")
     aside = target.parent / f".{target.name}.partial"

@@ -60,10 +60,9 @@ from moe_model import (
     write_tensors,
 )
 from moe_model.config import fitting
-from moe_model.training.loss_scale import MOST_LOSS_SCALE
 from moe_model.training.options import FINAL_SHARE, Options, flag_name
 from moe_model.training.parallel import whole_weights
-from moe_model.training.run import JUDGEMENT, Progress, Run
+from moe_model.training.run import JUDGEMENT, MOST_LOSS_SCALE, Progress, Run
 from moe_model.training.step import learning_rate_at
 from moe_model.training.world import World
 

@@ -69,8 +69,8 @@ _FOLDERS = ("log_dir", "checkpoint_dir")
 
 
 def read_option_sources(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Fill in arguments that have no value from the file or from the checkpoint; cyclopts calls
-    this between reading the command line and converting it."""
+    """Fill in missing arguments from the file or the checkpoint; cyclopts calls this between
+    reading the command line and converting it."""
     if commands:
         return  # --help-all takes no options
     path = _given(arguments, "--config")
@@ -124,8 +124,8 @@ def _inherited(saved: dict[str, Any], arguments: ArgumentCollection) -> dict[str
 
 
 def resolve(options: Options, world: World = ALONE) -> Options:
-    """The preset's values filled in, and one name of the run for all ranks; ``UsageError`` if a
-    value is out of range, or values contradict each other."""
+    """With the preset's values and a name of the run; ``UsageError`` if a value is out of range, or
+    values contradict each other."""
     if options.preset not in RUN_DEFAULTS:
         raise UsageError(
             f"--preset {options.preset} is unknown: choose one of {', '.join(PRESETS)}."
@@ -179,12 +179,9 @@ def _depths_ahead(options: Options, start: tuple[Path, dict[str, Any]] | None) -
     """Depths of multi-token prediction: those given, else those of the model that is trained."""
     if options.dense_twin:
         return 0
-    given: int | None = options.model.num_nextn_predict_layers
-    if given is not None:
-        return given
+    given = options.model.num_nextn_predict_layers
     model = PRESETS[options.preset] if start is None else start[1]["model"]
-    depths: int = model.get("num_nextn_predict_layers", 0)
-    return depths
+    return int(model.get("num_nextn_predict_layers", 0) if given is None else given)
 
 
 def _start(options: Options) -> tuple[Path, dict[str, Any]] | None:
@@ -276,12 +273,10 @@ def option_facts(options: Options) -> dict[str, str]:
     """Every option by its flag, folders as full paths, to compare ranks."""
     plain = options.to_dict()
     model = plain.pop("model")
-    facts = {name: value for name, value in plain.items() if name not in _MAY_DIFFER}
-    facts |= {name: os.path.abspath(facts[name]) for name in _FOLDERS}
+    plain |= {name: os.path.abspath(plain[name]) for name in _FOLDERS}
     # First what --resume finds: a checkpoint also supplies the options that were not given.
     start = _start(options)
-    found = "nothing" if start is None else f"step {start[1]['step']}"
-    named = {"what --resume finds": found}
-    named |= {flag_name(name): value for name, value in facts.items()}
-    named |= {f"--model.{field}": value for field, value in model.items()}
-    return {flag: NOT_GIVEN if v is None else str(v) for flag, v in named.items()}
+    facts = {"what --resume finds": "nothing" if start is None else f"step {start[1]['step']}"}
+    facts |= {flag_name(name): v for name, v in plain.items() if name not in _MAY_DIFFER}
+    facts |= {f"--model.{field}": value for field, value in model.items()}
+    return {flag: NOT_GIVEN if v is None else str(v) for flag, v in facts.items()}

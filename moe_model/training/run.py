@@ -29,7 +29,6 @@ from moe_model import (
     shown,
 )
 from moe_model.training.batches import Batch, TrainingBatches
-from moe_model.training.loss_scale import LossScale
 from moe_model.training.machine import DTYPES
 from moe_model.training.options import Options, flag_name
 from moe_model.training.world import World
@@ -44,6 +43,8 @@ JUDGEMENT = "judgement.msgpack"
 """File of a checkpoint with the state of the diagnosis."""
 GIVE_UP_AFTER = 20
 """Steps in a row without a finite gradient after which a run has failed."""
+MOST_LOSS_SCALE = 2.0**127
+"""Just below the largest fp32 number."""
 
 
 class TrainingFailedError(RuntimeError):
@@ -124,6 +125,32 @@ class Progress:
                 f"the gradient was not finite in {self.bad_steps} consecutive steps (the last is "
                 f"step {self.step}): start again with a lower --lr."
             )
+
+
+@dataclass(slots=True)
+class LossScale:
+    """Keeps small gradients of fp16 from becoming zero; the fields are those of torch's
+    ``GradScaler``, as checkpoints have them.
+
+    It follows the gradient norm of all ranks: torch reduces the infinities that a rank has found
+    over the mesh of the first gradient only, with several meshes the scales of ranks would differ.
+    """
+
+    scale: float = 2.0**16
+    growth_factor: float = 2.0
+    backoff_factor: float = 0.5
+    growth_interval: int = 2000
+    _growth_tracker: int = 0
+
+    def update(self, *, finite: bool) -> None:
+        """After each step: whether its gradient norm was ``finite``."""
+        self._growth_tracker = self._growth_tracker + 1 if finite else 0
+        if not finite:
+            self.scale *= self.backoff_factor
+        elif self._growth_tracker >= self.growth_interval:
+            self._growth_tracker = 0
+            if self.scale * self.growth_factor < MOST_LOSS_SCALE:
+                self.scale *= self.growth_factor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

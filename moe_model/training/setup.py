@@ -27,11 +27,10 @@ from moe_model.training.checkpoint import (
     restore,
 )
 from moe_model.training.corpus import Corpus, cache_key, learned_tokenizer, load_sources
-from moe_model.training.loss_scale import LossScale
 from moe_model.training.machine import LOCK, choose_dtype, refuse_too_large
 from moe_model.training.options import Options
 from moe_model.training.parallel import parallelize, refuse_layout
-from moe_model.training.run import Progress, Run
+from moe_model.training.run import LossScale, Progress, Run
 from moe_model.training.step import make_optimizer
 from moe_model.training.world import World, agree
 
@@ -40,8 +39,8 @@ PROMPT_TOKENS = 32
 
 
 def prepare(options: Options, world: World) -> Run:
-    """Read the data, build the model and its optimizer, and restore their state; ``UsageError`` if
-    the options cannot be satisfied, ``CheckpointError`` if the checkpoint is damaged."""
+    """``UsageError`` if the options cannot be satisfied, ``CheckpointError`` if the checkpoint is
+    damaged."""
     with world.together():
         checkpoint = find_checkpoint(options, world)
         resumed_at = 1 if _refuse_existing(options, checkpoint) else None
@@ -51,14 +50,14 @@ def prepare(options: Options, world: World) -> Run:
         settle_threads(saved.get("threads"), world.say)
         dtype = choose_dtype(options.dtype, world.device)
     config, corpora = _read_data(options, checkpoint, world)
-    corpus = corpora[0]
+    tokenizer = corpora[0].tokenizer
     agree(world, start_facts(corpora, checkpoint, dtype))
     with world.together():
         forced_collapse = None
         if options.force_collapse is not None:
             depths = config.router_depths if options.mtp_weight else config.moe_layers
             forced_collapse = parse_forced_collapse(options.force_collapse, depths, options.steps)
-        prompt = _choose_prompt(options, corpus)
+        prompt = _choose_prompt(options, corpora[0])
         model = _build_model(options, config, checkpoint)
     most = max(1, EVALUATION_SEQUENCES // len(corpora))
     forward = parallelize(model, options.parallel, world, options.expert_parallel)
@@ -70,10 +69,10 @@ def prepare(options: Options, world: World) -> Run:
         options=options,
         world=world,
         dtype=dtype,
-        tokenizer=corpus.tokenizer,
+        tokenizer=tokenizer,
         text_digest=" ".join(f"{one.digest}:{one.weight}" for one in corpora).removesuffix(":1"),
         prompt=prompt,
-        stop_ids=stop_ids_of(corpus.tokenizer, () if checkpoint is None else checkpoint.stop_ids),
+        stop_ids=stop_ids_of(tokenizer, () if checkpoint is None else checkpoint.stop_ids),
         forced_collapse=forced_collapse,
         model=model,
         forward=forward,
@@ -109,7 +108,6 @@ def prepare(options: Options, world: World) -> Run:
 def _build_model(
     options: Options, config: ModelConfig, checkpoint: Checkpoint | None
 ) -> LanguageModel:
-    """On the CPU."""
     model = LanguageModel(config).train()
     model.init_weights(torch.Generator().manual_seed(options.seed))
     if options.dense_twin:
