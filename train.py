@@ -180,7 +180,10 @@ def run_training(run: Run, stop: StopRequest) -> int:
         )
         return FINISHED
     checkpoints = Checkpoints(run.folder, run.resumed_from, options.keep)
-    log = open_log(run)
+    recorder = None
+    if run.world.is_main:  # it writes the log for all ranks
+        recorder = RunRecorder(options.log_dir / options.run, **describe(run))
+    log = TrainingLog(recorder, say=run.world.say)
     names = layer_names(run.model)
     console = Console(options.steps, names, progress.step + 1, quiet=not run.world.is_main)
     reason = "failed"
@@ -232,14 +235,6 @@ def loop(
     return "finished"
 
 
-def open_log(run: Run) -> TrainingLog:
-    """Open the log on rank 0, which writes it for all ranks."""
-    if not run.world.is_main:
-        return TrainingLog(None)
-    recorder = RunRecorder(run.options.log_dir / run.options.run, **describe(run))
-    return TrainingLog(recorder, say=lambda line: say(f"train.py: {line}"))
-
-
 def validate(run: Run, checkpoints: Checkpoints, log: TrainingLog) -> None:
     """Evaluate on held-out text and save the model if it is the best so far."""
     progress = run.progress
@@ -260,8 +255,8 @@ def save(
 ) -> None:
     """Write a checkpoint and force the log to disk, so that both describe the same steps.
 
-    A full disk costs a checkpoint, not the run; only the last checkpoint must succeed, and
-    ``previous`` is removed if that makes room for it.
+    A full disk costs a checkpoint, not the run; only with ``or_fail`` it must succeed, and
+    ``previous`` makes room for it.
     """
     log.sync()  # before as well: a checkpoint must never be ahead of its log
     step, path = run.progress.step, checkpoints.folder / name

@@ -17,6 +17,7 @@ import torch
 from benchmarks.machine import machine, options_of
 from benchmarks.training import BATCH, CONFIG, LENGTH
 from moe_model import LanguageModel, exchange
+from moe_model.training.options import Options
 from moe_model.training.parallel import parallelize, synchronised
 from moe_model.training.step import make_optimizer
 from moe_model.training.world import World, join_world
@@ -29,7 +30,7 @@ Step = Callable[[], None]
 def step_of(world: World, kind: Any, experts: int) -> Step:
     model = LanguageModel(CONFIG).train()
     forward = parallelize(model, kind, world, experts)
-    optimizer = make_optimizer(model, 1e-4)
+    optimizer = make_optimizer(model, Options(lr=1e-4))
     ids = torch.randint(CONFIG.vocab_size, (BATCH, LENGTH + 1))
 
     def step() -> None:

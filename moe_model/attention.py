@@ -15,10 +15,8 @@ for batches with padding, whose rows have positions of their own.
 Rotary embedding (Su et al., 2021) works on interleaved pairs, as DeepSeek's weights expect:
 dimensions (0, 1), (2, 3), … are complex numbers rotated by ``position · theta^(-2i/d)``. The tables
 are computed where they are used: a buffer would follow the model to bf16, where positions 257 and
-258 are the same number. YaRN (Peng et al., 2023) stretches the context: dimensions that rotate
-often keep their frequency, those that rotate less than once in the original context are slowed down
-by the factor, in between is a ramp. It corrects twice: :func:`rotary_table` scales the rotated
-parts by ``m(mscale) / m(mscale_all_dim)``, which is 1 in DeepSeek-V3, and
+258 are the same number. YaRN (Peng et al., 2023) corrects twice: :func:`rotary_table` scales the
+rotated parts by ``m(mscale) / m(mscale_all_dim)``, which is 1 in DeepSeek-V3, and
 :func:`softmax_scale` multiplies **all** scores by ``m(mscale_all_dim)²``, which is 1.87 there.
 """
 
@@ -85,7 +83,8 @@ def slowed_as_in_llama3(frequency: Tensor, scaling: Llama3Scaling) -> Tensor:
 
 
 def _stretched(frequency: Tensor, config: ModelConfig, yarn: YarnScaling) -> Tensor:
-    """YaRN's."""
+    """YaRN's: dimensions that rotate often keep their frequency, slow ones are divided by the
+    factor, in between is a ramp."""
     dims, theta = config.qk_rope_head_dim, config.rope_theta
 
     def dimension_that_turns(times: float) -> float:

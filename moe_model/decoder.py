@@ -4,10 +4,7 @@ A forward pass over one token does two floating-point operations per weight, so 
 the memory layout of the weights and on the number of small operations. A :class:`Decoder` keeps its
 own copy of the weights: transposed, those with the same input side by side, every expert separate,
 norm weights and the softmax scale folded into the following matrix. Half precision: weights in
-fp16, everything else (sums, attention, cache) in fp32.
-
-Long prompts use the model itself, and so does everything on a GPU, where the number of kernels
-matters more than the layout.
+fp16, everything else in fp32. Long prompts and GPUs use the model itself.
 """
 
 from __future__ import annotations
@@ -295,9 +292,8 @@ class PreparedLayer:
 def _look_back(query_HSW: Tensor, entries_NW: Tensor, start: int, rank: int) -> Tensor:
     """Attention of the S tokens from ``start`` on to themselves and the past, ``(H, S, R)``.
 
-    The past is split into one part per thread, the same for both products, so that every core has
-    its part in its own cache for the second product. Parts have the same length: the last one may
-    extend a few tokens beyond the end, which are masked like the future.
+    The past is split into one part per thread, which is in the cache of that core for the second
+    product. Parts have the same length: what the last has beyond the end is masked like the future.
     """
     heads, tokens, width = query_HSW.shape
     parts = torch.get_num_threads()

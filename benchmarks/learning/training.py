@@ -49,7 +49,7 @@ def train(recipe: dict[str, Any], experts: int, seed: int, examples: Examples) -
     """One optimizer step for each batch, on the mean loss of its targets."""
     options = Options(**_fields(Options, recipe))
     model = build(recipe, experts, seed).train()
-    optimizer = make_optimizer(model, options.lr, "adamw", options.weight_decay, options.router_lr)
+    optimizer = make_optimizer(model, options)
     for step, (ids_BS, targets_BS) in enumerate(examples, 1):
         set_learning_rate(optimizer, learning_rate_at(step, options))
         output = model(ids_BS, targets=[targets_BS])

@@ -24,7 +24,7 @@ from moe_model import CharTokenizer, python_docs
 from moe_model.training.batches import TrainingBatches
 from moe_model.training.corpus import Tokens
 from moe_model.training.options import FINAL_SHARE, Options
-from moe_model.training.step import CLIP_NORM, learning_rate_at, make_optimizer, set_learning_rate
+from moe_model.training.step import learning_rate_at, make_optimizer, set_learning_rate
 
 LAYERS, WIDTH, HEADS, EXPERT_WIDTH, BATCH, SEQUENCE = 4, 96, 4, 64, 8, 96
 
@@ -115,8 +115,8 @@ def entropy(p: Tensor) -> Tensor:
 
 def train(model: nn.Module, batches: list[TrainingBatches], options: argparse.Namespace) -> None:
     """The loop: forward, backward, read the routers, update, write the line."""
-    hooks, optimizer = RouterHooks(model), make_optimizer(model, options.lr)
     schedule = Options(steps=options.steps, lr=options.lr, min_lr=FINAL_SHARE)
+    hooks, optimizer = RouterHooks(model), make_optimizer(model, schedule)
     recorder = RunRecorder(options.folder / options.run, **describe(model, options))
     for step in range(1, options.steps + 1):
         rate = learning_rate_at(step, schedule)
@@ -131,7 +131,7 @@ def train(model: nn.Module, batches: list[TrainingBatches], options: argparse.Na
         norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         line = hooks.read()
         if torch.isfinite(norm):
-            nn.utils.clip_grads_with_norm_(model.parameters(), CLIP_NORM, norm)
+            nn.utils.clip_grads_with_norm_(model.parameters(), schedule.clip, norm)
             optimizer.step()
         optimizer.zero_grad()
         recorder.record_step(

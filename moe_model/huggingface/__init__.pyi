@@ -1,7 +1,6 @@
 # What other packages import from here. Loaded when used (see lazy_loader).
 from .__main__ import app as app
 from .read import (
-    now_and_then as now_and_then,
     published_name as published_name,
     read_stop_ids as read_stop_ids,
     read_tokenizer as read_tokenizer,

@@ -3,10 +3,10 @@
 Transformers is the reference: an absent field has its default, an unsupported value is rejected by
 name, and unknown fields are ignored.
 
-The architectures share names and shapes of tensors. DeepSeek-V2 uses a softmax router without a
-bias, so it has no ``e_score_correction_bias``; GLM-4.7-Flash lists the kind of every layer instead
-of the number of dense ones. For rotary positions, transformers 4 and the hub use ``rope_scaling``
-and ``rope_theta``, transformers 5 ``rope_parameters``: both are read, and both are written.
+DeepSeek-V2's softmax router has no ``e_score_correction_bias``; GLM-4.7-Flash lists the kind of
+every layer instead of the number of dense ones. For rotary positions, transformers 4 and the hub
+use ``rope_scaling`` and ``rope_theta``, transformers 5 ``rope_parameters``: both are read, and both
+are written.
 """
 
 from __future__ import annotations

@@ -1,18 +1,17 @@
 """Checkpoints that survive ``kill -9`` at any moment, and how a run resumes from them.
 
 A checkpoint is written aside as ``.step-00000500.partial``, forced to disk and then renamed to
-``step-00000500``: a folder with that name is complete. ``latest``, ``previous`` and ``best`` are
-symbolic links, replaced in one atomic rename, so there is never a moment without a loadable latest.
-Steps that no link points to are removed; ``--keep`` makes links ``kept-…`` too.
+``step-00000500``: a folder with that name is complete. ``latest``, ``previous``, ``best`` and
+``kept-…`` are symbolic links, replaced in one atomic rename, so there is always a loadable latest.
+Steps that no link points to are removed.
 
 Every rank writes its share of a sharded optimizer, and any number of ranks can read them:
-``torch.distributed.checkpoint`` plans which rank writes and reads which rows. Its default format
-uses pickle; only its Hugging Face storage is used here, which writes safetensors, one file per
-rank, with the position of the rows in the header. (While they plan a save, ranks send each other
-pickles; none reaches a disk.)
+``torch.distributed.checkpoint`` plans who writes and reads which rows. Its default format uses
+pickle, its Hugging Face storage safetensors, one file per rank with the position of the rows in the
+header. (While they plan a save, ranks send each other pickles; none reaches a disk.)
 
-A resumed run equals one that never stopped: same weights, moments, bias, data position and loss
-scale, and every random number is a function of seed and step (``step.seed_noise``).
+A resumed run equals one that never stopped: every random number is a function of seed and step
+(``step.seed_noise``).
 """
 
 from __future__ import annotations
@@ -172,7 +171,7 @@ def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: by
     ``OSError`` on ranks where writing failed.
     """
     state = optimizer_state(run.model, run.optimizer) | _counts(run)
-    sharded = run.shards_state
+    sharded = run.model.sharded
     if not run.world.is_main:
         if sharded and (folder := run.world.broadcast_text("")):
             save_shards(Path(folder), state, run.world.untimed)
@@ -290,8 +289,8 @@ def _causes(error: CheckpointException) -> str:
 
 @torch.no_grad()
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of the optimizer as ``optimizer.<parameter name>.<its name in torch>``: not copies,
-    and before the first step created as that would create them."""
+    """The state of the optimizer as ``optimizer.<parameter name>.<its name in torch>``, created
+    where the first step would create it."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if "momentum" in group:  # Muon

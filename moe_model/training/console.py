@@ -240,7 +240,7 @@ def sample(run: Run) -> str:
 
     Of a sharded model all ranks read every token together.
     """
-    sharded = run.shards_state and run.world.size > 1
+    sharded = run.model.sharded and run.world.size > 1
     if not (sharded or run.world.is_main):
         return ""
     tokenizer = run.tokenizer

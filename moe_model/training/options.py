@@ -40,8 +40,6 @@ _SHORT = {
 }
 """Fields of the model that have a shorter flag, too."""
 
-OptimizerName = Literal["adamw", "muon"]
-
 AUX_WEIGHT = 1e-2
 MTP_WEIGHT = 0.3
 FINAL_SHARE = 0.1
@@ -144,7 +142,7 @@ class Options:
     """Weight decay of matrices; the gains of norms have none."""
     clip: Annotated[float, _TRAINING] = 1.0
     """Scale gradients down to this norm; 0 disables it."""
-    optimizer: Annotated[OptimizerName, _TRAINING] = "adamw"
+    optimizer: Annotated[Literal["adamw", "muon"], _TRAINING] = "adamw"
     """Optimizer: adamw, or muon for the matrices of attention, dense layers and experts with adamw
     for the rest."""
     adamw_experts: Annotated[bool, _TRAINING, _SWITCH] = False

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 from torch.profiler import profile
 
 from moe_model import (
@@ -60,11 +59,10 @@ class Progress:
     loss: float = math.nan
     """Training loss of the last step, nats per token."""
     validation_loss: float | None = None
-    """Latest held-out loss, nats per token; none before the first evaluation."""
+    """Latest held-out loss; none before the first evaluation."""
     best_loss: float = math.inf
-    """Lowest held-out loss so far, nats per token."""
+    """Lowest held-out loss so far."""
     tokens_per_s: float = 0.0
-    """Speed of the last step."""
     collapse_index: Sequence[float | None] = ()
     """One per router: 1 balanced, 0 collapsed, ``None`` if undefined."""
     bad_steps: int = 0
@@ -80,7 +78,7 @@ class Progress:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any], step: int) -> Progress:
-        """The progress after ``step``; raises ``KeyError``, ``TypeError`` or ``ValueError``."""
+        """Raises ``KeyError``, ``TypeError`` or ``ValueError``."""
         loss, known, best = (saved[k] for k in ("loss", "validation_loss", "best_loss"))
         indices = saved["collapse_index"]
         if not isinstance(indices, list):
@@ -110,8 +108,8 @@ class Progress:
         }
 
     def advance(self, record: dict[str, Any], collapse_index: Sequence[float | None]) -> None:
-        """Update from the log record of a completed step; ``TrainingFailedError`` after too many
-        without a finite gradient."""
+        """By the log record of a step; ``TrainingFailedError`` after too many without a finite
+        gradient."""
         self.step = record["step"]
         self.loss = record["loss"]
         self.tokens_per_s = record["tokens_per_s"]
@@ -163,7 +161,7 @@ class Run:
     tokenizer: Tokenizer
     text_digest: str
     prompt: str
-    """Prompt of the sample at the end."""
+    """Of the sample at the end."""
     stop_ids: tuple[int, ...]
     """The tokens that end it."""
     forced_collapse: tuple[int, int] | None
@@ -173,7 +171,6 @@ class Run:
     """The model, or its distributed wrapper."""
     optimizer: torch.optim.Optimizer
     loss_scale: LossScale | None
-    """In fp16."""
     batches: TrainingBatches
     held_out: tuple[tuple[str, Sequence[Batch]], ...]
     """Sources and their sequences."""
@@ -197,11 +194,6 @@ class Run:
     def scale(self) -> float:
         """What the loss is multiplied by: 1 except in fp16."""
         return 1.0 if self.loss_scale is None else self.loss_scale.scale
-
-    @property
-    def shards_state(self) -> bool:
-        """Whether each rank holds a part of the weights and of the optimizer's state."""
-        return any(isinstance(parameter, DTensor) for parameter in self.model.parameters())
 
     @property
     def sequences_per_step(self) -> int:
@@ -247,7 +239,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """The arguments of a ``RunRecorder``: model, balancing, settings, how often experts count."""
+    """The arguments of a ``RunRecorder``."""
     options = run.options
     config = run.model.config
     judgement = None

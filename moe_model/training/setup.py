@@ -53,18 +53,11 @@ def prepare(options: Options, world: World) -> Run:
     tokenizer = corpora[0].tokenizer
     agree(world, start_facts(corpora, checkpoint, dtype))
     with world.together():
-        forced_collapse = None
-        if options.force_collapse is not None:
-            depths = config.router_depths if options.mtp_weight else config.moe_layers
-            forced_collapse = parse_forced_collapse(options.force_collapse, depths, options.steps)
         prompt = _choose_prompt(options, corpora[0])
         model = _build_model(options, config, checkpoint)
+        forced_collapse = _forced_collapse(options, model.router_depths)
     most = max(1, EVALUATION_SEQUENCES // len(corpora))
     forward = parallelize(model, options.parallel, world, options.expert_parallel)
-    optimizer = make_optimizer(
-        model, options.lr, options.optimizer, options.weight_decay, options.router_lr,
-        options.adamw_experts,
-    )  # fmt: skip
     run = Run(
         options=options,
         world=world,
@@ -76,7 +69,7 @@ def prepare(options: Options, world: World) -> Run:
         forced_collapse=forced_collapse,
         model=model,
         forward=forward,
-        optimizer=optimizer,
+        optimizer=make_optimizer(model, options),
         loss_scale=LossScale() if dtype == torch.float16 else None,
         batches=TrainingBatches(
             [one.training for one in corpora],
@@ -184,9 +177,9 @@ def _refuse_existing(options: Options, checkpoint: Checkpoint | None) -> bool:
 
 def _is_taken(path: Path) -> bool:
     """Whether it exists and holds more than the lock file of a start that failed."""
-    return os.path.lexists(path) and not (
-        path.is_dir() and all(inside.name == LOCK for inside in path.iterdir())
-    )
+    if path.is_dir():
+        return any(inside.name != LOCK for inside in path.iterdir())
+    return os.path.lexists(path)
 
 
 def _choose_prompt(options: Options, corpus: Corpus) -> str:
@@ -206,7 +199,7 @@ def start_facts(
     """What a run starts from: the same options may find different files on different machines."""
     tokenizer = corpora[0].tokenizer
     found = "none"
-    if checkpoint is not None:  # its description lists the SHA-256 of all its files
+    if checkpoint is not None:  # its description has the SHA-256 of all files
         plain = json.dumps(checkpoint.description, sort_keys=True).encode()
         found = f"step {checkpoint.step}, sha256 {hashlib.sha256(plain).hexdigest()[:16]}"
     return {
@@ -220,13 +213,16 @@ def start_facts(
     }
 
 
-def parse_forced_collapse(text: str, depths: Sequence[int], steps: int) -> tuple[int, int]:
+def _forced_collapse(options: Options, depths: Sequence[int]) -> tuple[int, int] | None:
     """Index of the router and first step of ``--force-collapse LAYER@STEP``, or ``UsageError``."""
+    text = options.force_collapse
+    if text is None:
+        return None
     match = re.fullmatch(r"(\d+)@(\d+)", text)
     layer, step = (int(match[1]), int(match[2])) if match else (-1, 0)
-    if layer not in depths or not 1 <= step <= steps:
+    if layer not in depths or not 1 <= step <= options.steps:
         raise UsageError(
             f"--force-collapse {text!r} is not LAYER@STEP with a layer of "
-            f"{', '.join(map(str, depths))} and a step from 1 to {steps}: correct it."
+            f"{', '.join(map(str, depths))} and a step from 1 to {options.steps}: correct it."
         )
     return depths.index(layer), step

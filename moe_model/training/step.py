@@ -1,8 +1,7 @@
 """The parts of one optimizer step: losses (also on held-out text), gradients, optimizer, precision.
 
-Training minimises next-token cross-entropy and the terms added to it. Every loss here is a *share*:
-summed over the micro-batches of a step and over all ranks it is the mean over the whole step. So a
-step is identical however it is split.
+Every loss here is a *share*: summed over the micro-batches of a step and over all ranks it is the
+mean over the whole step. So a step is identical however it is split.
 
 AdamW: betas 0.9 and 0.95, weight decay 0.1, gradients clipped at norm 1 (DeepSeek-V3, section 4.2),
 unless the options differ. Only matrices decay; the gains of norms do not. The routers' bias is a
@@ -32,16 +31,13 @@ from moe_model import (
 )
 from moe_model.router import Router
 from moe_model.training.batches import Batch, StepBatches
-from moe_model.training.options import OptimizerName, Options
+from moe_model.training.options import Options
 from moe_model.training.parallel import all_experts
 from moe_model.training.world import ALONE, World
 
 MTP_HIGH_SHARE = 10 / 14.8
 """DeepSeek-V3 lowers the weight of multi-token prediction to a third after 10 of 14.8 trillion
 tokens (section 4.2)."""
-
-WEIGHT_DECAY = Options().weight_decay
-CLIP_NORM = Options().clip
 
 
 def weights_at(step: int, options: Options) -> dict[str, float]:
@@ -79,7 +75,7 @@ def loss_shares(
     return [first, *(shares[name]() for name in names)]
 
 
-def gradient_squares(model: LanguageModel, world: World, loss_scale: float = 1.0) -> Tensor:
+def gradient_squares(model: LanguageModel, world: World, loss_scale: float) -> Tensor:
     """This rank's part of the squared gradient norm of every router, and last of all: ``(L + 1,)``,
     fp64, without ``loss_scale``. Every rank contributes what it holds, divided by the number of
     ranks that hold it too."""
@@ -96,9 +92,7 @@ def gradient_squares(model: LanguageModel, world: World, loss_scale: float = 1.0
     return torch.stack([*(squares[router.weight] for router in model.routers), total])
 
 
-def clip_gradients(
-    model: nn.Module, norm: Tensor, loss_scale: float = 1.0, most: float = CLIP_NORM
-) -> None:
+def clip_gradients(model: nn.Module, norm: Tensor, loss_scale: float, most: float) -> None:
     """Scale all gradients to a norm of at most ``most`` (0: any), and by ``1 / loss_scale``;
     ``norm`` is theirs without it. torch's own function accepts gradients of one mesh only."""
     factor = ((most or math.inf) / (norm + 1e-6)).clamp(max=1.0) / loss_scale
@@ -168,32 +162,25 @@ def orthogonal(x_EMN: Tensor) -> Tensor:
     return x
 
 
-def make_optimizer(
-    model: nn.Module,
-    learning_rate: float,
-    name: OptimizerName = "adamw",
-    weight_decay: float = WEIGHT_DECAY,
-    router_lr: float = 1.0,
-    adamw_experts: bool = False,
-) -> torch.optim.Optimizer:
-    """The optimizer for the parameters of ``model``.
+def make_optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer:
+    """What ``--optimizer`` names.
 
     ``adamw`` is one fused AdamW in two groups: with and without decay. ``muon`` moves the matrices
     between embedding and head (of an expert gate, up and down) by their orthogonalised momentum
     (Jordan, 2024), scaled so that learning rate and decay are those of AdamW (Liu et al., 2025,
     section 2.2). Routers, embedding, head and norms keep AdamW.
-    ``router_lr`` multiplies the learning rate of the routers, which get groups of their own.
     """
     matrices = []
     experts: list[Experts] = []
-    if name == "muon":
+    if options.optimizer == "muon":
         named = model.named_modules()
         matrices = [m.weight for n, m in named if isinstance(m, nn.Linear) and n != "lm_head"]
-        experts = [] if adamw_experts else all_experts(model)
+        experts = [] if options.adamw_experts else all_experts(model)
     taken = {*matrices, *nn.ModuleList(experts).parameters()}
     others = [parameter for parameter in model.parameters() if parameter not in taken]
     # One fused kernel accepts plain tensors or DTensors, also of several meshes, but not both.
-    routers = {m.weight for m in model.modules() if isinstance(m, Router) and router_lr != 1}
+    apart = options.router_lr != 1
+    routers = {m.weight for m in model.modules() if isinstance(m, Router) and apart}
     groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     for parameter in others:
         kind = (isinstance(parameter, DTensor), parameter.dim() < 2, parameter in routers)
@@ -202,19 +189,19 @@ def make_optimizer(
         [
             {
                 "params": groups[kind],
-                "weight_decay": 0.0 if kind[1] else weight_decay,
-                "factor": router_lr if kind[2] else 1.0,
+                "weight_decay": 0.0 if kind[1] else options.weight_decay,
+                "factor": options.router_lr if kind[2] else 1.0,
             }
             for kind in sorted(groups)
         ],
-        lr=learning_rate,
+        lr=options.lr,
         betas=(0.9, 0.95),
         fused=True,
     )
     if not matrices:
         return adamw
     muon = torch.optim.Muon(
-        matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+        matrices, lr=options.lr, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw"
     )
     return MuonAndAdamW(muon, adamw, experts)
 

@@ -102,15 +102,13 @@ class World:
     def main_first(self) -> Iterator[None]:
         """Run the block on rank 0, then on one rank of every other machine, then on the others: it
         downloads, they use the file. An error ends all ranks, as in :meth:`together`."""
-        turn = 2 if number_of("LOCAL_RANK") else 1
-        if self.is_main:
-            turn = 0
-        for _ in range(turn):
-            self.share_fault(None)
-        with self.together():
-            yield
-        for _ in range(2 - turn):
-            self.share_fault(None)
+        own_turn = 0 if self.is_main else 1 + (number_of("LOCAL_RANK") > 0)
+        for turn in range(3):
+            if turn != own_turn:
+                self.share_fault(None)
+                continue
+            with self.together():
+                yield
 
     @contextmanager
     def together(self) -> Iterator[None]:

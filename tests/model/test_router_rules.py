@@ -11,6 +11,7 @@ from torch import Tensor
 from moe_model import ModelConfig
 from moe_model.balance import update_expert_bias
 from moe_model.router import Router
+from moe_model.training.options import Options
 from moe_model.training.step import make_optimizer
 from tests.model.conftest import SMALL, make_model
 
@@ -122,7 +123,7 @@ def test_bias_is_saved_with_the_weights_and_never_optimised() -> None:
     loaded.load_state_dict(load(save(model.state_dict())))
     for ours, theirs in zip(loaded.routers, model.routers, strict=True):
         assert torch.equal(ours.expert_bias, theirs.expert_bias)
-    groups = make_optimizer(model, 1e-3).param_groups
+    groups = make_optimizer(model, Options(lr=1e-3)).param_groups
     managed = {id(p) for group in groups for p in group["params"]}
     assert managed == {id(p) for p in model.parameters()}
     assert not managed & {id(router.expert_bias) for router in model.routers}

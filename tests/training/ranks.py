@@ -39,6 +39,7 @@ from moe_model.router import Routing
 from moe_model.sampling import generate
 from moe_model.training.checkpoint import load_shards, optimizer_state, save_shards
 from moe_model.training.console import SHARDED_SAMPLE_TOKENS, sample
+from moe_model.training.options import Options
 from moe_model.training.parallel import parallelize, synchronised, whole_weights
 from moe_model.training.step import clip_gradients, gradient_squares, make_optimizer
 from moe_model.training.world import RankLostError, World, agree, join_world, lost_ranks
@@ -104,8 +105,8 @@ def train_step(
         for name, parameter in model.named_parameters()
         if parameter.grad is not None
     }
-    norm = counter.all_reduce(world, gradient_squares(model, world))[-1].sqrt()
-    clip_gradients(model, norm * 10)
+    norm = counter.all_reduce(world, gradient_squares(model, world, 1.0))[-1].sqrt()
+    clip_gradients(model, norm * 10, 1.0, Options().clip)
     optimizer.step()
     optimizer.zero_grad()
     update_expert_bias(model.routers, counter.counts, 0.01)
@@ -129,7 +130,7 @@ def step_is_that_of_one_process(kind: Any, *more: str) -> Claim:
         torch.use_deterministic_algorithms("deterministic" in more)
         name: Any = "muon" if "muon" in more else "adamw"
         expected, expected_norm, expected_counts = train_step(
-            alone, alone, make_optimizer(alone, 1e-2, name), World()
+            alone, alone, make_optimizer(alone, Options(lr=1e-2, optimizer=name)), World()
         )
         if world.rank:
             model.norm.weight.data.fill_(7.0)  # the weights of rank 0 are what counts
@@ -140,7 +141,7 @@ def step_is_that_of_one_process(kind: Any, *more: str) -> Claim:
         with warnings.catch_warnings():
             if "compiled" in more:
                 warnings.simplefilter("ignore")  # what the compiler says about itself
-            optimizer = make_optimizer(model, 1e-2, name)
+            optimizer = make_optimizer(model, Options(lr=1e-2, optimizer=name))
             found, norm, counts = train_step(model, forward, optimizer, world)
         torch.use_deterministic_algorithms(False)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
@@ -243,7 +244,7 @@ def a_loss_that_is_nan_on_one_rank_gives_all_the_same_norm(world: World, folder:
         with synchronised(forward, last=True):
             loss = loss_of(forward, all_sequences()[world.rank :: world.size])
             (loss * (math.nan if world.rank == 1 else 1.0)).backward()
-        square = gradient_squares(model, world)
+        square = gradient_squares(model, world, 1.0)
         world.sum(square)
         assert square[-1].isnan()
 
@@ -390,7 +391,7 @@ def state_of(
     """A model, its optimizer, and all that a checkpoint would hold of them and more."""
     model = make_model(small=True)
     parallelize(model, kind, world, experts)
-    optimizer = make_optimizer(model, 1e-2)
+    optimizer = make_optimizer(model, Options(lr=1e-2))
     state = {**model.state_dict(), **optimizer_state(model, optimizer)}
     state["more.int64"] = torch.zeros(3, dtype=torch.int64)
     state["more.uint8"] = torch.zeros(256, dtype=torch.uint8)
@@ -501,7 +502,7 @@ def a_sharded_model_writes_its_sample_without_becoming_whole(world: World, folde
     assert len(expected) == SHARDED_SAMPLE_TOKENS
     parallelize(model, "fsdp", world)
     run: Any = SimpleNamespace(
-        model=model, world=world, options=SimpleNamespace(seed=7), shards_state=True,
+        model=model, world=world, options=SimpleNamespace(seed=7),
         prompt="", stop_ids=(),
         tokenizer=SimpleNamespace(encode=lambda _: prompt_S, decode=list),
     )  # fmt: skip

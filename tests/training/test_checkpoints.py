@@ -13,6 +13,7 @@ from moe_model import CharTokenizer, LanguageModel, store
 from moe_model.store import CheckpointError, read_checkpoint, write_description, write_tensors
 from moe_model.training import checkpoint as checkpoint_module
 from moe_model.training.checkpoint import BEST, LATEST, Checkpoints, load_shards, optimizer_state
+from moe_model.training.options import Options
 from moe_model.training.step import make_optimizer
 from tests.model.conftest import make_config
 from tests.training.story import edit, flip_a_bit
@@ -28,7 +29,7 @@ def model() -> LanguageModel:
 @pytest.fixture
 def save(model: LanguageModel, tmp_path: Path) -> Save:
     checkpoints = Checkpoints(tmp_path / "r")
-    optimizer = make_optimizer(model, 1e-3)
+    optimizer = make_optimizer(model, Options(lr=1e-3))
     model(torch.zeros(1, 4, dtype=torch.int64)).logits_BSV.square().mean().backward()
     optimizer.step()
 
@@ -67,7 +68,7 @@ def test_the_state_of_the_optimizer_is_restored(save: Save, model: LanguageModel
     assert set(state) == {
         f"optimizer.{n}.{k}" for n in names for k in ("step", "exp_avg", "exp_avg_sq")
     }
-    other = make_optimizer(model, 1e-3)
+    other = make_optimizer(model, Options(lr=1e-3))
     load_shards(folder, optimizer_state(model, other))
     restored = optimizer_state(model, other)
     assert all(torch.equal(restored[name], value) for name, value in state.items())
@@ -115,7 +116,11 @@ def test_a_step_of_a_former_future_is_not_taken_for_the_one_saved_now(
     with torch.no_grad():
         model.norm.weight += 1
     now = Checkpoints(tmp_path / "r")
-    now.save(LATEST, 2, lambda folder: write_state(folder, 2, model, make_optimizer(model, 1e-3)))
+    now.save(
+        LATEST,
+        2,
+        lambda folder: write_state(folder, 2, model, make_optimizer(model, Options(lr=1e-3))),
+    )
     latest = read_checkpoint(tmp_path / "r")
     assert latest.folder != before
     assert torch.equal(latest.load_model().norm.weight, model.norm.weight)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from moe_model import PRESETS, LanguageModel, ModelConfig
+from moe_model.training.options import Options
 from moe_model.training.setup import twin_of
 from moe_model.training.step import make_optimizer
 from tests.training.conftest import SHORT, GetTrained
@@ -67,7 +68,7 @@ def test_one_expert_with_weight_1_trains_as_a_feed_forward_does() -> None:
     dense.load_state_dict({name: copied[name] for name in dense.state_dict()})
     losses: list[list[float]] = []
     for model in (mixture, dense):
-        optimizer = make_optimizer(model, 3e-3, weight_decay=0.0)
+        optimizer = make_optimizer(model, Options(lr=3e-3, weight_decay=0.0))
         generator = torch.Generator().manual_seed(1)
         losses.append([])
         for _ in range(30):

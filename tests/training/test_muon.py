@@ -5,10 +5,12 @@ import copy
 import torch
 
 from moe_model import LanguageModel, ModelConfig
-from moe_model.training.step import WEIGHT_DECAY, make_optimizer, set_learning_rate
+from moe_model.training.options import Options
+from moe_model.training.step import make_optimizer, set_learning_rate
 from tests.training.conftest import GetTrained
 from tests.training.story import steps
 
+WEIGHT_DECAY = Options().weight_decay
 BY_ADAMW = ("embed_tokens", "lm_head", "norm", "router", "mlp.experts.")
 
 
@@ -30,7 +32,7 @@ def test_hidden_matrices_move_as_with_torchs_muon_and_the_rest_as_with_its_adamw
         ],
         lr=1e-2, betas=(0.9, 0.95), fused=True,
     )  # fmt: skip
-    ours = make_optimizer(model, 1e-2, "muon", adamw_experts=True)
+    ours = make_optimizer(model, Options(lr=1e-2, optimizer="muon", adamw_experts=True))
     optimizers = (ours, muon, adamw)
     for step in range(3):
         for each in (model, twin):
@@ -55,7 +57,7 @@ def test_gate_up_and_down_of_each_expert_move_as_with_torchs_muon_on_each_apart(
     before = [matrix for stack in stacks for matrix in stack.detach().clone()]
     apart = [torch.nn.Parameter(matrix.clone()) for matrix in before]
     optimizers: tuple[torch.optim.Optimizer, ...] = (
-        make_optimizer(model, 1e-2, "muon"),
+        make_optimizer(model, Options(lr=1e-2, optimizer="muon")),
         torch.optim.Muon(apart, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
     )
     for _ in range(3):

@@ -59,14 +59,14 @@ def test_router_factor_decay_and_clip_are_those_of_torch(clip: float) -> None:
         for n, p in twin.named_parameters()
     ]  # fmt: skip
     theirs = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
-    ours = parts.make_optimizer(model, 1.0, weight_decay=0.3, router_lr=0.25)
+    ours = parts.make_optimizer(model, Options(lr=1.0, weight_decay=0.3, router_lr=0.25))
     parts.set_learning_rate(ours, 1e-2)
     for step in range(3):
         for one, other in zip(model.parameters(), twin.parameters(), strict=True):
             one.grad = torch.randn_like(one) * step
             other.grad = one.grad.clone()
         norm = torch.nn.utils.clip_grad_norm_(twin.parameters(), clip or math.inf)
-        parts.clip_gradients(model, norm, most=clip)
+        parts.clip_gradients(model, norm, 1.0, clip)
         ours.step()
         theirs.step()
     for (name, one), other in zip(model.named_parameters(), twin.parameters(), strict=True):

@@ -131,7 +131,7 @@ def test_multi_token_prediction_weighs_a_third_after_ten_of_fourteen_point_eight
 
 def test_only_matrices_decay() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 3, bias=False), torch.nn.LayerNorm(3))
-    decayed, kept = make_optimizer(model, 1e-3).param_groups
+    decayed, kept = make_optimizer(model, Options(lr=1e-3)).param_groups
     assert [p.dim() for p in decayed["params"]] == [2]
     assert [p.dim() for p in kept["params"]] == [1, 1]
     assert kept["weight_decay"] == 0
