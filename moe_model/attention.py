@@ -226,8 +226,7 @@ def visible_tokens(valid_BN: Tensor, queries: int) -> Tensor:
 def visible_in_documents(starts_BS: Tensor) -> Tensor:
     """True where a token may attend: to its own document, up to itself, ``(B, S, S)``."""
     document_BS = starts_BS.cumsum(dim=-1)
-    same_BSN = document_BS.unsqueeze(2) == document_BS.unsqueeze(1)
-    return same_BSN.tril()
+    return (document_BS.unsqueeze(2) == document_BS.unsqueeze(1)).tril()
 
 
 class LatentCache:

@@ -4,8 +4,8 @@ Loss-less balancing (Wang et al., 2024; DeepSeek-V3, section 2.1.2): once per op
 the counts of the whole batch, experts with too many tokens become a little less likely to be
 chosen, the others a little more likely. No gradient conflicts with that of the language-model loss.
 
-Everything here works on the :class:`~moe_model.router.Routing` that a forward pass returns: what
-activation checkpointing computes again is not counted again.
+Losses work on the :class:`~moe_model.router.Routing` that a forward pass returns: what activation
+checkpointing computes again is not counted again.
 """
 
 from __future__ import annotations

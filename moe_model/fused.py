@@ -367,12 +367,6 @@ def causal_attention(
     if _blockwise_is_faster(q_BHSd):
         y: Tensor = _BlockwiseAttention.apply(q_BHSd, k_BHSd, v_BHSv, scale, visible_BSN)  # type: ignore[no-untyped-call]
         return y
-    return plain_causal_attention(q_BHSd, k_BHSd, v_BHSv, scale, visible_BSN)
-
-
-def plain_causal_attention(
-    q_BHSd: Tensor, k_BHSd: Tensor, v_BHSv: Tensor, scale: float, visible_BSN: Tensor | None = None
-) -> Tensor:
     mask = None if visible_BSN is None else visible_BSN.unsqueeze(1)
     return F.scaled_dot_product_attention(
         q_BHSd, k_BHSd, v_BHSv, mask, is_causal=mask is None, scale=scale

@@ -48,10 +48,9 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.router = Router(config)
         self.experts = Experts(config)
-        shared_width = config.n_shared_experts * config.moe_intermediate_size
-        self.shared_experts = (
-            FeedForward(config.hidden_size, shared_width) if shared_width else None
-        )
+        self.shared_experts: FeedForward | None = None
+        if shared_width := config.n_shared_experts * config.moe_intermediate_size:
+            self.shared_experts = FeedForward(config.hidden_size, shared_width)
 
     def forward(self, x_BSD: Tensor, valid_BS: Tensor | None = None) -> tuple[Tensor, Routing]:
         x_TD = x_BSD.flatten(0, 1)
@@ -158,11 +157,9 @@ class LanguageModel(nn.Module):
             DecoderLayer(config, depth) for depth in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = (
-            None
-            if config.tie_word_embeddings
-            else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        )
+        self.lm_head: nn.Linear | None = None
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.mtp = nn.ModuleList(
             PredictionDepth(config, depth) for depth in range(config.num_nextn_predict_layers)
         )

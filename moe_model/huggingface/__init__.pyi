@@ -1,5 +1,4 @@
 # What other packages import from here. Loaded when used (see lazy_loader).
-from .__main__ import app as app
 from .read import (
     published_name as published_name,
     read_stop_ids as read_stop_ids,

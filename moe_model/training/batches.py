@@ -1,9 +1,9 @@
 """Sequences in an order that depends on one number: how many have been drawn.
 
-A training text is a ring, cut into windows of one sequence. Each epoch cuts it at another offset
-and takes every window once, in an order that seed and epoch decide. Of several texts a round takes
-as many sequences as their weights, in an order that seed and round decide. So the n-th sequence
-follows from texts, sequence length, seed and n, however ranks and batches divide them.
+A text is a ring, cut into windows of one sequence. Each epoch cuts it at another offset and takes
+every window once, in an order that seed and epoch decide; a round takes as many sequences of each
+text as it has weight, in an order that seed and round decide. So ranks and batches only divide the
+n-th sequences among them.
 """
 
 from __future__ import annotations

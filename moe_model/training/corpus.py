@@ -68,7 +68,6 @@ SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 )
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-SHAKESPEARE_FILE = "tinyshakespeare.txt"
 
 CHAR = "char"
 BPE = "bpe"
@@ -152,17 +151,13 @@ def encode_documents(documents: Documents, tokenizer: Tokenizer) -> tuple[Tensor
     ``UsageError`` if the tokenizer cannot encode a document, or returns ids beyond its vocabulary.
     """
     vocabulary = len(tokenizer)
-    end = tokenizer.end
     dtype = torch.uint16 if vocabulary <= 1 << 16 else torch.int32
     starts = []
     total = 0
     with NamedTemporaryFile() as spool:  # the ids may exceed the memory
         for document in documents:
             begins = total
-            last = end
             for ids in _encoded(document, tokenizer):
-                if not len(ids):
-                    continue
                 # A narrow integer would wrap an id that is too large into another token.
                 if int(ids.max()) >= vocabulary:
                     raise UsageError(
@@ -171,25 +166,28 @@ def encode_documents(documents: Documents, tokenizer: Tokenizer) -> tuple[Tensor
                     )
                 spool.write(ids.to(dtype).numpy().data)
                 total += len(ids)
-                last = int(ids[-1])
             if total > begins:
                 starts.append(begins)
-            if end is not None and last != end:
-                spool.write(torch.tensor([end]).to(dtype).numpy().data)
-                total += 1
         spool.flush()
         ids = torch.from_file(spool.name, size=total, dtype=dtype)
     return ids, torch.tensor(starts, dtype=torch.int64)
 
 
 def _encoded(document: Document, tokenizer: Tokenizer) -> Iterator[Tensor]:
-    """In pieces where that gives the same ids, which take eight times the memory of the text."""
+    """In pieces where that gives the same ids, which take eight times the memory of the text; then
+    the end token, if that is missing."""
     piece = _PIECE if isinstance(tokenizer, CharTokenizer) else len(document.text) or 1
+    last = tokenizer.end
     for first in range(0, len(document.text), piece):
         try:
-            yield tokenizer.encode(document.text[first : first + piece])
+            ids = tokenizer.encode(document.text[first : first + piece])
         except ValueError as error:
             raise UsageError(f"--data {document.name}: {error}") from error
+        if len(ids):
+            last = int(ids[-1])
+            yield ids
+    if tokenizer.end not in (None, last):
+        yield torch.tensor([tokenizer.end])
 
 
 def cache_key(digest: str, tokenizer: Tokenizer) -> str:
@@ -388,7 +386,7 @@ def _tiny_shakespeare() -> Path:
         path: str = pooch.retrieve(
             SHAKESPEARE_URL,
             known_hash=f"sha256:{SHAKESPEARE_SHA256}",
-            fname=SHAKESPEARE_FILE,
+            fname=f"{TINY_SHAKESPEARE}.txt",
             path=user_cache(),
         )
     except (OSError, ValueError) as error:  # requests' errors are OSErrors too

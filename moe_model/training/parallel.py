@@ -1,9 +1,8 @@
 """A model that is whole on every rank (DDP) or spread over them (FSDP2).
 
-Each rank reads other sequences, and its loss is a share of the mean over the whole step. **So the
-gradient of the step is the sum over ranks**: DDP and FSDP, which average, divide nothing here.
-The routers' bias is a buffer, whole on every rank, and is not synchronised: every rank computes the
-same update from the same counts.
+The loss of a rank is a share of the mean over the whole step. **So the gradient of the step is the
+sum over ranks**: DDP and FSDP, which average, divide nothing here. The routers' bias is a buffer,
+and not synchronised: every rank computes the same update from the same counts.
 """
 
 from __future__ import annotations

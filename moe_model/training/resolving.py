@@ -107,7 +107,7 @@ def _given(arguments: ArgumentCollection, name: str) -> str | None:
 
 
 def _inherited(saved: dict[str, Any], arguments: ArgumentCollection) -> dict[str, Any]:
-    """The options set in a checkpoint, without those of another balance method or schedule."""
+    """Without those of another balance method or schedule."""
     if saved.get("balance") == "aux":
         saved = {"balance_scope": "pass", **saved}  # before there was this option
     if saved.get("optimizer") == "muon":
@@ -147,8 +147,8 @@ def resolve(options: Options, world: World = ALONE) -> Options:
         raise UsageError("--resume auto needs the name of the run: add --run NAME.")
     name = f"{options.preset}-{time.strftime('%Y-%m-%d-%H%M%S')}"
     defaults["run"] = world.broadcast_text(name)  # their clocks may differ
-    if options.parallel is None and world.size > 1:
-        options = dataclasses.replace(options, parallel="ddp")
+    if world.size > 1:
+        defaults["parallel"] = "ddp"
     missing = {name: v for name, v in defaults.items() if getattr(options, name) is None}
     resolved = dataclasses.replace(options, **missing)
     problems = _out_of_range(resolved), _of_routers(resolved), _contradictions(resolved, depths)
@@ -176,7 +176,7 @@ def _defaults_of_preset(options: Options) -> dict[str, Any]:
 
 
 def _depths_ahead(options: Options, start: tuple[Path, dict[str, Any]] | None) -> int:
-    """Depths of multi-token prediction: those given, else those of the model that is trained."""
+    """Depths of multi-token prediction."""
     if options.dense_twin:
         return 0
     given = options.model.num_nextn_predict_layers
@@ -185,7 +185,7 @@ def _depths_ahead(options: Options, start: tuple[Path, dict[str, Any]] | None) -
 
 
 def _start(options: Options) -> tuple[Path, dict[str, Any]] | None:
-    """The newest sound checkpoint that ``--resume`` names, and its description."""
+    """The newest sound checkpoint for ``--resume``, and its description."""
     if options.resume is None:
         return None
     return next(described(options.resume, options.run, options.checkpoint_dir), None)

@@ -252,7 +252,7 @@ def describe(run: Run) -> dict[str, Any]:
         "judgement": judgement,
         "profile": options.profile,
         "world_size": run.world.size,
-        "expert_parallel_size": run.options.expert_parallel,
+        "expert_parallel_size": options.expert_parallel,
         "counts_every": options.counts_every,
         "model": {
             "name": "deepseek-v3",

@@ -140,8 +140,7 @@ def _read_data(
             refuse_contradictions(options, checkpoint)
             tokenizer = checkpoint.tokenizer
         else:
-            fields = PRESETS[options.preset]
-            vocabulary = options.model.vocab_size or fields.get("vocab_size")
+            vocabulary = options.model.vocab_size or PRESETS[options.preset].get("vocab_size")
             tokenizer = learned_tokenizer(options.tokenizer, sources, vocabulary)
         earlier = None if checkpoint is None or options.dense_twin else checkpoint.config
         config = options.model_config(len(tokenizer), earlier)

@@ -13,7 +13,7 @@ from transformers.modeling_layers import MtpModel
 from transformers.utils import logging
 
 from moe_model import LanguageModel, read_checkpoint, run_command
-from moe_model.huggingface import app
+from moe_model.huggingface.__main__ import app
 from tests.model.conftest import fill
 
 logging.set_verbosity_error()

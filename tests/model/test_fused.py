@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from moe_model import fused
@@ -12,7 +13,9 @@ from moe_model.attention import visible_in_documents
 PLAIN = ("rms_norm", "queries_with_position", "keys_and_values", "swiglu", "feed_forward")
 TWINS: dict[str, Any] = {
     **{n: fused_one.__wrapped__ for n, fused_one in vars(fused).items() if n in PLAIN},
-    "causal_attention": fused.plain_causal_attention,
+    "causal_attention": lambda q, k, v, scale, visible_BSN: F.scaled_dot_product_attention(
+        q, k, v, visible_BSN.unsqueeze(1), scale=scale
+    ),
     "dispatch": lambda x_TD, token_P, place_TK: x_TD[token_P],
     "combine": lambda y_PD, token_P, place_TK: y_PD[place_TK].sum(dim=1),
 }

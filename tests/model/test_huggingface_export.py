@@ -151,7 +151,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, fork_server: ForkServer) -> None:
     out.mkdir()
     never_on_disk = (
         "import os, sys, time, moe_model.store as store\n"
-        "from moe_model import command; from moe_model.huggingface import app\n"
+        "from moe_model import command; from moe_model.huggingface.__main__ import app\n"
         f"store.force_to_disk = lambda _: (os.mkdir({str(tmp_path / 'now')!r}), time.sleep(60))\n"
         "sys.exit(command.run_command(app, sys.argv[1:]))\n"
     )
