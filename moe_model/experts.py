@@ -106,11 +106,8 @@ def _sort_by_expert(
     ids_TK: Tensor, weights_TK: Tensor, num_experts: int, block: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rows per expert ``(E,)``; the token in each of the P rows; the row of each pair ``(T, K)``;
-    the weight of each row ``(P, 1)``.
-
-    Each expert's rows are rounded up to a multiple of ``block``: the extra ones hold some token
-    with weight zero.
-    """
+    the weight of each row ``(P, 1)``. Each expert's rows are rounded up to a multiple of ``block``
+    by some token of weight zero."""
     ids_N = ids_TK.flatten()
     sorted_N, order_N = ids_N.sort(stable=True)
     pairs_E = ids_N.new_zeros(num_experts).scatter_add_(0, ids_N, torch.ones_like(ids_N))

@@ -374,10 +374,8 @@ def causal_attention(
 
 
 class _BlockwiseAttention(torch.autograd.Function):
-    """Queries in blocks: each block sees the keys up to its own end, the rest is skipped.
-
-    A batched product into a part of a tensor would run matrix by matrix, so results are joined.
-    """
+    """Each block of queries sees the keys up to its own end, the rest is skipped. A batched product
+    into a part of a tensor would run matrix by matrix, so results are joined."""
 
     @staticmethod
     def forward(

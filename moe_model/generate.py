@@ -2,8 +2,7 @@
 
     python -m moe_model.generate checkpoints/RUN/best --prompt "The " --temperature 0.8
 
-Generation uses a latent cache; the same seed gives the same text. Text goes to standard output as
-it is generated, speed to standard error.
+Text goes to standard output as it is generated, speed to standard error.
 """
 
 from __future__ import annotations

@@ -235,10 +235,8 @@ class LanguageModel(nn.Module):
     def _places(
         self, ids_BS: Tensor, valid_BS: Tensor | None, cache: LatentCache | None
     ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
-        """Rotation of these tokens, and their attention mask if there is padding.
-
-        The position of a real token counts real tokens only, as in ``generate`` of transformers.
-        """
+        """Rotation of these tokens, and their attention mask if there is padding. Positions count
+        real tokens only, as in ``generate`` of transformers."""
         length = ids_BS.shape[1]
         valid_BN = valid_BS if cache is None else cache.append_valid(length, valid_BS)
         if valid_BN is None:

@@ -1,7 +1,7 @@
 """Sampling: the rules, a draw, and the generation loop.
 
 The rules are those of ``generate`` in transformers, in its order: repetition penalty, temperature,
-top k, top p, min p. The past is kept in a latent cache as long as prompt and answer need.
+top k, top p, min p.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Reading executes nothing: no pickle.
 
 The ``sha256`` of ``checkpoint.json`` covers all its other entries as ASCII JSON with sorted keys
 and no spaces, so that it may be reformatted. A file without it (older, or hand-made) is accepted.
-It is no signature: every value is validated as untrusted input.
+It is not a signature: every value is validated as untrusted input.
 """
 
 from __future__ import annotations

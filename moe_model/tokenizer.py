@@ -3,7 +3,7 @@
 A published tokenizer is a ``tokenizer.json``, run by the ``tokenizers`` library; transformers is
 not needed. It is defined by its files, which are copied with the weights byte for byte. Encoding
 depends on ``tokenizer.json`` alone, as in transformers 5, which ignores ``add_bos_token`` in
-``tokenizer_config.json``. The character tokenizer can be exported to such a file.
+``tokenizer_config.json``.
 """
 
 from __future__ import annotations

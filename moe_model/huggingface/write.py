@@ -67,8 +67,7 @@ def save_pretrained(
     """Write a new ``folder`` atomically; routers and their bias stay fp32.
 
     Fields of the ``imported`` ``config.json`` that do not contradict the model are kept.
-    ``UsageError``: transformers' class cannot represent it; ``OSError``: ``folder`` exists, or
-    cannot be written.
+    ``UsageError``: transformers' class cannot represent it.
     """
     if isinstance(tokenizer, CharTokenizer):
         tokenizer = PretrainedTokenizer(character_files(tokenizer.vocabulary))

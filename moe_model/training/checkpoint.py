@@ -165,11 +165,8 @@ class Checkpoints:
 
 
 def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: bytes | None) -> None:
-    """Write everything that ``run`` needs to resume as ``name``.
-
-    All ranks call this; rank 0 writes, and each rank its part of a sharded optimizer. Raises
-    ``OSError`` on ranks where writing failed.
-    """
+    """All ranks call this; rank 0 writes, and each rank its part of a sharded optimizer. Raises
+    ``OSError`` on ranks where writing failed."""
     state = optimizer_state(run.model, run.optimizer) | _counts(run)
     sharded = run.model.sharded
     if not run.world.is_main:
@@ -331,7 +328,7 @@ def candidates(resume: str, run: str | None, checkpoint_dir: Path) -> list[Path]
 
 
 def _age(checkpoint: Path) -> tuple[float, float]:
-    """Which attempt of the run wrote it, and at which step: an attempt may begin further back."""
+    """Attempt and step: an attempt may begin further back."""
     try:
         plain = read_plain_description(checkpoint)
     except CheckpointError:

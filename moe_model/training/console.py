@@ -1,7 +1,4 @@
-"""Console output of a run, on standard error: a progress bar on a terminal, plain lines in a file.
-
-The only module of the trainer that imports rich.
-"""
+"""Console output of a run, on standard error: a progress bar on a terminal, lines in a file."""
 
 from __future__ import annotations
 

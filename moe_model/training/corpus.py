@@ -13,7 +13,6 @@ sentence is not really tested on it.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -290,15 +289,14 @@ def load_sources(given: Sequence[str], text_field: str) -> list[Documents]:
     for one in given or ("",):
         match = None if os.path.exists(one) else _WEIGHTED.fullmatch(one)
         name, weight = match.groups() if match else (one, 1)
-        documents = load_documents(name, text_field)
-        sources.append(dataclasses.replace(documents, weight=int(weight)))
+        sources.append(load_documents(name, text_field, int(weight)))
     return sources
 
 
-def load_documents(data: str, text_field: str = "text") -> Documents:
+def load_documents(data: str, text_field: str = "text", weight: int = 1) -> Documents:
     """``UsageError`` if ``data`` does not exist, or cannot be downloaded or listed."""
     if data == PYTHON_DOCS:
-        return Documents(data, lambda: [Document(data, python_docs("--data"))])
+        return Documents(data, lambda: [Document(data, python_docs("--data"))], weight=weight)
     path = Path(data)
     if data == TINY_SHAKESPEARE:
         path = _tiny_shakespeare()
@@ -315,7 +313,7 @@ def load_documents(data: str, text_field: str = "text") -> Documents:
 
     stamps = [(name, found.st_size, found.st_mtime_ns) for name, found in files.items()]
     size = sum(found.st_size for found in files.values())
-    return Documents(data, read, size, [os.path.abspath(path), text_field, stamps])
+    return Documents(data, read, size, [os.path.abspath(path), text_field, stamps], weight)
 
 
 def _read_file(path: Path, field: str) -> Iterator[Document]:

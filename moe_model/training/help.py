@@ -1,7 +1,6 @@
 """``--help``, ``--help-all`` and ``--version`` of ``train.py``, answered without torch.
 
-Importing torch takes seconds. ``--help`` shows the options that most runs need and a table of the
-presets; ``--help-all`` shows every option.
+Importing torch takes seconds. ``--help`` shows the options that most runs need.
 """
 
 from __future__ import annotations

@@ -225,7 +225,7 @@ def traced(run: Run, step: int) -> Iterator[None]:
     try:
         found.export_chrome_trace(str(path))
     except OSError as error:
-        run.world.say(f"no {path} ({error}): the training goes on.")
+        run.world.say(f"no {path} ({error}): the training continues.")
 
 
 _BALANCE = (

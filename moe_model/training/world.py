@@ -75,7 +75,6 @@ class World:
         return self.rank == 0
 
     def say(self, line: str) -> None:
-        """Print one line on rank 0."""
         if self.is_main:
             say(f"train.py: {line}")
 
@@ -93,8 +92,8 @@ class World:
         return bool(votes)
 
     def barrier(self) -> None:
-        """Wait for every rank, however long: one that ends makes the others fail at once, one that
-        hangs is not detected."""
+        """However long: a rank that ends makes the others fail at once, one that hangs is not
+        detected."""
         if self.size > 1:
             dist.barrier(group=self.untimed)
 
@@ -112,8 +111,8 @@ class World:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block that succeeds on all ranks or fails on all; see :meth:`share_fault`. Collectives
-        inside must come before anything that can fail."""
+        """A block that succeeds or fails on all ranks; see :meth:`share_fault`. Collectives inside
+        must come before anything that can fail."""
         fault = None
         try:
             yield
@@ -245,7 +244,7 @@ def _is_connection_error(error: RuntimeError) -> bool:
 
 
 def _first_line(error: RuntimeError) -> str:
-    """The message without the leading location in torch's sources, and without its advice."""
+    """Without the location in torch's sources, and without its advice."""
     line = str(error).strip().partition("\n")[0]
     if line.startswith("["):
         line = line.partition("] ")[2] or line

@@ -181,11 +181,8 @@ class _SharedKey(NamedTuple):
 def _share_rotary_key(
     heads: _Heads, pair_i: Tensor, slip_Hi: Tensor, seen_EE: Tensor
 ) -> _SharedKey:
-    """The first complex principal components over the heads' keys, pair by pair.
-
-    ``pair_i``: the old pair that each new one is a mix of, ascending. ``slip_Hi`` corrects the
-    slower rotation.
-    """
+    """The first complex principal components over the heads' keys, pair by pair. ``pair_i``: the
+    old pair of each new one, ascending; ``slip_Hi`` corrects the slower rotation."""
     q_HjE, k_HjE = _pairs(heads.q_HdE), _pairs(heads.k_HdE)
     k_jHE = k_HjE[:, : pair_i[-1] + 1].transpose(0, 1)
     variance_jH, component_jHH = torch.linalg.eigh(moments(k_jHE, seen_EE))
