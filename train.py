@@ -27,7 +27,13 @@ if __name__ == "__main__":
 import torch
 from cyclopts import Parameter
 
-from microscope_tui.probe import RoutingCounter, RunRecorder, TrainingLog, trace_texts
+from microscope_tui.probe import (
+    RoutingCounter,
+    RunRecorder,
+    TrainingLog,
+    held_out_slices,
+    trace_texts,
+)
 from moe_model.balance import bias_rate_at, update_expert_bias
 from moe_model.command import (
     FAILED,
@@ -219,6 +225,8 @@ def loop(
     options, progress, world = run.options, run.progress, run.world
     if options.on_collapse == "stop" and world.any(bool(log.collapsed())):
         return "collapse"  # collapsed before this start
+    if progress.step == 0:
+        held_out_loss(run, log)
     while progress.step < options.steps:
         if world.any(stop.requested):
             return "signal"
@@ -252,16 +260,31 @@ def open_log(run: Run) -> TrainingLog:
 def validate(run: Run, checkpoints: Checkpoints, log: TrainingLog) -> None:
     """Evaluate on held-out text and save the model if it is the best so far."""
     progress = run.progress
-    batches = [batch for _, batches in run.held_out for batch in batches]
-    mask = run.options.document_mask
-    loss = evaluate(
-        run.model, batches, run.dtype, forward=run.forward, world=run.world, document_mask=mask
-    )
-    progress.validation_loss = loss
-    log.event(progress.step, "eval", {"loss": loss})
+    progress.validation_loss = loss = held_out_loss(run, log)
     if loss < progress.best_loss:
         progress.best_loss = loss
         save(BEST, run, checkpoints, log)
+
+
+def held_out_loss(run: Run, log: TrainingLog) -> float:
+    """In nats per token, over all sources; logged with the experts that each source chose."""
+    batches = [batch for _, batches in run.held_out for batch in batches]
+    rows = [sum(len(batch.tokens_BN) for batch in own) for _, own in run.held_out]
+    config = run.model.config
+    shape = sum(rows), len(config.moe_layers), config.n_routed_experts
+    counts_NLE = torch.zeros(shape, dtype=torch.int64, device=run.world.device)
+    loss = evaluate(
+        run.model,
+        batches,
+        run.dtype,
+        forward=run.forward,
+        world=run.world,
+        document_mask=run.options.document_mask,
+        counts_NLE=counts_NLE,
+    )
+    slices = held_out_slices([name for name, _ in run.held_out], rows, counts_NLE.cpu().numpy())
+    log.event(run.progress.step, "eval", {"loss": loss}, slices=slices)
+    return loss
 
 
 def save(

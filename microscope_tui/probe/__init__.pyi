@@ -13,7 +13,7 @@ from .probed_model import (
 from .probing import Outcome as Outcome, refuse_unknown as refuse_unknown, run_probe as run_probe
 from .recorder import RunRecorder as RunRecorder, TrainingLog as TrainingLog
 from .sites import Adapter as Adapter, Choice as Choice, Scores as Scores, Site as Site
-from .tables import MOST_TELLING as MOST_TELLING
+from .tables import MOST_TELLING as MOST_TELLING, held_out_slices as held_out_slices
 from .texts import (
     BadText as BadText,
     CharacterPieces as CharacterPieces,
