@@ -91,8 +91,8 @@ def runs(fork_server: ForkServer, trained: Any, tmp_path_factory: Any) -> Callab
     @cache
     def start(kind: str) -> Any:
         own = [f"--run={kind}", f"--log-dir={folder / 'logs'}", f"--checkpoint-dir={folder / 'ck'}"]
-        flags = last_of_each([*common, *own, *KINDS[kind]])
-        return flags, start_as_ranks(fork_server, flags, flags)
+        flags = [*common, *own, *KINDS[kind]]
+        return flags, start_as_ranks(fork_server, *[last_of_each(flags)] * 2)
 
     @cache
     def found(kind: str) -> Any:
