@@ -72,10 +72,7 @@ def prepare(options: Options, world: World) -> Run:
         forced_collapse=forced_collapse,
         model=model,
         forward=forward,
-        optimizer=make_optimizer(
-            model, options.lr, options.optimizer, options.weight_decay, options.router_lr,
-            options.adamw_experts,
-        ),  # fmt: skip
+        optimizer=_optimizer(model, options),
         loss_scale=LossScale() if dtype == torch.float16 else None,
         batches=TrainingBatches(
             [one.training for one in corpora],
@@ -107,6 +104,11 @@ def _held_out(
     most = max(1, EVALUATION_SEQUENCES // len(corpora))
     shape = (options.batch_size, options.seq_len, most)
     return tuple((corpus.name, held_out_batches(corpus.held_out, *shape)) for corpus in corpora)
+
+
+def _optimizer(model: LanguageModel, options: Options) -> torch.optim.Optimizer:
+    settings = options.optimizer, options.weight_decay, options.router_lr, options.adamw_experts
+    return make_optimizer(model, options.lr, *settings)
 
 
 def _build_model(

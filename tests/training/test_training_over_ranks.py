@@ -130,6 +130,11 @@ def test_ranks_and_micro_batches_make_the_same_step(runs: Callable[[str], Any], 
         for name, row in expected["router"].items():
             assert found["router"][name] == pytest.approx(row, rel=2e-4, abs=1e-5), name
     assert evaluations(other) == pytest.approx(evaluations(one), abs=1e-5)
+    taken = [[r["slices"] for r in log if r.get("event") == "eval"] for log in (one, other)]
+    assert taken[0] == taken[1]
+    for source in taken[0][-1]["counts"]:
+        assert {sum(row) for row in source} == {sum(source[0])}
+    assert len(taken[0][-1]["names"]) == 2
 
 
 def test_ranks_skip_the_step_that_one_process_skips_in_fp16_and_train_on_as_it_does(
