@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from contextlib import suppress
 from typing import Annotated, Any
 
 from moe_model.threads import choose_waiting
@@ -25,7 +26,7 @@ if __name__ == "__main__":
     choose_waiting("train.py")
 
 import torch
-from cyclopts import Parameter
+from cyclopts import CycloptsError, Parameter
 
 from microscope_tui.probe import (
     RoutingCounter,
@@ -72,6 +73,7 @@ from moe_model.training.world import (
     agree,
     is_first,
     join_world,
+    launched,
     lost_ranks,
     own_rank,
 )
@@ -103,6 +105,15 @@ def train(options: Annotated[Options, Parameter(name="*")] = Options()) -> int: 
     except KeyboardInterrupt:
         say(f"train.py: {options.run or 'the run'} was interrupted without saving.")
     return FAILED
+
+
+def end_all_ranks_if_refused() -> None:
+    """Other ranks wait for one whose command line is wrong: it must tell them before it ends."""
+    try:
+        app.parse_args(exit_on_error=False, print_error=False)
+    except (CycloptsError, UsageError) as error:
+        with suppress(UsageError, RankLostError), join_world(choose_device("auto")) as world:
+            agree(world, {}, UsageError(str(error)))
 
 
 def optimizer_step(run: Run, step: int) -> dict[str, Any]:
@@ -343,4 +354,6 @@ def conclude(run: Run, console: Console, reason: str, log: TrainingLog) -> None:
 
 
 if __name__ == "__main__":
+    if launched():
+        end_all_ranks_if_refused()
     sys.exit(run_command(app, None))

@@ -263,14 +263,16 @@ def _first_line(error: RuntimeError) -> str:
     return line.partition(". This is typically")[0]
 
 
-def agree(world: World, facts: Mapping[str, str]) -> None:
+def agree(world: World, facts: Mapping[str, str], fault: Exception | None = None) -> None:
     """Return if ``facts``, by their names in an error, are the same on every rank, else end them
-    all with a usage error. A collective."""
+    all with a usage error. A collective; a rank without facts brings its ``fault``."""
     if world.size == 1:
         return
     of_first: dict[str, str] = json.loads(world.broadcast_text(json.dumps(dict(facts))))
     with world.together():
-        for name in {**of_first, **facts}:
+        if fault is not None:
+            raise fault
+        for name in {**of_first, **facts} if of_first else ():
             here, there = facts.get(name, NOT_GIVEN), of_first.get(name, NOT_GIVEN)
             if here != there:
                 raise UsageError(

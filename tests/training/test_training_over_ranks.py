@@ -137,6 +137,18 @@ def test_ranks_and_micro_batches_make_the_same_step(runs: Callable[[str], Any], 
     assert len(taken[0][-1]["names"]) == 2
 
 
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_a_rank_with_a_wrong_command_line_ends_all_at_once(
+    fork_server: ForkServer, arguments: Callable[..., list[str]], wrong: int
+) -> None:
+    given = [arguments("--steps=1") for _ in range(2)]
+    given[wrong].append("--bogus=1")
+    codes, errors = end(start_as_ranks(fork_server, *given))
+    assert codes == [64, 64]
+    assert "Unknown option" in errors[0]
+    assert errors[1 - wrong].count("\n") <= 2
+
+
 def test_ranks_skip_the_step_that_one_process_skips_in_fp16_and_train_on_as_it_does(
     fork_server: ForkServer, arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
