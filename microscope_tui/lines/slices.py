@@ -38,6 +38,7 @@ _LEAST_TOKENS, _TOKENS = 14, 24
 _FAINTEST, _STRONGEST = 3, 16
 _LEVELS_PER_OCTAVE = 6
 """The loads have four: a share in a slice of a third of the text is at most 3× that overall."""
+_NAMED = 3
 _GLUE = "\N{NO-BREAK SPACE}"
 
 Named = Callable[[int], str]
@@ -208,7 +209,9 @@ def takers(table: SliceTable, names: Sequence[str], step: int, width: int) -> Li
         own = [str(expert) for expert, chosen in enumerate(read) if chosen == place]
         if own:
             experts, take = ("expert", "takes") if len(own) == 1 else ("experts", "take")
-            parts.append(f"{experts} {', '.join(own)} {take} {shortened(name, 24)}")
+            more = f" and {len(own) - _NAMED} more" if len(own) > _NAMED else ""
+            named = f"{experts} {', '.join(own[:_NAMED])}{more}"
+            parts.append(f"{named} {take} {shortened(name, 24)}")
     said = "; ".join(parts) or "no expert prefers a source"
     return pad([dim(f"  held-out text at step {step:,}: "), Span(said)], width)
 
