@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from microscope_tui.sources import FORMATS, SourceRequest, Unreadable, masked_crc32c, wandb
+from microscope_tui.sources import FORMATS, SourceRequest, Unreadable, wandb
+from microscope_tui.sources.tensorboard import masked_crc32c
 from tests.sources import event_bytes, sound, wandb_bytes
 from tests.sources.damage import NAMES, case, read_damaged, seeds_of
 from tests.sources.reading import settle
