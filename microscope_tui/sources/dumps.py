@@ -353,16 +353,10 @@ class ExactCounts:
 
     def _record(self, counted: Counted) -> Record:
         rows = [self._row(counted.rows.get(router)) for router in self._order]
-        seen = [counted.tokens.get(router) for router in self._order]
-        known = [tokens for tokens in seen if tokens is not None]
-        alike = len(set(known)) == 1
-        per_router: list[float | None] = list(seen)
-        return step_record(
-            counted.step,
-            rows,
-            tokens=known[0] if known else None,
-            router={} if alike or not known else {"tokens": per_router},
-        )
+        seen: list[float | None] = [counted.tokens.get(router) for router in self._order]
+        known = dict.fromkeys(tokens for tokens in seen if tokens is not None)
+        router = {"tokens": seen} if len(known) > 1 else {}
+        return step_record(counted.step, rows, tokens=next(iter(known), None), router=router)
 
     def _row(self, row: Counts | None) -> Sequence[int] | None:
         return None if row is None else [*row, *[0] * (self._experts - len(row))]

@@ -62,31 +62,16 @@ MAX_OUTER_CHARACTERS = 128
 _MOST_OBJECTS = 1 << 16
 MAX_STEP = 2**62
 STEP_NAMES = (
-    "step",
-    "_step",
-    "global_step",
-    "train/global_step",
-    "trainer/global_step",
-    "iteration",
-    "iter",
-)
+    "step", "_step", "global_step", "train/global_step", "trainer/global_step", "iteration", "iter",
+)  # fmt: skip
 TIME_NAMES = ("time", "timestamp", "_timestamp", "wall_time")
 NUM_EXPERTS = (
-    "num_experts",
-    "n_routed_experts",
-    "num_local_experts",
-    "moe_num_experts",
-    "num_moe_experts",
-)
+    "num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "num_moe_experts",
+)  # fmt: skip
 TOP_K = (
-    "top_k",
-    "num_experts_per_tok",
-    "moe_router_topk",
-    "num_experts_per_token",
-    "experts_per_token",
-    "moe_top_k",
-    "moe_topk",
-)
+    "top_k", "num_experts_per_tok", "moe_router_topk", "num_experts_per_token",
+    "experts_per_token", "moe_top_k", "moe_topk",
+)  # fmt: skip
 _VIO = ("max_vio", "min_vio", "avg_vio")
 _ROLE = re.compile(r"(?:^|/)(actor|critic|ref|reward|rollout|teacher)/")
 _MOST_DEPTH = 6

@@ -273,6 +273,6 @@ def coarse_to_fine(count: int) -> Iterator[float]:
     """``count`` evenly spaced places in [0, 1), so that the first few of them are spread too."""
     bits = (count - 1).bit_length()
     for i in range(1 << bits):
-        place = int(f"{i:0{bits}b}"[::-1] or "0", 2) if bits else 0
+        place = int(f"{i:0{bits}b}"[::-1], 2)
         if place < count:
             yield place / count

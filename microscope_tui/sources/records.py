@@ -34,8 +34,7 @@ def run_record(
     """The ``run`` record of a source; ``None`` or 0: unknown.
 
     Args:
-        depths: of every router, in forward order.
-        experts: their number in every router.
+        depths: of every router, in forward order; ``experts``: their number in each.
         counts: ``exact``, ``top1``, ``shares``, ``local_rank`` or ``none``.
         names: shown names of the routers, by default ``L{depth}``.
         note: what limits these counts, in a few words.
@@ -80,7 +79,6 @@ def step_record(
 
     Args:
         tokens_per_expert: a row of counts per router, ``None`` where one is unknown.
-        expert_bias: the selection bias, in the same order.
         router: summaries that the source has; those that follow from the counts are derived.
         numbers: ``time``, ``loss``, ``losses`` … as in the run log.
     """

@@ -30,13 +30,8 @@ class StepRows:
         self._is_again = False  # the open step is that one
         self._patience_s = 0.0  # a logger that writes a step in parts will do so again
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the last step may still get more rows."""
-        return bool(self._parts)
-
     def wait_s(self) -> float:
-        """Seconds until the open step may be complete."""
+        """Seconds until the open step may be complete; 0 if none is open."""
         return COMPLETE_AFTER_S / 10 if self._parts else 0.0
 
     def complete(self, rows: Sequence[Row], *, is_started: bool) -> Iterator[Step]:
