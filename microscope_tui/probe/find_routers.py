@@ -40,8 +40,7 @@ _WEIGHTS = ("top_k_weights", "routing_weights", "topk_weights", "expert_weights"
 def find_sites(model: nn.Module, routers: Mapping[str, Adapter] | None) -> list[Site]:
     """All routers in forward order, or those of ``routers``: adapters by module path.
 
-    Raises:
-        ValueError: no router is found, or a path of ``routers`` is not in the model.
+    ``ValueError``: no router is found, or a path of ``routers`` is not in the model.
     """
     if sites := sites_in(model, routers):
         return arrange(sites)

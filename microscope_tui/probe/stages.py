@@ -49,8 +49,7 @@ def sites_of(
 def unite(everyone: Sequence[Sequence[Site]], rank: int) -> list[Site]:
     """The routers of all ranks; of those that are not on this rank, copies.
 
-    Raises:
-        ValueError: it is unknown which of them are the same.
+    ``ValueError``: it is unknown which of them are the same.
     """
     found: dict[tuple[int, str], Site] = {}
     holders: defaultdict[tuple[int, str], list[int]] = defaultdict(list)

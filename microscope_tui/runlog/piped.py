@@ -103,18 +103,11 @@ class SpooledLog(Source):
 class PipedLog(SpooledLog):
     """Complete lines from a descriptor; ``size`` counts the bytes received so far."""
 
-    def __init__(
-        self,
-        descriptor: int,
-        name: str,
-        capacity: int = CAPACITY_BYTES,
-        spool: Spool | None = None,
-    ) -> None:
+    def __init__(self, descriptor: int, name: str, spool: Spool | None = None) -> None:
         super().__init__(Path(name), spool)
         self.ended = False
         """The writer closed its end and everything was returned."""
         self._descriptor = descriptor
-        self._capacity = capacity
         self._changed = threading.Condition()
         self._waiting = bytearray()
         self._closed = False  # nothing more will arrive
@@ -130,7 +123,7 @@ class PipedLog(SpooledLog):
         with self._changed:
             data = bytes(self._waiting[:max_bytes])
             whole = data.rfind(b"\n") + 1
-            if not whole and len(data) >= min(max_bytes, self._capacity):
+            if not whole and len(data) >= min(max_bytes, CAPACITY_BYTES):
                 whole = len(data)
             del self._waiting[:whole]
             self.offset = min(self.offset + whole, self.size)
@@ -154,7 +147,7 @@ class PipedLog(SpooledLog):
                     self.size += len(piece)
                     self.modified = time.time()
                     self.changed_at = time.monotonic()
-                    self._changed.wait_for(lambda: len(self._waiting) < self._capacity)
+                    self._changed.wait_for(lambda: len(self._waiting) < CAPACITY_BYTES)
         except OSError as caught:
             error = caught
         with self._changed:

@@ -144,10 +144,7 @@ class RunReader:
         """Knows number and place of the current line of ``feed``."""
 
     def feed(self, chunk: bytes) -> Iterator[Entry]:
-        """Yield the entries that ``chunk`` completes.
-
-        Raises ``UnknownFormat`` for another format version: nothing in it can be trusted.
-        """
+        """The entries that ``chunk`` completes; ``UnknownFormat`` for another format version."""
         for number, line in self.lines.feed(chunk):
             try:
                 record = decode_line(line)

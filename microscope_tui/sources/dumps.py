@@ -56,11 +56,7 @@ class Bytes:
         self.size = os.fstat(file).st_size
 
     def read(self, offset: int, length: int, what: str) -> bytes:
-        """``length`` bytes from ``offset``; ``what`` names them in the message.
-
-        Raises:
-            Unreadable: they are not all inside the file, or too many.
-        """
+        """``Unreadable``, with ``what`` as their name: not all are in the file, or too many."""
         if length > MOST_BYTES:
             raise self.broken(
                 f"{what}: {length:,} bytes, at most {MOST_BYTES:,} are read; is it damaged?"
@@ -266,12 +262,10 @@ class ExactCounts:
         is_whole: bool = False,
         **header: Any,
     ) -> None:
-        """``request`` wins over the others.
+        """``request`` wins over the others; ``header``: see ``run_record``.
 
-        Args:
-            is_live: whether one step alone is not all there is.
-            is_whole: whether the run has ended with what is read.
-            header: ``profile``, ``note`` … as in ``run_record``.
+        ``is_live``: one step alone is not all there is; ``is_whole``: the run ends with what is
+        read.
         """
         self._request = request
         self._header_facts = {"counts": "exact", **header, "run": run, "writer": writer}

@@ -347,7 +347,7 @@ def _number(text: str | None) -> int | None:
 
 
 def decode_object(data: bytes) -> dict[str, object] | None:
-    """The JSON object in ``data``, bare ``NaN`` allowed; ``None`` if it is anything else."""
+    """As ``decode_json``; ``None`` for anything but an object."""
     try:
         value = decode_json(data)
     except ValueError:
@@ -358,8 +358,7 @@ def decode_object(data: bytes) -> dict[str, object] | None:
 def decode_json(data: bytes) -> object:
     """What ``data`` holds; bare ``NaN`` and ``Infinity`` are allowed, as Python writes them.
 
-    Raises:
-        ValueError: it is not JSON, nested too deeply, or longer than ``MAX_ROW_BYTES``.
+    ``ValueError``: it is not JSON, nested too deeply, or longer than ``MAX_ROW_BYTES``.
     """
     if len(data) > MAX_ROW_BYTES:
         raise ValueError(f"longer than {MAX_ROW_BYTES >> 20} MB")

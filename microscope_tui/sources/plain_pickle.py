@@ -11,7 +11,7 @@ in their place. The numbers of an array of numpy are a text too, as latin-1.
 
 import re
 import struct
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Container, Hashable
 from dataclasses import dataclass
 from struct import Struct
 from typing import Any
@@ -77,15 +77,11 @@ ORDERED = "collections.OrderedDict"
 Build = Callable[[Any], Any]
 
 
-def load(
-    data: Bytes, span: Span, allowed: Callable[[str], bool], call: Build, storage: Build
-) -> Any:
+def load(data: Bytes, span: Span, allowed: Container[str], call: Build, storage: Build) -> Any:
     """The value of the pickle in ``span``, or ``Refused``.
 
-    Args:
-        allowed: whether a global of this name may appear.
-        call: the value of ``(name, arguments)``, for globals other than ``OrderedDict``.
-        storage: the value of a persistent id.
+    ``call``: the value of ``(name, arguments)`` for the globals that are ``allowed``, other than
+    ``OrderedDict``; ``storage``: that of a persistent id.
     """
     try:
         value = _Interpreter(data, span, allowed, call, storage).run()
@@ -100,7 +96,7 @@ class _Interpreter:
         self,
         file: Bytes,
         span: Span,
-        allowed: Callable[[str], bool],
+        allowed: Container[str],
         call: Build,
         storage: Build,
     ) -> None:
@@ -213,7 +209,7 @@ class _Interpreter:
         return True
 
     def _global(self, name: str) -> Global:
-        if not self._allowed(name):
+        if name not in self._allowed:
             raise Refused(
                 f"the pickle names {safe_text(name, 60)}, which is neither a tensor nor a plain "
                 "container; nothing was executed"

@@ -232,8 +232,9 @@ def _passes(data: Bytes, path: Path, content: dict[Any, Any]) -> list[Pass]:
             )
         choices = record.get("topk_ids_of_layer")
         usable = isinstance(choices, Tensor) and choices.is_integer and len(choices.shape) == 3
-        usable = usable and choices.shape[0] == counts.shape[0]
-        passes.append(Pass(path, rank, number, counts, choices if usable else None, logical))
+        if not usable or choices.shape[0] != counts.shape[0]:
+            choices = None
+        passes.append(Pass(path, rank, number, counts, choices, logical))
     if len(ranks := {one.rank for one in passes}) > 1:
         raise data.broken(f"records of {len(ranks)} ranks in one file; a file holds one rank")
     return passes

@@ -115,11 +115,7 @@ def _is_contiguous(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 
 
 def load(data: Bytes) -> Any:
-    """The value that ``torch.save`` got: containers, numbers, texts and ``Tensor``.
-
-    Raises:
-        Unreadable: damaged, unfinished, too large, or it holds something else.
-    """
+    """What ``torch.save`` got: containers, numbers, texts and ``Tensor``; else ``Unreadable``."""
     found = _members(data)
     pickles = [name for name in found if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
@@ -129,7 +125,7 @@ def load(data: Bytes) -> Any:
     member = found[pickles[0]]
     span = Span(start := _start_of(data, member), start + member.file_size)
     try:
-        return plain_pickle.load(data, span, _ALLOWED.__contains__, tensors.call, tensors.storage)
+        return plain_pickle.load(data, span, _ALLOWED, tensors.call, tensors.storage)
     except Refused as refused:
         raise data.broken(str(refused)) from None
 
