@@ -58,8 +58,10 @@ class Ranks:
             self._work = dist.all_reduce(vector, group=self._group, async_op=True)
 
     def finish(self) -> None:
-        """``RuntimeError``: the sum failed, or was not complete after ``LIMIT_S``; names the ranks
-        behind."""
+        """Wait for the sum.
+
+        ``RuntimeError``: it failed, or was not complete after ``LIMIT_S``; names the ranks behind.
+        """
         if self.size == 1:
             return
         for _ in range(LIMIT_S):

@@ -29,9 +29,7 @@ def modules_of(model: Any) -> list[nn.Module]:
 
 
 def sites_of(
-    modules: Sequence[nn.Module],
-    routers: Mapping[str, Adapter] | None,
-    depths: Mapping[str, int],
+    modules: Sequence[nn.Module], routers: Mapping[str, Adapter] | None, depths: Mapping[str, int]
 ) -> list[Site]:
     """The routers of this rank; with several modules, the number of one begins its paths."""
     found: list[Site] = []

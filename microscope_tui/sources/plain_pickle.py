@@ -93,12 +93,7 @@ def load(data: Bytes, span: Span, allowed: Container[str], call: Build, storage:
 
 class _Interpreter:
     def __init__(
-        self,
-        file: Bytes,
-        span: Span,
-        allowed: Container[str],
-        call: Build,
-        storage: Build,
+        self, file: Bytes, span: Span, allowed: Container[str], call: Build, storage: Build
     ) -> None:
         self._file, self._end = file, span.end
         self._data, self._base = b"", span.start  # a window of the pickle, and where it begins
