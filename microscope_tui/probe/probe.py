@@ -147,11 +147,9 @@ class Probe:
             self._squares = self.hooks.attempt(grad_squares, self.sites)
 
     def mask(self, mask: Tensor) -> None:
-        """For a stage of a pipeline whose inputs do not show padding.
-
-        ``mask``: the real tokens, as an attention mask ``[B, S]``: of all micro-batches of the step
-        under a schedule of torch, called before it; else of the next forward passes.
-        """
+        """For a stage of a pipeline whose inputs do not show padding: the real tokens ``[B, S]`` of
+        all micro-batches of the step under a schedule of torch, called before it; else of the next
+        forward passes."""
         self.hooks.mask = mask
 
     def event(self, event: str, values: Mapping[str, Any], step: int | None = None) -> None:

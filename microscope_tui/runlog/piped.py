@@ -24,11 +24,11 @@ _COPY_BYTES = 1 << 20
 
 
 class Spool:
-    """Keeps the newest bytes of a stream; never uses more than ``limit`` of disk space.
+    """Keeps the newest bytes of a stream in at most ``limit`` of disk space.
 
     The file has no name when the first byte is written, and only its owner may open it: nothing is
-    left however the program ends. Every byte keeps its offset in the stream. When the file is full,
-    the newer half is copied to a fresh file at the same offsets, with a hole in front of it.
+    left however the program ends. Every byte keeps its offset in the stream: of a full file the
+    newer half is copied to a fresh one at the same offsets, with a hole in front of it.
     """
 
     def __init__(self, limit: int = MOST_BYTES) -> None:
@@ -117,8 +117,8 @@ class PipedLog(SpooledLog):
     def read(self, max_bytes: int = 1 << 20) -> Chunk:
         """The next whole lines that have arrived, or a piece of a line that is longer.
 
-        What is in a pipe is never cut off, so the last line before its end is handed out whole.
-        All before a failure is handed out before its ``OSError``.
+        What is in a pipe is never cut off: the last line is handed out whole, and all before a
+        failure before its ``OSError``.
         """
         with self._changed:
             data = bytes(self._waiting[:max_bytes])

@@ -294,13 +294,13 @@ class ExactCounts:
         yield self._record(counted)
 
     def flush(self) -> Iterator[Record]:
-        """The records that are left when everything was read."""
+        """Those that are left when everything was read."""
         yield from self._waited()
         if self._is_moment or self._is_whole:
             yield {"kind": "event", "event": "end", "reason": "finished"}
 
     def _waited(self) -> Iterator[Record]:
-        """The records of the steps that still wait for the header."""
+        """Those of the steps that still wait for the header."""
         if self._waiting and not self._started:
             self._started = True
             is_one = len(self._waiting) == 1 and not self._is_live

@@ -49,7 +49,7 @@ MAX_KEY_CHARACTERS = 512
 MAX_KEYS = 1 << 20
 """Distinct keys that are remembered; further ones are matched each time."""
 MAX_REMEMBERED_CHARACTERS = 32 << 20
-"""The same in characters: a hostile file with long keys must not fill the memory."""
+"""The same in characters, as a hostile file may have long keys."""
 MAX_LAYERS = 4096
 MAX_EXPERTS = 65_536
 MAX_ROW_BYTES = 8 << 20
