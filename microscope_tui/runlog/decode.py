@@ -53,9 +53,7 @@ _SHORT = 2048  # bytes of a matrix that is decoded in less time than its rows ar
 def decode_line(line: bytes) -> Record | None:
     """``None`` for an empty line, and a record of an unknown kind.
 
-    Raises:
-        BadLine: the line holds no usable record.
-        UnknownFormat: a ``run`` record of another format version.
+    ``BadLine``: no usable record; ``UnknownFormat``: a ``run`` record of another version.
     """
     if line.startswith(_STEP_PREFIXES):
         try:

@@ -270,6 +270,7 @@ def one_sum_brings_all_counts_to_all_ranks(world: World, folder: Path) -> None:
     assert torch.equal(counter.counts, together.counts)
     assert int(counter.counts.max()) > 2**51
     line, expected = (one.record(one.read(), [1.0] * 2) for one in (counter, together))
+    assert line["tokens"] == expected["tokens"]
     for name, values in expected["router"].items():
         assert line["router"][name] == pytest.approx(values, rel=1e-5), name
     assert line["router"]["max_logit"] == expected["router"]["max_logit"]
