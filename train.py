@@ -108,7 +108,7 @@ def train(options: Annotated[Options, Parameter(name="*")] = Options()) -> int: 
 
 
 def end_all_ranks_if_refused() -> None:
-    """Other ranks wait for one whose command line is wrong: it must tell them before it ends."""
+    """Other ranks wait for one whose command line is wrong: before it ends, it joins them."""
     try:
         app.parse_args(exit_on_error=False, print_error=False)
     except (CycloptsError, UsageError) as error:
