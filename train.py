@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from contextlib import suppress
 from typing import Annotated, Any
 
 from moe_model.threads import choose_waiting
@@ -25,9 +26,15 @@ if __name__ == "__main__":
     choose_waiting("train.py")
 
 import torch
-from cyclopts import Parameter
+from cyclopts import CycloptsError, Parameter
 
-from microscope_tui.probe import RoutingCounter, RunRecorder, TrainingLog, trace_texts
+from microscope_tui.probe import (
+    RoutingCounter,
+    RunRecorder,
+    TrainingLog,
+    held_out_slices,
+    trace_texts,
+)
 from moe_model.balance import bias_rate_at, update_expert_bias
 from moe_model.command import FAILED, FINISHED, USAGE, UsageError, choose_device, run_command, say
 from moe_model.store import CheckpointError
@@ -57,6 +64,7 @@ from moe_model.training.world import (
     agree,
     is_first,
     join_world,
+    launched,
     lost_ranks,
     own_rank,
 )
@@ -88,6 +96,15 @@ def train(options: Annotated[Options, Parameter(name="*")] = Options()) -> int: 
     except KeyboardInterrupt:
         say(f"train.py: {options.run or 'the run'} was interrupted without saving.")
     return FAILED
+
+
+def end_all_ranks_if_refused() -> None:
+    """Other ranks wait for one whose command line is wrong: before it ends, it joins them."""
+    try:
+        app.parse_args(exit_on_error=False, print_error=False)
+    except (CycloptsError, UsageError) as error:
+        with suppress(UsageError, RankLostError), join_world(choose_device("auto")) as world:
+            agree(world, {}, UsageError(str(error)))
 
 
 def optimizer_step(run: Run, step: int) -> dict[str, Any]:
@@ -213,6 +230,8 @@ def loop(
     options, progress, world = run.options, run.progress, run.world
     if options.on_collapse == "stop" and world.any(bool(log.collapsed())):
         return "collapse"  # collapsed before this start
+    if progress.step == 0:
+        held_out_loss(run, log)
     while progress.step < options.steps:
         if world.any(stop.requested):
             return "signal"
@@ -238,16 +257,31 @@ def loop(
 def validate(run: Run, checkpoints: Checkpoints, log: TrainingLog) -> None:
     """Evaluate on held-out text and save the model if it is the best so far."""
     progress = run.progress
-    batches = [batch for _, batches in run.held_out for batch in batches]
-    mask = run.options.document_mask
-    loss = evaluate(
-        run.model, batches, run.dtype, forward=run.forward, world=run.world, document_mask=mask
-    )
-    progress.validation_loss = loss
-    log.event(progress.step, "eval", {"loss": loss})
+    progress.validation_loss = loss = held_out_loss(run, log)
     if loss < progress.best_loss:
         progress.best_loss = loss
         save(BEST, run, checkpoints, log)
+
+
+def held_out_loss(run: Run, log: TrainingLog) -> float:
+    """In nats per token, over all sources; logged with the experts that each source chose."""
+    batches = [batch for _, batches in run.held_out for batch in batches]
+    rows = [sum(len(batch.tokens_BN) for batch in own) for _, own in run.held_out]
+    config = run.model.config
+    shape = sum(rows), len(config.moe_layers), config.n_routed_experts
+    counts_NLE = torch.zeros(shape, dtype=torch.int64, device=run.world.device)
+    loss = evaluate(
+        run.model,
+        batches,
+        run.dtype,
+        forward=run.forward,
+        world=run.world,
+        document_mask=run.options.document_mask,
+        counts_NLE=counts_NLE,
+    )
+    slices = held_out_slices([name for name, _ in run.held_out], rows, counts_NLE.cpu().numpy())
+    log.event(run.progress.step, "eval", {"loss": loss}, slices=slices)
+    return loss
 
 
 def save(
@@ -306,4 +340,6 @@ def conclude(run: Run, console: Console, reason: str, log: TrainingLog) -> None:
 
 
 if __name__ == "__main__":
+    if launched():
+        end_all_ranks_if_refused()
     sys.exit(run_command(app, None))

@@ -29,7 +29,8 @@ SMALL = [
     "--model.v_head_dim=16", "--model.max_position_embeddings=64",
     "--batch-size=2", "--grad-accum=2", "--device=cpu", "--mtp", "--router-noise=0.05",
     "--capacity-factor=1.25", "--eval-every=4", "--save-every=2", "--force-collapse=2@40",
-    "--on-collapse=checkpoint",
+    "--on-collapse=checkpoint", "--data=python-docs:3", f"--data={ROOT}/README.md",
+    "--document-mask",
 ]  # fmt: skip
 
 

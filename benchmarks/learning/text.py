@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.learning.training import RECIPE, losses, train
 from moe_model.training.batches import Batch, TrainingBatches, held_out_batches
-from moe_model.training.corpus import Corpus, Document, count_characters, make_tokenizer
+from moe_model.training.corpus import Corpus, Document, Documents, make_tokenizer
 
 LENGTH = 128
 _SIZES = {
@@ -43,8 +43,10 @@ def _example(batch: Batch) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def read_corpus(vocabulary: int) -> Corpus:
-    documents = sorted(_files(), key=lambda file: hashlib.sha256(file.name.encode()).digest())
-    print(f"{len(documents):,} files, {count_characters(documents) / 1e6:.1f} million characters")
+    files = sorted(_files(), key=lambda file: hashlib.sha256(file.name.encode()).digest())
+    documents = Documents("packaged text", lambda: files)
+    characters = sum(len(document.text) for document in documents)
+    print(f"{len(files):,} files, {characters / 1e6:.1f} million characters")
     return Corpus.build(documents, make_tokenizer("bpe", documents, vocabulary), LENGTH, 0)
 
 

@@ -38,6 +38,7 @@ _LEAST_TOKENS, _TOKENS = 14, 24
 _FAINTEST, _STRONGEST = 3, 16
 _LEVELS_PER_OCTAVE = 6
 """The loads have four: a share in a slice of a third of the text is at most 3× that overall."""
+_NAMED = 3
 _GLUE = "\N{NO-BREAK SPACE}"
 
 Named = Callable[[int], str]
@@ -200,6 +201,21 @@ def summary(table: SliceTable, names: Sequence[str], layer: str, at: str, width:
     return pad(line, width)
 
 
+def takers(table: SliceTable, names: Sequence[str], step: int, width: int) -> Line:
+    """``held-out text at step 300: experts 3, 9 take code; expert 1 takes prose``."""
+    read = [row.slice_read for row in table.rows]
+    parts = []
+    for place, name in enumerate(names):
+        own = [str(expert) for expert, chosen in enumerate(read) if chosen == place]
+        if own:
+            experts, take = ("expert", "takes") if len(own) == 1 else ("experts", "take")
+            more = f" and {len(own) - _NAMED} more" if len(own) > _NAMED else ""
+            named = f"{experts} {', '.join(own[:_NAMED])}{more}"
+            parts.append(f"{named} {take} {shortened(name, 24)}")
+    said = "; ".join(parts) or "no expert prefers a source"
+    return pad([dim(f"  held-out text at step {step:,}: "), Span(said)], width)
+
+
 def identity(tables: Tables, layer: int, names: Sequence[str], glyphs: Glyphs, width: int) -> Line:
     """``explained`` of the shown layer, and of all as a curve."""
     value, noise = explained(tables, layer)
@@ -299,6 +315,8 @@ def detail(
         f"{named(token_id)} {count:,}× lift {lift:.3g}" for token_id, count, lift in row.lifts
     ]
     reads = "reads" if tokens else "no token is counted often enough"
+    if not any(other.lifts for other in table.rows):
+        reads = ""  # held-out text, whose tokens are not in the log
     lines = _listed(f"expert {row.expert}", "title", ratios, width)[: max(1, rows // 2)]
     sentence = first_fitting((in_words(row, table, names, most) for most in (4, 3, 2)), width - 2)
     first = [pad([Span(f"  {sentence or in_words(row, table, names, 1)}")], width)]

@@ -1,24 +1,17 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
 from .attaching import attach as attach
 from .checkpoints import load as load, trace_texts as trace_texts
-from .counter import Call as Call, Calls as Calls, RoutingCounter as RoutingCounter
+from .counter import RoutingCounter as RoutingCounter
 from .find_routers import find_sites as find_sites
-from .judge import Alert as Alert, RunJudge as RunJudge
-from .probed_model import (
-    CannotProbe as CannotProbe,
-    ProbedModel as ProbedModel,
-    folder_of as folder_of,
-    out_of_memory as out_of_memory,
-)
+from .judge import Alert as Alert
+from .probed_model import CannotProbe as CannotProbe, ProbedModel as ProbedModel
 from .probing import Outcome as Outcome, refuse_unknown as refuse_unknown, run_probe as run_probe
 from .recorder import RunRecorder as RunRecorder, TrainingLog as TrainingLog
-from .sites import Adapter as Adapter, Choice as Choice, Scores as Scores, Site as Site
-from .tables import MOST_TELLING as MOST_TELLING
+from .sites import Adapter as Adapter
+from .tables import held_out_slices as held_out_slices
 from .texts import (
     BadText as BadText,
-    CharacterPieces as CharacterPieces,
     Reading as Reading,
-    TokenizerPieces as TokenizerPieces,
     continued as continued,
     find_slices as find_slices,
     read_windows as read_windows,

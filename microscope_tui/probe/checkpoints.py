@@ -29,16 +29,11 @@ from moe_model.sampling import generate
 def load(
     name: str, *, dtype: str = "auto", device: str = "auto", download: bool = False
 ) -> ProbedModel:
-    """Load the model called ``name``, in evaluation mode.
+    """Load a checkpoint of this project or its run, a folder of a published model, or a name on
+    the Hugging Face hub, in evaluation mode.
 
-    Args:
-        name: A checkpoint of this project or its run, a folder of a published model, or a name on
-            the Hugging Face hub.
-        dtype: A key of ``DTYPES``, or ``auto``: as stored.
-        device: See ``choose_device``.
-
-    Raises:
-        CannotProbe: it does not exist, is damaged, or requires custom code or pickles.
+    ``dtype``: a key of ``DTYPES``, or ``auto``: as stored. ``CannotProbe``: it does not exist, is
+    damaged, or requires custom code or pickles.
     """
     where, path = choose_device(device), Path(name)
     if path.is_dir():

@@ -304,6 +304,7 @@ class RoutingCounter:
     def record(self, sums: StepSums, grad_squares: Sequence[float]) -> dict[str, Any]:
         """The arguments of ``RunRecorder.record_step`` that follow from the routings."""
         return {
+            "tokens": max(sums.tokens, default=0),
             "tokens_per_expert": sums.counts,
             "expert_bias": sums.biases,
             "router": summaries(sums, self._rows, grad_squares),

@@ -40,8 +40,7 @@ _WEIGHTS = ("top_k_weights", "routing_weights", "topk_weights", "expert_weights"
 def find_sites(model: nn.Module, routers: Mapping[str, Adapter] | None) -> list[Site]:
     """All routers in forward order, or those of ``routers``: adapters by module path.
 
-    Raises:
-        ValueError: no router is found, or a path of ``routers`` is not in the model.
+    ``ValueError``: no router is found, or a path of ``routers`` is not in the model.
     """
     if sites := sites_in(model, routers):
         return arrange(sites)
@@ -199,8 +198,8 @@ def _best_logits(path: str, module: Any, parent: nn.Module, *, index: int, kind:
 
 def _nllb(path: str, module: Any, parent: nn.Module) -> Site:
     """Only the first choice reaches the experts, and only experts 0 and 1 run (a bug of the
-    library). What the router chooses is counted; choices without a weight count as dropped. One
-    that samples the second choice leaves the noise in its logits, and is refused."""
+    library): what the router chooses is counted, choices without a weight as dropped. One that
+    samples the second choice leaves the noise in its logits, and is refused."""
     if module.second_expert_policy == "sampling":
         raise ValueError(
             f"{path} samples its second choice, which its outputs do not name: set "

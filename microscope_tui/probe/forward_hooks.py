@@ -58,9 +58,7 @@ class ForwardHooks:
         self.passes = 0
         """Forward passes of the step that count."""
         self.losses: StepLosses | None = None
-        """Reads the losses from the outputs of the model."""
         self.tracer: Tracer | None = None
-        """Keeps the choice of every single token."""
         self.asked: bool | None = None
         """The argument ``output_router_logits`` of the latest pass, if it had one."""
         self.returned: bool | None = None
@@ -78,7 +76,7 @@ class ForwardHooks:
         self._saliency = saliency
         self._ranks = ranks
         self.mask: Tensor | None = None
-        """The attention mask of the step, if the inputs do not show it."""
+        """See ``Probe.mask``."""
         self._batch: Batch | None = None
         self._inside = 0
         self._rows: defaultdict[int, int] = defaultdict(int)

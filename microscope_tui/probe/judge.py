@@ -83,9 +83,8 @@ class RunJudge:
     def __init__(self, header: bytes, state: bytes | None = None) -> None:
         """Judge from the first step on, or continue from the ``state`` that ``save`` returned.
 
-        Raises:
-            BadState: ``state`` is damaged, or has another version or another model.
-            ValueError: ``header`` is not the line of a run record.
+        ``BadState``: it is damaged, or of another version or model; ``ValueError``: ``header`` is
+        not the line of a run record.
         """
         self._reader = RunReader("run")
         run = next(iter(self._reader.feed(header)), None)

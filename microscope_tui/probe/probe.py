@@ -147,11 +147,9 @@ class Probe:
             self._squares = self.hooks.attempt(grad_squares, self.sites)
 
     def mask(self, mask: Tensor) -> None:
-        """For a stage of a pipeline whose inputs do not show padding.
-
-        ``mask``: the real tokens, as an attention mask ``[B, S]``: of all micro-batches of the step
-        under a schedule of torch, called before it; else of the next forward passes.
-        """
+        """For a stage of a pipeline whose inputs do not show padding: the real tokens ``[B, S]`` of
+        all micro-batches of the step under a schedule of torch, called before it; else of the next
+        forward passes."""
         self.hooks.mask = mask
 
     def event(self, event: str, values: Mapping[str, Any], step: int | None = None) -> None:
@@ -264,14 +262,14 @@ class Probe:
 
     def _biases(self, layout: Layout, device: torch.device) -> Tensor:
         """The bias of every row, from the first rank that holds the router; NaN without one."""
-        found: list[Tensor] = []
-        for row in layout.rows:
-            site, bias_E = self.sites[row.place], torch.zeros(layout.num_experts)
+        shape = len(layout.rows), layout.num_experts
+        found_LE = torch.zeros(shape, dtype=torch.float64, device=device)
+        for row, found_E in zip(layout.rows, found_LE, strict=True):
+            site = self.sites[row.place]
             if site.holders[0] == self.ranks.rank:
-                bias_E = bias_E.fill_(torch.nan) if (own := site.bias()) is None else own
-            bias_E = bias_E.to(device, torch.float64)
-            found.append(nn.functional.pad(bias_E, (0, layout.num_experts - len(bias_E))))
-        return torch.cat(found)
+                own = site.bias()
+                found_E[: row.num_experts] = torch.nan if own is None else own
+        return found_LE.flatten()
 
     def _read_sum(self) -> None:
         """Read the sum of the last logged step; on rank 0, write its line."""
@@ -307,11 +305,9 @@ class Probe:
 
     def _sums_of(self, layout: Layout, vector: Tensor) -> StepSums:
         rows, E = layout.rows, layout.num_experts
-        summed, biases = torch.split(vector, [len(vector) - len(rows) * E, len(rows) * E])
-        own = [
-            bias_E[: row.num_experts]
-            for row, bias_E in zip(rows, torch.split(biases, E), strict=True)
-        ]
+        summed, biases = vector.tensor_split([-len(rows) * E])
+        pairs = zip(rows, biases.view(-1, E), strict=True)
+        own = [bias_E[: row.num_experts] for row, bias_E in pairs]
         sums = layout.read(summed, self.ranks.size, own)
         sums.biases = [[] if all(map(math.isnan, bias)) else bias for bias in sums.biases]
         return sums

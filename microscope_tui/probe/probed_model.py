@@ -69,11 +69,8 @@ FILES = ["config.json", "model*.safetensors", "model.safetensors.index.json", "t
 
 
 def folder_of(name: str, download: bool) -> Path:
-    """The folder of the model ``org/name`` in the cache, or after a ``download``.
-
-    Raises:
-        CannotProbe: there is none.
-    """
+    """The folder of the model ``org/name`` in the cache, or after a ``download``; or
+    ``CannotProbe``."""
     if not _NAME.fullmatch(name):
         raise CannotProbe(f"{name}: no such folder; name a model folder, or ORG/NAME --download")
     from huggingface_hub import HfApi, snapshot_download

@@ -66,12 +66,8 @@ def run_probe(
 ) -> Outcome:
     """Trace all windows into a new ``folder``, which is removed again if no token was traced.
 
-    Ctrl-C ends it early; a second one also ends the tables.
-
-    Raises:
-        ValueError: no router is found, see ``refuse_unknown``.
-        KeyboardInterrupt: Ctrl-C came before the first batch was done.
-        OSError: the folder cannot be written.
+    Ctrl-C ends it early; a second one also ends the tables. Before the first batch is done it is
+    raised, as are ``ValueError`` (see ``refuse_unknown``) and ``OSError``.
     """
     whole = sum(len(window.ids) for window in windows)
     run = _Run(probed, folder, list(slices), whole, progress)

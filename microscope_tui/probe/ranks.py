@@ -60,8 +60,7 @@ class Ranks:
     def finish(self) -> None:
         """Wait for the sum.
 
-        Raises:
-            RuntimeError: it failed, or was not complete after ``LIMIT_S``; names the ranks behind.
+        ``RuntimeError``: it failed, or was not complete after ``LIMIT_S``; names the ranks behind.
         """
         if self.size == 1:
             return

@@ -325,8 +325,8 @@ class TrainingLog:
     def step(self, record: Mapping[str, Any]) -> list[float | None] | None:
         return self._try(lambda log: log.record_step(**record), None)
 
-    def event(self, step: int, event: str, values: Mapping[str, Any]) -> None:
-        self._try(lambda log: log.record_event(step=step, event=event, values=values), None)
+    def event(self, step: int, event: str, values: Mapping[str, Any], **more: Any) -> None:
+        self._try(lambda log: log.record_event(step=step, event=event, values=values, **more), None)
 
     def alerts(self) -> list[Alert]:
         return self._try(RunRecorder.alerts, [])

@@ -29,9 +29,7 @@ def modules_of(model: Any) -> list[nn.Module]:
 
 
 def sites_of(
-    modules: Sequence[nn.Module],
-    routers: Mapping[str, Adapter] | None,
-    depths: Mapping[str, int],
+    modules: Sequence[nn.Module], routers: Mapping[str, Adapter] | None, depths: Mapping[str, int]
 ) -> list[Site]:
     """The routers of this rank; with several modules, the number of one begins its paths."""
     found: list[Site] = []
@@ -49,8 +47,7 @@ def sites_of(
 def unite(everyone: Sequence[Sequence[Site]], rank: int) -> list[Site]:
     """The routers of all ranks; of those that are not on this rank, copies.
 
-    Raises:
-        ValueError: it is unknown which of them are the same.
+    ``ValueError``: it is unknown which of them are the same.
     """
     found: dict[tuple[int, str], Site] = {}
     holders: defaultdict[tuple[int, str], list[int]] = defaultdict(list)

@@ -115,7 +115,7 @@ class Layout:
     ) -> Tensor:
         """This rank's share of the step and ``extra``, fp64; nothing in it waits for the device.
 
-        ``parts``: sums and largest logit of every router that was counted, some in pieces.
+        ``parts``: see ``Calls.parts``.
         """
         found: defaultdict[Key, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for key, flat_N, peak in parts:

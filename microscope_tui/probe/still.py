@@ -124,11 +124,9 @@ def judge_row(
 ) -> Judged:
     """Judge one router and its experts.
 
-    Args:
-        own: Whether each tensor has a gradient.
-        tokens: Of every expert those with a loss, or all if ``has_labels`` is false.
-        is_passed: A weight behind this layer has a gradient.
-        same: Tensors that have not changed; ``None``: not compared.
+    ``own``: whether each tensor has a gradient; ``tokens``: of every expert those with a loss, or
+    all without ``has_labels``; ``is_passed``: a weight behind this layer has a gradient; ``same``:
+    tensors that have not changed, ``None``: not compared.
     """
     enough = [n >= ENOUGH_TOKENS for n in tokens]
     looked = [key for key in own if (any(enough) if key.expert is None else enough[key.expert])]

@@ -8,7 +8,7 @@ S slices, V different tokens, P shuffled pieces of text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,13 +55,18 @@ def shuffled_ratios(
     """
     pieces_T = pieces_of(slices_T)
     P = int(pieces_T[-1]) + 1 if len(pieces_T) else 0
-    counts_PE = count_slices(ids_TK, pieces_T, P, num_experts).astype(np.float64)
     slices_P = np.zeros(P, dtype=np.int64)
     slices_P[pieces_T] = slices_T
+    return ratios_of_pieces(count_slices(ids_TK, pieces_T, P, num_experts), slices_P, num_slices)
+
+
+def ratios_of_pieces(counts_PE: Array, slices_P: Array, num_slices: int) -> list[Array]:
+    """``shuffled_ratios`` of the pairs per piece of text and expert."""
+    counts_PE = counts_PE.astype(np.float64)
     overall_E = counts_PE.sum(axis=0)
     found: list[list[Array]] = [[] for _ in range(num_slices)]
     random = np.random.default_rng(SEED)
-    for _ in range(SHUFFLES if P else 0):
+    for _ in range(SHUFFLES if len(slices_P) else 0):
         shuffled_P = random.permutation(slices_P)
         for place in range(num_slices):
             row_E = counts_PE[shuffled_P == place].sum(axis=0)
@@ -75,6 +80,21 @@ def shuffled_ratios(
 def noise_level(ratios: Array) -> float:
     """The 99 % point of ``shuffled_ratios``."""
     return float(np.quantile(ratios, 0.99)) if len(ratios) else 0.0
+
+
+def held_out_slices(names: Sequence[str], rows: Sequence[int], counts_NLE: Array) -> dict[str, Any]:
+    """``slices`` of an event ``eval``: ``counts_NLE`` are the pairs per sequence, router, expert;
+    the first ``rows[0]`` sequences are of the first source, and so on."""
+    slices_N = np.repeat(np.arange(len(names)), rows)
+    layers = counts_NLE.transpose(1, 0, 2)
+    ratios = [ratios_of_pieces(counts_NE, slices_N, len(names)) for counts_NE in layers]
+    return {
+        "names": list(names),
+        "counts": [
+            counts_NLE[slices_N == place].sum(axis=0).tolist() for place in range(len(names))
+        ],
+        "noise": [noise_level(np.concatenate(own)) for own in zip(*ratios, strict=True)],
+    }
 
 
 class Vocabulary:

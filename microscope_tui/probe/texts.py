@@ -51,8 +51,7 @@ class Slice:
 def find_slices(texts: Sequence[str]) -> list[Slice]:
     """The slices of ``texts``: ``path`` or ``name=path``; equal names are one slice.
 
-    Raises:
-        BadText: one is missing, or a folder without files.
+    ``BadText``: one is missing, or a folder without files.
     """
     found: dict[str, Slice] = {}
     for text in texts:
@@ -137,14 +136,10 @@ class Reading:
 
 
 def read_windows(slices: Sequence[Slice], pieces: Pieces, length: int, tokens: int) -> Reading:
-    """Read and cut the texts; a note lists characters that are left out for lack of a token.
+    """Read and cut the texts; ``BadText``: one is unreadable, or there is none at all.
 
-    Args:
-        length: Most tokens of a window, with those before a text.
-        tokens: Most tokens in all, shared evenly between the slices.
-
-    Raises:
-        BadText: a text is unreadable, or there is none at all.
+    ``length``: most tokens of a window, with those before a text; ``tokens``: most in all, shared
+    evenly between the slices.
     """
     found, split = Reading([], []), 0
     skipped: list[str] = []

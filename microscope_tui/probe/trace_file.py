@@ -31,10 +31,8 @@ class TraceFile:
         capacity: int,
         **about: Any,
     ) -> None:
-        """Open the file, with room for ``capacity`` tokens; see ``RoutingWriter`` for ``about``.
-
-        Rows of the run log that ``first`` lacks, the first batch, see no text and are left out.
-        """
+        """``about``: see ``RoutingWriter``. Rows of the run log that ``first`` lacks, the first
+        batch, see no text and are left out."""
         rows = [row for row in rows if (row.place, row.number) in first]
         self.keys: list[Key] = [(row.place, row.number) for row in rows]
         shape = Shape(

@@ -197,7 +197,7 @@ class Routing:
     def text(self, start: int, end: int, most: int | None = None) -> list[bytes]:
         """The bytes of each token from ``start`` to before ``end``; at most ``most`` of each.
 
-        Raises ``BadRouting`` if the table of the ends is damaged.
+        ``BadRouting``: the table of the ends is damaged.
         """
         end = min(end, self.tokens)
         if start >= end:

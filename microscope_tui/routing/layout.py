@@ -48,13 +48,7 @@ class Section(msgspec.Struct, frozen=True):
 
 
 def sections(num_experts: int, top_k: int) -> Sequence[Section]:
-    """The sections of a file, in their order.
-
-    ``ids``: chosen experts, the largest weight first; the largest value of the type is an empty
-    slot. ``weights``, ``margins``, ``entropies``: half precision. ``text_ends``: where each token
-    ends in the text. ``slices``: number of the slice of each token. ``windows``: number of the
-    window of text.
-    """
+    """The sections of a file, in their order; see ``docs/routing-file.md``."""
     ids = "B" if num_experts < 0xFF else "H"
     return (
         Section("ids", ids, True, top_k),

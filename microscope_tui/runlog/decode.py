@@ -53,9 +53,7 @@ _SHORT = 2048  # bytes of a matrix that is decoded in less time than its rows ar
 def decode_line(line: bytes) -> Record | None:
     """``None`` for an empty line, and a record of an unknown kind.
 
-    Raises:
-        BadLine: the line holds no usable record.
-        UnknownFormat: a ``run`` record of another format version.
+    ``BadLine``: no usable record; ``UnknownFormat``: a ``run`` record of another version.
     """
     if line.startswith(_STEP_PREFIXES):
         try:
@@ -280,7 +278,20 @@ def _event(fields: dict[str, Any]) -> EventRecord:
         time=_number(fields.get("time")),
         reason=safe_text(fields.get("reason") or "", 60),
         values={key: value for key, value in numbers.items() if value is not None},
+        slices=_slices(_mapping(fields, "slices")),
     )
+
+
+def _slices(fields: dict[str, Any]) -> form.SourceCounts | None:
+    names, tables, noise = (fields.get(name) for name in ("names", "counts", "noise"))
+    if not (isinstance(names, list) and isinstance(tables, list)):
+        return None
+    counts = [list(map(counts_of, rows)) for rows in tables if isinstance(rows, list)]
+    if len(counts) != len(names) or any(row is None for rows in counts for row in rows):
+        return None
+    known = _values_of(noise) or ()
+    levels = [math.inf if level is None else level for level in known]
+    return form.SourceCounts([safe_text(name, 40) for name in names], counts, levels)  # type: ignore[arg-type]  # none is None
 
 
 def _run(fields: dict[str, Any]) -> RunRecord:

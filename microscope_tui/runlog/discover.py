@@ -90,8 +90,7 @@ class KnownLogs(msgspec.Struct):
 def find_runs(root: Path, known: KnownLogs | None = None) -> list[RunFile]:
     """The runs below ``root``, newest first; empty while there is none yet.
 
-    Raises:
-        NoRuns: ``root`` is a single file that is not a run log or cannot be read.
+    ``NoRuns``: it is a single file that is not a run log or cannot be read.
     """
     if root.exists() and not root.is_dir():
         return [_single_run(root)]
@@ -117,10 +116,9 @@ def find_logs(root: Path) -> list[Path]:
 
 
 def entries_of(file: RunFile) -> Iterator[Entry]:
-    """All records that are there now, for commands that need no screen.
+    """All records that are there now; ``OSError`` or ``UnknownFormat``.
 
-    A run that is replaced while it is read counts up to there. Raises ``OSError`` and
-    ``UnknownFormat``.
+    A run that is replaced while it is read counts up to there.
     """
     source = file.open()
     reader = RunReader(file.name)

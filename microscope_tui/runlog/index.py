@@ -52,8 +52,8 @@ class Glance(msgspec.Struct, frozen=True):
 
 
 def glance(path: Path) -> Glance:
-    """Never raises because of the content. The header of a resumed run may be in the middle: then
-    the plan is the first one."""
+    """Never raises because of the content. A late header may be in the middle: then the first one
+    counts."""
     try:
         with opened(path) as file:
             identity = identity_of(file)

@@ -24,11 +24,11 @@ _COPY_BYTES = 1 << 20
 
 
 class Spool:
-    """Keeps the newest bytes of a stream; never uses more than ``limit`` of disk space.
+    """Keeps the newest bytes of a stream in at most ``limit`` of disk space.
 
     The file has no name when the first byte is written, and only its owner may open it: nothing is
-    left however the program ends. Every byte keeps its offset in the stream. When the file is full,
-    the newer half is copied to a fresh file at the same offsets, with a hole in front of it.
+    left however the program ends. Every byte keeps its offset in the stream: of a full file the
+    newer half is copied to a fresh one at the same offsets, with a hole in front of it.
     """
 
     def __init__(self, limit: int = MOST_BYTES) -> None:
@@ -103,18 +103,11 @@ class SpooledLog(Source):
 class PipedLog(SpooledLog):
     """Complete lines from a descriptor; ``size`` counts the bytes received so far."""
 
-    def __init__(
-        self,
-        descriptor: int,
-        name: str,
-        capacity: int = CAPACITY_BYTES,
-        spool: Spool | None = None,
-    ) -> None:
+    def __init__(self, descriptor: int, name: str, spool: Spool | None = None) -> None:
         super().__init__(Path(name), spool)
         self.ended = False
         """The writer closed its end and everything was returned."""
         self._descriptor = descriptor
-        self._capacity = capacity
         self._changed = threading.Condition()
         self._waiting = bytearray()
         self._closed = False  # nothing more will arrive
@@ -124,13 +117,13 @@ class PipedLog(SpooledLog):
     def read(self, max_bytes: int = 1 << 20) -> Chunk:
         """The next whole lines that have arrived, or a piece of a line that is longer.
 
-        What is in a pipe is never cut off, so the last line before its end is handed out whole.
-        All before a failure is handed out before its ``OSError``.
+        What is in a pipe is never cut off: the last line is handed out whole, and all before a
+        failure before its ``OSError``.
         """
         with self._changed:
             data = bytes(self._waiting[:max_bytes])
             whole = data.rfind(b"\n") + 1
-            if not whole and len(data) >= min(max_bytes, self._capacity):
+            if not whole and len(data) >= min(max_bytes, CAPACITY_BYTES):
                 whole = len(data)
             del self._waiting[:whole]
             self.offset = min(self.offset + whole, self.size)
@@ -154,7 +147,7 @@ class PipedLog(SpooledLog):
                     self.size += len(piece)
                     self.modified = time.time()
                     self.changed_at = time.monotonic()
-                    self._changed.wait_for(lambda: len(self._waiting) < self._capacity)
+                    self._changed.wait_for(lambda: len(self._waiting) < CAPACITY_BYTES)
         except OSError as caught:
             error = caught
         with self._changed:

@@ -144,10 +144,7 @@ class RunReader:
         """Knows number and place of the current line of ``feed``."""
 
     def feed(self, chunk: bytes) -> Iterator[Entry]:
-        """Yield the entries that ``chunk`` completes.
-
-        Raises ``UnknownFormat`` for another format version: nothing in it can be trusted.
-        """
+        """The entries that ``chunk`` completes; ``UnknownFormat`` for another format version."""
         for number, line in self.lines.feed(chunk):
             try:
                 record = decode_line(line)
@@ -203,11 +200,10 @@ def _derive(entry: StepEntry) -> None:
 
 
 class Course:
-    """Which steps hold, record by record.
+    """Which steps of one model hold, record by record.
 
     A run record with ``resumed_at_step`` supersedes the steps from there on, and so does a step
     that is not after the last one. Of a step that is written twice in a row the first one holds.
-    Another model has a course of its own.
     """
 
     def __init__(self) -> None:

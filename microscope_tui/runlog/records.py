@@ -290,6 +290,16 @@ def one_or_each(values: Sequence[T]) -> T | list[T]:
     return values[0] if len(set(values)) == 1 else list(values)
 
 
+class SourceCounts(msgspec.Struct, frozen=True):
+    """Tokens per expert of held-out text, by source."""
+
+    names: Sequence[str]
+    counts: Sequence[Sequence[Sequence[int]]]
+    """Source → router → expert."""
+    noise: Sequence[float]
+    """Per source: how far ``log2(share in it / share overall)`` goes by chance (99 %)."""
+
+
 class EventRecord(msgspec.Struct, frozen=True):
     """An event at a step: ``eval``, ``checkpoint``, ``end`` …"""
 
@@ -298,6 +308,8 @@ class EventRecord(msgspec.Struct, frozen=True):
     time: float | None = None
     reason: str = ""
     values: dict[str, float] = msgspec.field(default_factory=dict)
+    slices: SourceCounts | None = None
+    """Of an evaluation."""
 
 
 Record = RunRecord | StepRecord | EventRecord

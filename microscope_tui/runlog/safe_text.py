@@ -16,10 +16,10 @@ _MAX_COMBINING_MARKS = 2  # per cell; more would smear over the neighbouring lin
 
 
 def safe_text(text: object, max_cells: int = 80) -> str:
-    """Return ``text`` as one printable line of at most ``max_cells`` terminal cells.
+    """``text`` as one printable line of at most ``max_cells`` terminal cells.
 
-    Whitespace controls become a space, every other character that a terminal could obey becomes
-    U+FFFD, combining marks are capped, and a text that is cut ends in ``…``.
+    Whitespace controls become a space, other characters that a terminal could obey U+FFFD,
+    combining marks are capped, and a text that is cut ends in ``…``.
     """
     cells = marks = 0
     out: list[str] = []

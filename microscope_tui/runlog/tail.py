@@ -173,8 +173,7 @@ class Source(Progress, ABC):
     def read(self, max_bytes: int = 1 << 20) -> Chunk:
         """New data, about ``max_bytes`` of it; never waits for a writer.
 
-        Raises:
-            OSError: it is there but cannot be read; a later read may succeed.
+        ``OSError``: it is there but cannot be read; a later read may succeed.
         """
 
 

@@ -251,12 +251,7 @@ class BackgroundLog:
     """Writes on a daemon thread; see the module."""
 
     def __init__(
-        self,
-        log: RunLogWriter,
-        *,
-        finish: Callable[[Record, bool], Record] = without_matrices,
-        max_records: int = MAX_RECORDS,
-        max_bytes: int = MAX_BYTES,
+        self, log: RunLogWriter, *, finish: Callable[[Record, bool], Record] = without_matrices
     ) -> None:
         """Start the thread that writes to ``log`` and closes it.
 
@@ -265,8 +260,6 @@ class BackgroundLog:
         """
         self._log = log
         self._finish = finish
-        self._max_records = max_records
-        self._max_bytes = max_bytes
         # Both are C code: nothing can interrupt them halfway and leave them locked.
         self._queue: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._lock = threading.RLock()
@@ -289,8 +282,8 @@ class BackgroundLog:
             return
         size = estimated_bytes(record)
         is_step = record.get("kind") == "step"
-        most_records = self._max_records + (0 if is_step else RESERVE_RECORDS)
-        most_bytes = self._max_bytes + (0 if is_step else RESERVE_BYTES)
+        most_records = MAX_RECORDS + (0 if is_step else RESERVE_RECORDS)
+        most_bytes = MAX_BYTES + (0 if is_step else RESERVE_BYTES)
         with self._lock:
             full = self._records >= most_records or self._bytes + size > most_bytes
             if full and self._records:  # one record always fits, however large
@@ -347,7 +340,7 @@ class BackgroundLog:
     def _write(self, record: Record, size: int, lost_before: int) -> None:
         with self._lock:
             waiting, waiting_bytes = self._records - 1, self._bytes - size
-        crowded = waiting > self._max_records / 2 or waiting_bytes > self._max_bytes / 2
+        crowded = waiting > MAX_RECORDS / 2 or waiting_bytes > MAX_BYTES / 2
         try:
             self._log.lost_records += lost_before
             if self._abandoned and record.get("kind") == "step":

@@ -238,8 +238,7 @@ class Search:
     def runs(self) -> list[RunFile]:
         """The runs, newest first; empty while there is none yet.
 
-        Raises:
-            NoRuns: a file that cannot be read or has no known format, or folders of MLflow.
+        ``NoRuns``: a file that cannot be read or has no known format, or folders of MLflow.
         """
         path, run = split_run(self.root)
         if path.exists() and not path.is_dir():

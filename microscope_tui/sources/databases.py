@@ -123,7 +123,7 @@ class DatabaseReader(RowReader):
         """The configuration of a run, or an empty one."""
 
     @abstractmethod
-    def _row(self, values: tuple[object, ...]) -> Row:
+    def _row(self, values: Sequence[object]) -> Row:
         """The row of the selected columns; ``BadLine`` if it is skipped."""
 
     def _ended(self, tables: Tables, run: Run) -> str:
@@ -210,13 +210,11 @@ class DatabaseReader(RowReader):
             found = _Found(restarted=True)
         self.keys.refused = dict(self._refused)
         left = max_bytes
-        values: tuple[object, ...]
-        for number, *rest in tables.rows(
+        for number, *values in tables.rows(
             f"SELECT {self.order}, {self.columns} FROM metrics "
             f"WHERE {self.order} > ? AND {self._where(tables)} ORDER BY {self.order}",
             (found.last, *run.values),
         ):
-            values = tuple(rest)
             if type(number) is not int:
                 raise Unreadable(f"{safe_text(self.path.name)}: rows of metrics have no number")
             if left <= 0:
@@ -230,7 +228,7 @@ class DatabaseReader(RowReader):
         found.ended = self._ended(tables, run) if found.all else ""
         return found
 
-    def _add(self, found: _Found, number: int, values: tuple[object, ...]) -> None:
+    def _add(self, found: _Found, number: int, values: Sequence[object]) -> None:
         try:
             row = self._row(values)
         except BadLine as error:
@@ -305,7 +303,7 @@ class TrackioReader(DatabaseReader):
         # The plus stops SQLite from using an index: rows come by their number, without a sort.
         return " AND ".join(f"+{name} IS ?" for name in _finding(tables))
 
-    def _row(self, values: tuple[object, ...]) -> Row:
+    def _row(self, values: Sequence[object]) -> Row:
         at, step, data = values
         number, fields = as_step(step), _object(data)
         if number is None or fields is None:
@@ -373,7 +371,7 @@ class MlflowReader(DatabaseReader):
         # The plus stops SQLite from using an index: rows come in the order of writing.
         return "+run_uuid = ?"
 
-    def _row(self, values: tuple[object, ...]) -> Row:
+    def _row(self, values: Sequence[object]) -> Row:
         key, value, at, step, is_nan = values
         number = as_step(step)
         if number is None or not isinstance(key, str):

@@ -56,11 +56,7 @@ class Bytes:
         self.size = os.fstat(file).st_size
 
     def read(self, offset: int, length: int, what: str) -> bytes:
-        """``length`` bytes from ``offset``; ``what`` names them in the message.
-
-        Raises:
-            Unreadable: they are not all inside the file, or too many.
-        """
+        """``Unreadable``, with ``what`` as their name: not all are in the file, or too many."""
         if length > MOST_BYTES:
             raise self.broken(
                 f"{what}: {length:,} bytes, at most {MOST_BYTES:,} are read; is it damaged?"
@@ -266,12 +262,10 @@ class ExactCounts:
         is_whole: bool = False,
         **header: Any,
     ) -> None:
-        """``request`` wins over the others.
+        """``request`` wins over the others; ``header``: see ``run_record``.
 
-        Args:
-            is_live: whether one step alone is not all there is.
-            is_whole: whether the run has ended with what is read.
-            header: ``profile``, ``note`` … as in ``run_record``.
+        ``is_live``: one step alone is not all there is; ``is_whole``: the run ends with what is
+        read.
         """
         self._request = request
         self._header_facts = {"counts": "exact", **header, "run": run, "writer": writer}
@@ -300,13 +294,13 @@ class ExactCounts:
         yield self._record(counted)
 
     def flush(self) -> Iterator[Record]:
-        """The records that are left when everything was read."""
+        """Those that are left when everything was read."""
         yield from self._waited()
         if self._is_moment or self._is_whole:
             yield {"kind": "event", "event": "end", "reason": "finished"}
 
     def _waited(self) -> Iterator[Record]:
-        """The records of the steps that still wait for the header."""
+        """Those of the steps that still wait for the header."""
         if self._waiting and not self._started:
             self._started = True
             is_one = len(self._waiting) == 1 and not self._is_live
@@ -353,16 +347,10 @@ class ExactCounts:
 
     def _record(self, counted: Counted) -> Record:
         rows = [self._row(counted.rows.get(router)) for router in self._order]
-        seen = [counted.tokens.get(router) for router in self._order]
-        known = [tokens for tokens in seen if tokens is not None]
-        alike = len(set(known)) == 1
-        per_router: list[float | None] = list(seen)
-        return step_record(
-            counted.step,
-            rows,
-            tokens=known[0] if known else None,
-            router={} if alike or not known else {"tokens": per_router},
-        )
+        seen: list[float | None] = [counted.tokens.get(router) for router in self._order]
+        known = dict.fromkeys(tokens for tokens in seen if tokens is not None)
+        router = {"tokens": seen} if len(known) > 1 else {}
+        return step_record(counted.step, rows, tokens=next(iter(known), None), router=router)
 
     def _row(self, row: Counts | None) -> Sequence[int] | None:
         return None if row is None else [*row, *[0] * (self._experts - len(row))]

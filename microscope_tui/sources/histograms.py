@@ -20,13 +20,10 @@ class NotChoices(ValueError):
 
 
 def choices(edges: Any, counts: Any, largest: float = math.inf) -> list[int]:
-    """How many tokens chose expert 0, 1, …, from the lists of a histogram of one step.
+    """How many tokens chose expert 0, 1, …, from the lists of a histogram, or ``NotChoices``.
 
-    ``largest`` is the largest value, if that is known. It is in the last bin, which includes its
-    right edge: without it two whole numbers may be in there.
-
-    Raises:
-        NotChoices: the edges do not prove that each bin is one expert.
+    ``largest``, the largest value if that is known, is in the last bin, which includes its right
+    edge: without it two whole numbers may be in there.
     """
     _check_numbers(edges, counts)
     bins, total = len(counts), sum(counts)

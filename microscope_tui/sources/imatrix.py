@@ -28,7 +28,6 @@ MOST_VALUES = 1 << 14
 """Key-value pairs."""
 MOST_ARRAY = 1024
 """Elements of an array; llama.cpp writes a name per file of the calibration."""
-_MOST_NAME = 1 << 16
 _MOST_DIMENSIONS = 4
 _F32, _STRING, _ARRAY = 0, 8, 9
 _SCALARS = {
@@ -36,8 +35,6 @@ _SCALARS = {
     **{10: "<Q", 11: "<q", 12: "<d"},
 }
 _COUNTS = re.compile(r"blk\.(\d{1,4})\.ffn_(gate_up|gate|up|down)_exps\.weight\.counts")
-_EXACT_FLOAT = 1 << 24
-_ROUNDED = "counts above 16,777,216 are rounded to float32"
 Value = int | float | str | list["Value"]
 
 
@@ -53,8 +50,7 @@ class ImatrixReader(DumpReader):
                 header = read_header(data)
                 counts = _counts(data, header)
             top_k = self._request.top_k or _top_k(counts, header)
-            note = _note(counts, header)
-            run = self._begin("imatrix", profile="eval", top_k=top_k, note=note)
+            run = self._begin("imatrix", profile="eval", top_k=top_k, note=_note(header))
             for record in run.add(Counted(1, counts, tokens_of(counts, top_k))):
                 yield 1.0, record
 
@@ -94,15 +90,12 @@ def _top_k(counts: dict[Router, list[int]], header: "GgufHeader") -> int | None:
     return int(ratio) if ratio >= 1 and ratio.is_integer() else None
 
 
-def _note(counts: dict[Router, list[int]], header: "GgufHeader") -> str:
-    notes = []
+def _note(header: "GgufHeader") -> str:
     datasets = header.values.get("imatrix.datasets")
-    if isinstance(datasets, list) and datasets:
-        shown = ", ".join(safe_text(str(name).rpartition("/")[2], 40) for name in datasets[:3])
-        notes.append(f"calibrated on {shown}" + (" …" if len(datasets) > 3 else ""))
-    if max(map(max, counts.values())) > _EXACT_FLOAT:
-        notes.append(_ROUNDED)
-    return "; ".join(notes)
+    if not isinstance(datasets, list) or not datasets:
+        return ""
+    shown = ", ".join(safe_text(str(name).rpartition("/")[2], 40) for name in datasets[:3])
+    return f"calibrated on {shown}" + (" …" if len(datasets) > 3 else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,18 +171,15 @@ class _Cursor:
         value: int = struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
         return value
 
-    def text(self, most: int = _MOST_NAME) -> str:
-        length = self.number("<Q")
-        if length > most:
-            raise self.data.broken(f"a text of {length:,} bytes, at most {most:,} are read")
-        return self.take(length).decode("utf-8", "replace")
+    def text(self) -> str:
+        return self.take(self.number("<Q")).decode("utf-8", "replace")
 
 
 def _value(cursor: _Cursor, kind: int) -> Value:
     if kind in _SCALARS:
         return cursor.number(_SCALARS[kind])
     if kind == _STRING:
-        return cursor.text(MOST_HEADER)
+        return cursor.text()
     if kind != _ARRAY:
         raise cursor.data.broken(f"a value of the unknown type {kind}")
     inner, length = cursor.number("<I"), cursor.number("<Q")

@@ -49,7 +49,7 @@ MAX_KEY_CHARACTERS = 512
 MAX_KEYS = 1 << 20
 """Distinct keys that are remembered; further ones are matched each time."""
 MAX_REMEMBERED_CHARACTERS = 32 << 20
-"""The same in characters: a hostile file with long keys must not fill the memory."""
+"""The same in characters, as a hostile file may have long keys."""
 MAX_LAYERS = 4096
 MAX_EXPERTS = 65_536
 MAX_ROW_BYTES = 8 << 20
@@ -62,31 +62,16 @@ MAX_OUTER_CHARACTERS = 128
 _MOST_OBJECTS = 1 << 16
 MAX_STEP = 2**62
 STEP_NAMES = (
-    "step",
-    "_step",
-    "global_step",
-    "train/global_step",
-    "trainer/global_step",
-    "iteration",
-    "iter",
-)
+    "step", "_step", "global_step", "train/global_step", "trainer/global_step", "iteration", "iter",
+)  # fmt: skip
 TIME_NAMES = ("time", "timestamp", "_timestamp", "wall_time")
 NUM_EXPERTS = (
-    "num_experts",
-    "n_routed_experts",
-    "num_local_experts",
-    "moe_num_experts",
-    "num_moe_experts",
-)
+    "num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "num_moe_experts",
+)  # fmt: skip
 TOP_K = (
-    "top_k",
-    "num_experts_per_tok",
-    "moe_router_topk",
-    "num_experts_per_token",
-    "experts_per_token",
-    "moe_top_k",
-    "moe_topk",
-)
+    "top_k", "num_experts_per_tok", "moe_router_topk", "num_experts_per_token",
+    "experts_per_token", "moe_top_k", "moe_topk",
+)  # fmt: skip
 _VIO = ("max_vio", "min_vio", "avg_vio")
 _ROLE = re.compile(r"(?:^|/)(actor|critic|ref|reward|rollout|teacher)/")
 _MOST_DEPTH = 6
@@ -362,7 +347,7 @@ def _number(text: str | None) -> int | None:
 
 
 def decode_object(data: bytes) -> dict[str, object] | None:
-    """The JSON object in ``data``, bare ``NaN`` allowed; ``None`` if it is anything else."""
+    """As ``decode_json``; ``None`` for anything but an object."""
     try:
         value = decode_json(data)
     except ValueError:
@@ -373,8 +358,7 @@ def decode_object(data: bytes) -> dict[str, object] | None:
 def decode_json(data: bytes) -> object:
     """What ``data`` holds; bare ``NaN`` and ``Infinity`` are allowed, as Python writes them.
 
-    Raises:
-        ValueError: it is not JSON, nested too deeply, or longer than ``MAX_ROW_BYTES``.
+    ``ValueError``: it is not JSON, nested too deeply, or longer than ``MAX_ROW_BYTES``.
     """
     if len(data) > MAX_ROW_BYTES:
         raise ValueError(f"longer than {MAX_ROW_BYTES >> 20} MB")

@@ -11,10 +11,8 @@ numbers of the one before; a stage whose last layer is dense makes the next ones
 with equal layers cannot be distinguished from data-parallel ranks, nor the chunks of a virtual
 pipeline from micro-batches: the header notes that.
 
-A line holds one call of one router: ``{"step", "stage", "block", "layer", "rank", "num_tokens",
-"topk", "top_indices": [[expert, …] per token], …}``, see ``megatron/core/transformer/moe/
-router_trace.py``. A router is called once per micro-batch, and once more where its activations are
-recomputed, with the same result.
+A line holds one call of one router (``megatron/core/transformer/moe/router_trace.py``): one per
+micro-batch, and one more with the same result where its activations are recomputed.
 """
 
 import re

@@ -11,7 +11,7 @@ in their place. The numbers of an array of numpy are a text too, as latin-1.
 
 import re
 import struct
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Container, Hashable
 from dataclasses import dataclass
 from struct import Struct
 from typing import Any
@@ -77,15 +77,11 @@ ORDERED = "collections.OrderedDict"
 Build = Callable[[Any], Any]
 
 
-def load(
-    data: Bytes, span: Span, allowed: Callable[[str], bool], call: Build, storage: Build
-) -> Any:
+def load(data: Bytes, span: Span, allowed: Container[str], call: Build, storage: Build) -> Any:
     """The value of the pickle in ``span``, or ``Refused``.
 
-    Args:
-        allowed: whether a global of this name may appear.
-        call: the value of ``(name, arguments)``, for globals other than ``OrderedDict``.
-        storage: the value of a persistent id.
+    ``call``: the value of ``(name, arguments)`` for the globals that are ``allowed``, other than
+    ``OrderedDict``; ``storage``: that of a persistent id.
     """
     try:
         value = _Interpreter(data, span, allowed, call, storage).run()
@@ -97,12 +93,7 @@ def load(
 
 class _Interpreter:
     def __init__(
-        self,
-        file: Bytes,
-        span: Span,
-        allowed: Callable[[str], bool],
-        call: Build,
-        storage: Build,
+        self, file: Bytes, span: Span, allowed: Container[str], call: Build, storage: Build
     ) -> None:
         self._file, self._end = file, span.end
         self._data, self._base = b"", span.start  # a window of the pickle, and where it begins
@@ -213,7 +204,7 @@ class _Interpreter:
         return True
 
     def _global(self, name: str) -> Global:
-        if not self._allowed(name):
+        if name not in self._allowed:
             raise Refused(
                 f"the pickle names {safe_text(name, 60)}, which is neither a tensor nor a plain "
                 "container; nothing was executed"

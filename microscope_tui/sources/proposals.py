@@ -370,11 +370,7 @@ def _is_certain(best: _Matrix, steps: int) -> bool:
 
 
 def described(
-    found: Survey,
-    proposal: Proposal | None,
-    source: RowReader,
-    name: str,
-    asked: SourceRequest,
+    found: Survey, proposal: Proposal | None, source: RowReader, name: str, asked: SourceRequest
 ) -> str:
     """What a run of the format ``name`` holds instead of readings of routers, and what to do."""
     path = f"{source.path}#{source.run}" if source.run else str(source.path)

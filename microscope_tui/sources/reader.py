@@ -130,10 +130,8 @@ class RecordReader(Reader, ABC):
         """The next records, from about ``max_bytes`` of the source; never waits for a writer.
 
         The first record is a ``run`` record. A record that is torn stays for the next call.
-
-        Raises:
-            OSError: the source cannot be read now; a later call may succeed.
-            Unreadable: what follows is damaged or not allowed; everything before was returned.
+        ``OSError``: the source cannot be read now, a later call may succeed; ``Unreadable``: what
+        follows is damaged or not allowed, everything before was returned.
         """
 
 
@@ -203,10 +201,8 @@ class RowReader(Reader, ABC):
     def read(self, max_bytes: int = 1 << 20) -> Rows:
         """The next rows, from about ``max_bytes`` of the source; never waits for a writer.
 
-        Steps may repeat (several rows for one step are merged) and restart.
-
-        Raises:
-            OSError, Unreadable: as ``RecordReader.read``.
+        Steps may repeat (several rows for one step are merged) and restart. Errors as in
+        ``RecordReader``.
         """
 
 
@@ -215,10 +211,10 @@ def whole_steps(
 ) -> list[Row]:
     """A whole step from each of about ``count`` places between ``start`` and ``end``.
 
-    ``rows_of`` gives the rows between two places. A whole step is the first one there with a
-    reading of a router, or else the first one; at the end, the last. At each place as much is read
-    as holds two such steps at the start: twice ``width``, or more. Empty where they are rare, or
-    every step is one number: rows may be sorted by name, those of a step all over the source.
+    ``rows_of`` gives the rows between two places. Of these it is the first step with a reading of a
+    router, or else the first; at the end, the last. At each place as much is read as holds two such
+    steps at the start: twice ``width``, or more. Empty where they are rare, or every step is one
+    number: rows may be sorted by name.
     """
     steps: list[Row] = []
     took = 0.0
@@ -273,6 +269,6 @@ def coarse_to_fine(count: int) -> Iterator[float]:
     """``count`` evenly spaced places in [0, 1), so that the first few of them are spread too."""
     bits = (count - 1).bit_length()
     for i in range(1 << bits):
-        place = int(f"{i:0{bits}b}"[::-1] or "0", 2) if bits else 0
+        place = int(f"{i:0{bits}b}"[::-1], 2)
         if place < count:
             yield place / count

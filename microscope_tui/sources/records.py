@@ -35,7 +35,6 @@ def run_record(
 
     Args:
         depths: of every router, in forward order.
-        experts: their number in every router.
         counts: ``exact``, ``top1``, ``shares``, ``local_rank`` or ``none``.
         names: shown names of the routers, by default ``L{depth}``.
         note: what limits these counts, in a few words.
@@ -76,13 +75,10 @@ def step_record(
     router: Mapping[str, Values] | None = None,
     **numbers: float | Mapping[str, float] | None,
 ) -> Record:
-    """The record of one step.
+    """The record of one step; rows of unknown counts are ``None``.
 
-    Args:
-        tokens_per_expert: a row of counts per router, ``None`` where one is unknown.
-        expert_bias: the selection bias, in the same order.
-        router: summaries that the source has; those that follow from the counts are derived.
-        numbers: ``time``, ``loss``, ``losses`` … as in the run log.
+    ``router``: summaries that the source has, beside those that follow from the counts;
+    ``numbers``: ``time``, ``loss``, ``losses`` … as in the run log.
     """
     summaries = dict(router or {})
     rows = tokens_per_expert or ()

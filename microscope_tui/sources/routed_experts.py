@@ -55,6 +55,7 @@ _TYPES = {"int8": "b", "int16": "h", "int32": "i", "uint8": "B", "uint16": "H"}
 _Rows = list[list[list[int]]]
 _Sizes = tuple[int, int, int]
 _Ids = Sequence[int] | None
+_WRONG = Unreadable, ValueError, msgspec.MsgspecError, OverflowError, RecursionError
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,13 +220,7 @@ def _samples(
     for place, done, make in found:
         try:
             sample = make()
-        except (
-            Unreadable,
-            ValueError,
-            msgspec.MsgspecError,
-            OverflowError,
-            RecursionError,
-        ) as error:
+        except _WRONG as error:
             raise Unreadable(f"{place}: {safe_text(error, 200)}") from None
         if sizes not in (None, sample.shape[1:]):
             raise Unreadable(f"{place}: [layers, k] is {sample.shape[1:]}, before {sizes}")

@@ -41,7 +41,8 @@ class RunRecords:
         self._request = request
         self._facts = facts
         self._layout: Layout | None = None
-        self._waiting: deque[Row] = deque(maxlen=MOST_WAITING)
+        self.waiting: deque[Row] = deque(maxlen=MOST_WAITING)
+        """Steps that wait for the header."""
         self._ahead = 0  # steps with router readings among those that wait
 
     @property
@@ -51,11 +52,6 @@ class RunRecords:
     @property
     def remarks(self) -> Sequence[str]:
         return self._layout.remarks if self._layout is not None else ()
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether steps wait for the header."""
-        return bool(self._waiting)
 
     def of(self, steps: Iterable[Step]) -> Iterator[Record]:
         for row, is_again in steps:
@@ -71,9 +67,9 @@ class RunRecords:
             yield self._layout.record(row)
 
     def _wait(self, row: Row, is_again: bool) -> Iterator[Record]:
-        if is_again and self._waiting.pop().of_router:
+        if is_again and self.waiting.pop().of_router:
             self._ahead -= 1
-        self._waiting.append(row)
+        self.waiting.append(row)
         if row.of_router:
             self._ahead += 1
         if self._ahead >= LOOK_AHEAD:
@@ -84,13 +80,13 @@ class RunRecords:
         if not self._ahead:
             return
         layout = Layout(self._request, self._source)
-        for row in self._waiting:
+        for row in self.waiting:
             layout.grow(row)
             layout.learn_top_k(row)
         yield self._header(layout)
-        yield from map(layout.record, self._waiting)
+        yield from map(layout.record, self.waiting)
         self._layout = layout
-        self._waiting.clear()
+        self.waiting.clear()
         self._ahead = 0
 
     def _header(self, layout: Layout) -> Record:
@@ -162,7 +158,7 @@ class RowRecords(RecordReader):
 
     def _last(self, ended: str) -> Iterator[Record]:
         """The last step once it is complete, and the end of the run: the reason is ``ended``."""
-        if self.exhausted and (self._steps.is_open or self._run.is_waiting):
+        if self.exhausted and (self._steps.wait_s() or self._run.waiting):
             if ended or self._steps.is_quiet(self.modified or 0.0):
                 yield from self._rest()
             else:

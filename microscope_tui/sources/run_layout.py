@@ -31,7 +31,7 @@ from microscope_tui.sources.reader import Record, Row, RowReader, SourceRequest
 from microscope_tui.sources.records import counts_of_shares, run_record, step_record
 
 MAX_NUMBERS = 1 << 20
-"""Distinct numbers of a run; further ones are left out: a hostile file must not fill the memory."""
+"""Distinct numbers of a run; those of a hostile file beyond are left out."""
 _OFF = 1e-3
 """How far the mean load of a whole row may be from 1; rounding leaves far less."""
 _MOST_NATS = 700.0  # more overflow

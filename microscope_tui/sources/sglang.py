@@ -1,16 +1,14 @@
 """Dumps of SGLang's expert distribution recorder as a run: one step per forward pass.
 
-A dump of ``stat`` is a buffer that is not rotated: its unused passes are zero and dropped, and the
-order of the others is not guaranteed. In ``per_pass`` and ``per_token`` the step is
-``forward_pass_id`` + 1 (passes completed), and the files of all ranks are summed. Layers without a
-router are rows of zeros: they are dropped, the others keep their numbers. The router of a server
-does not learn, so the profile is ``eval``.
+``stat`` and ``stat_approx`` write counts over all ranks, from a buffer that is not rotated: its
+unused passes are zero and dropped, and the order of the others is not guaranteed. ``per_pass`` and
+``per_token`` write counts of *physical* experts, a file per rank: they are summed, and the step is
+``forward_pass_id`` + 1 (passes completed). Layers without a router are rows of zeros: they are
+dropped, the others keep their numbers. The router of a server does not learn: the profile is
+``eval``.
 
 Where all ranks see the same tokens (tensor parallelism without data-parallel attention), SGLang's
 own sums are a multiple of the counts: the shares are right, ``tokens`` is therefore left out.
-
-``stat`` and ``stat_approx`` write the counts of the buffered forward passes, summed over the ranks.
-``per_pass`` and ``per_token`` write a file per rank with counts of *physical* experts.
 Layout: ``sglang/srt/eplb/expert_distribution.py``.
 """
 
@@ -141,14 +139,14 @@ class SGLangReader(DumpReader):
 
     def _sum(self, number: int, ranks: list[Pass]) -> Counted:
         total: dict[Router, list[int]] = {}
-        top_k = None
+        top_k = 0
         for one in ranks:
             with self._opened(one.path) as data:
                 physical = _rows_of(data, one.counts)
                 rows = routed(by_logical(physical, one.logical))
                 if one.choices is not None and rows and self._run is None:
                     layer = min(rows).layer
-                    top_k = max(top_k or 0, _top_k_of(data, one.choices, layer) or 0)
+                    top_k = max(top_k, _top_k_of(data, one.choices, layer))
             for router, row in rows.items():
                 add_counts(total.setdefault(router, []), row)
         return Counted(number + 1, total, top_k=top_k or None)
@@ -201,15 +199,15 @@ def _rows_of(data: Bytes, counts: Tensor, index: int | None = None) -> list[list
     return [flat[at : at + width] for at in range(0, len(flat), width)]
 
 
-def _top_k_of(data: Bytes, choices: Tensor, layer: int) -> int | None:
-    """The most experts that a token chose in one layer; ``None`` without a token.
+def _top_k_of(data: Bytes, choices: Tensor, layer: int) -> int:
+    """The most experts that a token chose in one layer; 0 without a token.
 
     The recorder has room for eight choices; where there are fewer, the rest is -1.
     """
     ids = choices.numbers(data, layer)
     width = choices.shape[-1]
     tokens = (ids[at : at + width] for at in range(0, len(ids), width or 1))
-    return max((sum(i >= 0 for i in token) for token in tokens), default=0) or None
+    return max((sum(i >= 0 for i in token) for token in tokens), default=0)
 
 
 def _passes(data: Bytes, path: Path, content: dict[Any, Any]) -> list[Pass]:
@@ -234,8 +232,9 @@ def _passes(data: Bytes, path: Path, content: dict[Any, Any]) -> list[Pass]:
             )
         choices = record.get("topk_ids_of_layer")
         usable = isinstance(choices, Tensor) and choices.is_integer and len(choices.shape) == 3
-        usable = usable and choices.shape[0] == counts.shape[0]
-        passes.append(Pass(path, rank, number, counts, choices if usable else None, logical))
+        if not usable or choices.shape[0] != counts.shape[0]:
+            choices = None
+        passes.append(Pass(path, rank, number, counts, choices, logical))
     if len(ranks := {one.rank for one in passes}) > 1:
         raise data.broken(f"records of {len(ranks)} ranks in one file; a file holds one rank")
     return passes

@@ -30,20 +30,12 @@ class StepRows:
         self._is_again = False  # the open step is that one
         self._patience_s = 0.0  # a logger that writes a step in parts will do so again
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the last step may still get more rows."""
-        return bool(self._parts)
-
     def wait_s(self) -> float:
-        """Seconds until the open step may be complete."""
+        """Seconds until the open step may be complete; 0 if none is open."""
         return COMPLETE_AFTER_S / 10 if self._parts else 0.0
 
     def complete(self, rows: Sequence[Row], *, is_started: bool) -> Iterator[Step]:
-        """The steps that are complete with these rows.
-
-        ``is_started``: whether steps were written to the log.
-        """
+        """The steps that these rows complete; ``is_started``: some were written to the log."""
         for row in rows:
             if not self._parts or row.step != self._parts[0].step:
                 yield from self.close()
@@ -81,10 +73,8 @@ class StepRows:
             yield step
 
     def is_quiet(self, modified: float) -> bool:
-        """Whether nothing was written for so long that the open step counts as complete.
-
-        ``modified``: when the source was, in Unix seconds.
-        """
+        """Whether the open step counts as complete: nothing was written for long, by its growth or
+        by the Unix time at which the source was ``modified``."""
         patience_s = max(COMPLETE_AFTER_S, self._patience_s)
         at_rest = time.time() - modified >= patience_s
         return at_rest or time.monotonic() - self._grew >= patience_s

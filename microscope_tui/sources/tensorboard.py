@@ -117,10 +117,8 @@ class TensorBoardReader(RowReader):
         return Rows(rows)
 
     def sample(self, count: int) -> list[Row]:
-        """The first step that begins at each of about ``count`` places in all files together.
-
-        Where ``MAX_SAMPLED_BYTES`` are not enough, it has the numbers that come first in the step.
-        """
+        """The first step at each of about ``count`` places in all files together; where
+        ``MAX_SAMPLED_BYTES`` are not enough, its first numbers."""
         self._look()
         files = list(self._files.values())
         for file in files:
@@ -232,10 +230,10 @@ def length_of(header: bytes) -> int | None:
 class RecordSplitter:
     """Splits a byte stream into the data of its records; keeps what is torn for the next bytes.
 
-    A record is its length (8 bytes, little endian), a masked crc32c of the length, the data, and a
-    masked crc32c of the data. The checksum of the length is always verified. That of the data is
-    not: crc32c is not in the standard library, and in Python it would take a hundred times as long
-    as decoding the event. https://www.tensorflow.org/tutorials/load_data/tfrecord
+    A record is its length (8 bytes, little endian), a masked crc32c of the length, the data, and
+    one of the data. Only the first is verified: crc32c is not in the standard library, and in
+    Python takes a hundred times as long as decoding the event.
+    https://www.tensorflow.org/tutorials/load_data/tfrecord
     """
 
     def __init__(self, start: int = 0) -> None:
@@ -310,10 +308,10 @@ class RecordSplitter:
 
 
 def find_record(data: bytes) -> int | None:
-    """Where the first record in ``data`` begins that has a valid length, wherever ``data`` is from.
+    """Where the first record with a valid length begins in ``data``.
 
-    The upper bytes of a length are zeros, so only a few places need their checksum computed, and a
-    wrong one passes once in four billion.
+    The upper bytes of a length are zeros, so only few places need their checksum computed; a wrong
+    one passes once in four billion.
     """
     at = data.find(b"\0\0\0\0\0", 3)
     while at >= 0 and at + 9 <= len(data):
@@ -371,9 +369,8 @@ def _row_of(step: int, wall: float, values: Pairs = ()) -> Row:
 class EventRows:
     """Turns the events of a run into rows; those of one step that follow each other are one row.
 
-    Most writers put one number into an event. All bytes of such an event but step, time and number
-    are the same each time, so they are looked up as a whole. All other layouts are decoded field by
-    field.
+    Most writers put one number into an event: all bytes but step, time and number are the same each
+    time, and looked up as a whole. Other layouts are decoded field by field.
     """
 
     def __init__(self, keys: Keys) -> None:

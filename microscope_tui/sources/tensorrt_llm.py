@@ -190,9 +190,7 @@ def read_tensors(data: Bytes) -> dict[str, Tensor]:
     """The tensors of a safetensors file by name.
 
     Layout: 8 bytes with the length of the header, the header in JSON, then the data.
-
-    Raises:
-        Unreadable: damaged, above a limit, or with tensors that overlap or lie outside the file.
+    ``Unreadable``: damaged, above a limit, or tensors that overlap or lie outside the file.
     """
     (length,) = data.numbers(0, "Q", 1, "the length of the header")
     if length > _MOST_HEADER:

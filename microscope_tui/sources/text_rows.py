@@ -53,11 +53,9 @@ class LineRows(RowReader):
 
     @abstractmethod
     def _row(self, line: bytes) -> Row | None:
-        """The row of a line; ``None`` for one without any.
+        """The row of a line, ``None`` for one without any.
 
-        Raises:
-            BadLine: the line is skipped for this reason.
-            Unreadable: nothing that follows can be read either.
+        ``BadLine``: it is skipped; ``Unreadable``: so is all that follows.
         """
 
     def read(self, max_bytes: int = 1 << 20) -> Rows:

@@ -11,7 +11,8 @@ import struct
 from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from io import FileIO
+from typing import Any
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from microscope_tui.runlog import safe_text
@@ -114,11 +115,7 @@ def _is_contiguous(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 
 
 def load(data: Bytes) -> Any:
-    """The value that ``torch.save`` got: containers, numbers, texts and ``Tensor``.
-
-    Raises:
-        Unreadable: damaged, unfinished, too large, or it holds something else.
-    """
+    """What ``torch.save`` got: containers, numbers, texts and ``Tensor``; else ``Unreadable``."""
     found = _members(data)
     pickles = [name for name in found if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
@@ -128,7 +125,7 @@ def load(data: Bytes) -> Any:
     member = found[pickles[0]]
     span = Span(start := _start_of(data, member), start + member.file_size)
     try:
-        return plain_pickle.load(data, span, _ALLOWED.__contains__, tensors.call, tensors.storage)
+        return plain_pickle.load(data, span, _ALLOWED, tensors.call, tensors.storage)
     except Refused as refused:
         raise data.broken(str(refused)) from None
 
@@ -136,7 +133,7 @@ def load(data: Bytes) -> Any:
 def _members(data: Bytes) -> dict[str, ZipInfo]:
     """The members by name; they are only located, what they hold is read piece by piece."""
     try:
-        with ZipFile(cast(BinaryIO, _Limited(data))) as archive:
+        with ZipFile(_Limited(data.file, closefd=False)) as archive:
             found = archive.infolist()
     except (BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error):
         raise data.broken(
@@ -158,32 +155,11 @@ def _members(data: Bytes) -> dict[str, ZipInfo]:
     return {info.filename: info for info in found}
 
 
-class _Limited:
-    """A file as ``zipfile`` reads it: no more than a directory may have is read at once."""
+class _Limited(FileIO):
+    """A zip file of which no more than a directory may have is read at once."""
 
-    def __init__(self, data: Bytes) -> None:
-        self._data, self._at = data, 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, self._data.size)[whence]
-        if self._at < 0:
-            raise ValueError("an offset before the file")
-        return self._at
-
-    def read(self, length: int = -1) -> bytes:
-        left = max(0, self._data.size - self._at)
-        length = left if length < 0 else min(length, left)
-        if length > _MOST_DIRECTORY:
-            raise self._data.broken(f"a directory of {length:,} bytes; dump more often")
-        piece = self._data.read(self._at, length, "the directory of the zip file")
-        self._at += length
-        return piece
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(min(size or 0, _MOST_DIRECTORY))
 
 
 def _start_of(data: Bytes, member: ZipInfo) -> int:

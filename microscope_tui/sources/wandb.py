@@ -19,15 +19,7 @@ from pathlib import Path
 import msgspec
 
 from microscope_tui.runlog import Tail, read_at, safe_text
-from microscope_tui.sources.keys import (
-    NUM_EXPERTS,
-    TOP_K,
-    Keys,
-    Rule,
-    Target,
-    decode_json,
-    matched,
-)
+from microscope_tui.sources.keys import NUM_EXPERTS, TOP_K, Keys, Rule, Target, decode_json, matched
 from microscope_tui.sources.protobuf import (
     MAX_STEP,
     BadMessage,
@@ -89,7 +81,7 @@ _OF_EXPERTS = re.compile("|".join((*NUM_EXPERTS, *TOP_K)).replace("_", "[-_]").e
 class WandbReader(RowReader):
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
-        """See ``Reader``; of any version."""
+        """Of any version."""
         return len(head) >= _FILE_HEADER.size and _FILE_HEADER.unpack_from(head)[:2] == _MAGIC
 
     @classmethod
@@ -174,11 +166,11 @@ class WandbReader(RowReader):
         return Rows(rows, chunk.restarted, self._ended if self.exhausted else "")
 
     def sample(self, count: int) -> list[Row]:
-        """Rows from about ``count`` places of the file, in its order.
+        """Rows from about ``count`` places of the file, in its order; fewer where
+        ``MAX_SAMPLED_BYTES`` are not enough.
 
-        The first is from the start, with the name and the configuration of the run. A place gives
-        the first row with a reading of a router from a block of 32 KiB on, and the end of the file
-        its last one. Where ``MAX_SAMPLED_BYTES`` are not enough, fewer places are read.
+        The first place is the start, with the name and the configuration of the run. A place gives
+        the first row with a reading of a router from a block on, the end of the file its last one.
         """
         self._file.pread(0, 0)
         blocks = max(1, self._file.size // BLOCK_BYTES)
@@ -296,9 +288,8 @@ class RecordSplitter:
     """Splits a byte stream into records; keeps what is torn for the next bytes.
 
     Seven bytes of header, then blocks of 32 KiB. A record is one chunk, or several where it crosses
-    the end of a block: FIRST, MIDDLE …, LAST. No chunk crosses the end of a block, so a reader can
-    start at any multiple of 32 KiB. The checksum is zlib's crc32 over the type and the data;
-    LevelDB itself uses a masked crc32c.
+    the end of a block: FIRST, MIDDLE …, LAST. No chunk does, so a reader can start at any block.
+    The checksum is zlib's crc32 over type and data; LevelDB itself uses a masked crc32c.
     """
 
     def __init__(self, keep: Callable[[bytes], bool], start: int = 0) -> None:
@@ -398,9 +389,9 @@ class HistoryRows:
     """Turns history records into rows.
 
     Most of the time is spent here. The common layout of an item is recognised by its lengths; the
-    bytes of its key and around it are the same in every record, so they are looked up as a whole.
-    W&B writes the items of every record in another order: they are put into one order, and the
-    numbers are decoded together. All other layouts are decoded field by field.
+    bytes around its value are the same in every record, and looked up as a whole. W&B writes the
+    items of every record in another order: they are put into one order, and the numbers are decoded
+    together. Other layouts are decoded field by field.
     """
 
     def __init__(self, heads: PrefixTargets, inside: _Inside) -> None:

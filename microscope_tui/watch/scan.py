@@ -12,6 +12,8 @@ from copy import copy
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from microscope_tui import measures
 from microscope_tui.diagnosis import value_at
 from microscope_tui.runlog import (
@@ -173,6 +175,8 @@ class Scan:
         self.end: EventRecord | None = None
         self.lost_records = 0
         self.evaluations: deque[EventRecord] = deque(maxlen=1000)
+        self.held_out: EventRecord | None = None
+        """The last evaluation with counts."""
         self.history: History | None = None
         self.expected_steps = 0
         self.intervals: deque[float] = deque(maxlen=33)
@@ -282,7 +286,8 @@ class Scan:
         if event.event == "end":
             self.end = event
         elif event.event == "eval":
-            self.evaluations.append(event)
+            self.evaluations.append(replace(event, slices=None))
+            self.held_out = event if event.slices is not None else self.held_out
         elif event.event == "lost_records":
             count = event.values.get("count", 0)
             self.lost_records += int(count) if math.isfinite(count) and count > 0 else 0

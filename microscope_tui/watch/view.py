@@ -24,7 +24,7 @@ from microscope_tui.diagnosis import (
     report,
     value_at,
 )
-from microscope_tui.runlog import RouterInfo, RunRecord, StepEntry, StepRecord
+from microscope_tui.runlog import EventRecord, RouterInfo, RunRecord, StepEntry, StepRecord
 from microscope_tui.watch.history import Column, Curves, Window
 from microscope_tui.watch.past_steps import Pin, pin
 from microscope_tui.watch.run_watch import RunWatch
@@ -128,6 +128,8 @@ class RunView(msgspec.Struct, frozen=True):
     restarts: Sequence[int]
     evaluations: Sequence[tuple[int, float | None]]
     """Steps in the window, and their validation losses."""
+    held_out: EventRecord | None
+    """The last evaluation with counts."""
     progress: float
     """Share of the log that was read; below 1 the history is a sample."""
     judged: float
@@ -207,6 +209,7 @@ def view_of(
             ribbon=ribbon_of(watch, window, ribbon) if newest else (),
             restarts=tuple(filter(window.has, curves.restarts)),
             evaluations=_evaluations(watch, window),
+            held_out=watch.shown.held_out,
             progress=1.0 if watch.complete else watch.progress,
             judged=watch.judged,
             judged_step=diagnosis.last_step if diagnosis else 0,

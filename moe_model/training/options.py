@@ -94,9 +94,8 @@ class Options:
     preset: Annotated[str, _DATA] = "tiny"
     """Model and defaults: see the table below."""
     data: Annotated[tuple[str, ...], _DATA, Parameter(consume_multiple=True, negative=())] = _PRESET
-    """Text: python-docs (comes with Python), tinyshakespeare (1 MB, downloaded), a UTF-8 file or
-    folder, records in .jsonl or .parquet; several are mixed, NAME:3 gives three times as many
-    sequences (default: the preset's)."""
+    """Text: python-docs, tinyshakespeare, a file or folder, .jsonl or .parquet; A:3 B:1 mixes two
+    (default: the preset's)."""
     text_field: Annotated[str, _DATA] = "text"
     """Field of a record that has the text."""
     document_mask: Annotated[bool, _DATA, _SWITCH] = False

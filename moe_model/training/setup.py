@@ -16,7 +16,7 @@ import torch
 
 from moe_model import PRESETS, Checkpoint, LanguageModel, ModelConfig, UsageError, stop_ids_of
 from moe_model.threads import settle_threads
-from moe_model.training.batches import TrainingBatches, held_out_batches
+from moe_model.training.batches import Batch, TrainingBatches, held_out_batches
 from moe_model.training.checkpoint import (
     AUTO,
     find_checkpoint,
@@ -56,7 +56,6 @@ def prepare(options: Options, world: World) -> Run:
         prompt = _choose_prompt(options, corpora[0])
         model = _build_model(options, config, checkpoint)
         forced_collapse = _forced_collapse(options, model.router_depths)
-    most = max(1, EVALUATION_SEQUENCES // len(corpora))
     forward = parallelize(model, options.parallel, world, options.expert_parallel)
     run = Run(
         options=options,
@@ -83,10 +82,7 @@ def prepare(options: Options, world: World) -> Run:
             world_size=world.size,
             pin=world.device.type == "cuda",
         ),
-        held_out=tuple(
-            (one.name, held_out_batches(one.held_out, options.batch_size, options.seq_len, most))
-            for one in corpora
-        ),
+        held_out=_held_out(options, corpora),
         progress=Progress(collapse_index=[None] * len(model.routers)),
         start=checkpoint,
         resumed_at_step=resumed_at,
@@ -96,6 +92,14 @@ def prepare(options: Options, world: World) -> Run:
         with world.together():
             restore(run, checkpoint)
     return run
+
+
+def _held_out(
+    options: Options, corpora: Sequence[Corpus]
+) -> tuple[tuple[str, Sequence[Batch]], ...]:
+    most = max(1, EVALUATION_SEQUENCES // len(corpora))
+    shape = (options.batch_size, options.seq_len, most)
+    return tuple((corpus.name, held_out_batches(corpus.held_out, *shape)) for corpus in corpora)
 
 
 def _build_model(

@@ -258,11 +258,13 @@ def evaluate(
     forward: Callable[..., ModelOutput] | None = None,
     world: World = ALONE,
     document_mask: bool = False,
+    counts_NLE: Tensor | None = None,
 ) -> float:
     """Mean next-token cross-entropy in nats over all targets; the model keeps its mode.
 
     Each rank evaluates its share, in the same number of forward passes, since sharded ranks wait
-    for each other. ``forward`` is called instead of a model over several ranks.
+    for each other. ``forward`` is called instead of a model over several ranks. ``counts_NLE``,
+    int64 zeros, receives the tokens per expert of each sequence and router.
     """
     forward = forward or model
     was_training = model.training
@@ -279,6 +281,17 @@ def evaluate(
         if place < len(batches):
             sums[0] += output.losses[0]
             sums[1] += (targets_BS >= 0).sum()
+            if counts_NLE is not None:
+                first_row = sum(len(before.tokens_BN) for before in batches[:place])
+                _count(output, counts_NLE[first_row : first_row + len(targets_BS)])
     model.train(was_training)
     world.sum(sums)
+    if counts_NLE is not None:
+        world.sum(counts_NLE)
     return (sums[0] / sums[1]).item()
+
+
+def _count(output: ModelOutput, counts_BLE: Tensor) -> None:
+    for layer, routing in enumerate(output.routings):
+        ids_BP = routing.expert_ids_TK.reshape(len(counts_BLE), -1)
+        counts_BLE[:, layer].scatter_add_(1, ids_BP, torch.ones_like(ids_BP))

@@ -251,13 +251,16 @@ def _first_line(error: RuntimeError) -> str:
     return line.partition(". This is typically")[0]
 
 
-def agree(world: World, facts: Mapping[str, str]) -> None:
-    """End all ranks with a usage error if ``facts``, by their names in it, differ. A collective."""
+def agree(world: World, facts: Mapping[str, str], fault: Exception | None = None) -> None:
+    """End all ranks with a usage error if ``facts``, by their names in it, differ. A collective; a
+    rank without facts brings its ``fault``."""
     if world.size == 1:
         return
     of_first: dict[str, str] = json.loads(world.broadcast_text(json.dumps(dict(facts))))
     with world.together():
-        for name in {**of_first, **facts}:
+        if fault is not None:
+            raise fault
+        for name in {**of_first, **facts} if of_first else ():
             here, there = facts.get(name, NOT_GIVEN), of_first.get(name, NOT_GIVEN)
             if here != there:
                 raise UsageError(

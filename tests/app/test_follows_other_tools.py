@@ -12,7 +12,7 @@ import pytest
 
 from microscope_tui.app import Preferences
 from microscope_tui.app.screens.base import BaseScreen
-from microscope_tui.sources import SETTLED_S
+from microscope_tui.sources.dumps import SETTLED_S
 from tests.app.pilot import AppPilot, running
 from tests.app.test_time_machine import step_in
 from tests.sources.live_writers import FIRST, LAYERS, WRITERS, Live, SGLang

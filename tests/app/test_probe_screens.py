@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import msgspec
+import pytest
+
 from microscope_tui.app.rows import Rows
 from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.app.screens.probe_screens import TokensScreen
 from microscope_tui.routing import FILE_NAME, Routing, RoutingWriter, Shape, Tables
 from tests.app.pilot import AppPilot, open_app
+from tests.conftest import header, step
 
 TOKEN_PARTS = ("token-text", "token-panel", "token-title", "token-legend")
 
@@ -211,6 +215,38 @@ async def test_every_expert_is_shown_with_slices_and_tokens(probed: Path) -> Non
         assert keys.region.bottom == 20
         assert rows.region.height < 16
         assert "▶" in app.text("slice-rows")
+
+
+TAKES = [[200, 200, 0, 0, 0, 0, 0, 0], [0, 0, 200, 200, 0, 0, 0, 0]]
+
+
+def evaluated(folder: Path, **slices: object) -> Path:
+    """A run of ``train.py`` that was evaluated after step 3."""
+    lines = [header(), *(step(n, [[8] * 8] * 3, 32) for n in range(1, 4))]
+    found = {"names": ["code", "\x1b[2Jprose"], "noise": [0.1, 0.1]}
+    found["counts"] = [[row] * 3 for row in TAKES]
+    event = {"kind": "event", "step": 3, "event": "eval", "values": {"loss": 2.0}}
+    lines.append(event | {"slices": found | slices})
+    (folder / "metrics.jsonl").write_bytes(b"\n".join(map(msgspec.json.encode, lines)) + b"\n")
+    return folder
+
+
+async def test_a_run_shows_which_experts_take_which_held_out_text(tmp_path: Path) -> None:
+    async with open_app(evaluated(tmp_path), "8", size=(120, 40)) as app:
+        said = "held-out text at step 3: experts 0, 1 take code; experts 2, 3 take �[2Jprose"
+        assert said in app.text("slice-top")
+        await app.press("right", "right", "right")
+        assert app.text("slice-top").startswith("  L3 3 of 3 ")
+        assert app.session.selected == 2
+        await app.press("enter")
+        assert "its tokens are in a probe" in app.text("keys")
+
+
+@pytest.mark.parametrize("counts", [[], [[]], 3, [[[-1]] * 3] * 2, [[[1] * 9] * 3] * 2])
+async def test_counts_that_do_not_fit_the_run_are_not_shown(tmp_path: Path, counts: object) -> None:
+    async with open_app(evaluated(tmp_path, counts=counts), "8", size=(120, 40)) as app:
+        assert "held-out text" not in app.text("slice-top")
+        assert "step 3" in app.text("header")
 
 
 async def test_the_cursor_stays_on_its_expert_in_every_order_and_layer(probed: Path) -> None:

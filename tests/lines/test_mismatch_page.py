@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 
 from microscope_tui.lines import Glyphs, line_width, mismatch_text, plain
 from microscope_tui.lines.mismatch import beside_each_other, percent
-from microscope_tui.routing import LayerMismatch, MarginBin, Mismatch
+from microscope_tui.routing.compare import LayerMismatch, MarginBin, Mismatch
 
 
 @st.composite

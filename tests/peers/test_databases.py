@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from microscope_tui.probe import Alert, MicroscopeCallback
-from microscope_tui.sources import Keys, MlflowReader, TrackioReader
+from microscope_tui.sources import Keys
+from microscope_tui.sources.databases import MlflowReader, TrackioReader
 from tests.sources.reading import all_rows, translated
 from tests.sources.sound import GOLDEN, counts_row
 from tests.sources.test_equal_to_run_logs import counts_log, facts

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from microscope_tui.sources import Keys, RowRecords, SourceRequest, TrackioReader, WandbReader
+from microscope_tui.sources import Keys, SourceRequest
+from microscope_tui.sources.databases import TrackioReader
+from microscope_tui.sources.row_records import RowRecords
+from microscope_tui.sources.wandb import WandbReader
 from tests.peers.test_databases import _alone, trackio_storage
 from tests.peers.test_wandb import file_of, read_to_the_end, start
 from tests.sources.reading import counts_of, drained, settle

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.sources import Keys, WandbReader
+from microscope_tui.sources import Keys
+from microscope_tui.sources.wandb import WandbReader
 from tests.peers.test_databases import ALONE, trackio_storage
 from tests.peers.test_wandb import file_of, read_to_the_end, start
 from tests.sources.layouts import LAYOUTS, OTHERS, Layout, nested, write

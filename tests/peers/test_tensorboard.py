@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from microscope_tui.sources import Keys, RowRecords, SourceRequest, TensorBoardReader
+from microscope_tui.sources import Keys, SourceRequest
+from microscope_tui.sources.row_records import RowRecords
+from microscope_tui.sources.tensorboard import TensorBoardReader
 from tests.sources import event_bytes
 from tests.sources.reading import all_rows, counts_of, drained, settle
 from tests.sources.truth import CONFIG, GOLDEN, STEPS, chosen, expected, logged, numbers_of

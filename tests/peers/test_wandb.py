@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from microscope_tui.probe import Alert, MicroscopeCallback
-from microscope_tui.sources import FORMATS, Keys, Row, WandbReader
+from microscope_tui.sources import FORMATS, Keys
+from microscope_tui.sources.reader import Row
+from microscope_tui.sources.wandb import WandbReader
 from tests.sources import wandb_bytes as wb
 from tests.sources.truth import CONFIG, GOLDEN, STEPS, expected, logged, numbers_of
 

@@ -19,5 +19,4 @@ def test_thirty_steps_of_every_schedule_are_those_of_one_process(
     for case in cases:
         is_same(tmp_path / case, tmp_path / "alone")
     program = fork_server.start("-m", "microscope_tui", "check", f"{tmp_path / 'experts'}")
-    expected = "rank 1 (experts 4 to 7) of 2 expert-parallel ranks has 2.0 times the work"
-    assert expected in program.communicate()[0]
+    assert "worst L2: 50%, busiest rank (1) 2.00 x mean" in program.communicate()[0]

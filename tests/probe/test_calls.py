@@ -8,7 +8,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
-from microscope_tui.probe import Call, Calls, Choice, Scores, Site, attach, counter as counting
+from microscope_tui.probe import attach, counter as counting
+from microscope_tui.probe.counter import Call, Calls
+from microscope_tui.probe.sites import Choice, Scores, Site
 from tests.probe.layers import PAIRS, ROUTERS, TOP_K, Block, Model, sums, tokens, watched
 
 KINDS = ("softmax", "sigmoid", "sqrtsoftplus", None)

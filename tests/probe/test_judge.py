@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from microscope_tui.diagnosis import Diagnosis
-from microscope_tui.probe import Alert, RunJudge
+from microscope_tui.probe.judge import Alert, RunJudge
 from tests.probe import replay as replays
 from tests.probe.layers import records
 from tests.probe.replay import EVEN, HEADER, collapsing, open_recorder, replay, step, written

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from microscope_tui.probe import MOST_TELLING
+from microscope_tui.probe.tables import MOST_TELLING
 from microscope_tui.routing import Routing
 from tests.probe.folders import CHARACTERS, CLASSES, expert_of, planted, probe
 

@@ -23,7 +23,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralForCausalLM
 
-from microscope_tui.probe import CannotProbe, folder_of, load, out_of_memory, probing
+from microscope_tui.probe import load, probing
+from microscope_tui.probe.probed_model import CannotProbe, folder_of, out_of_memory
 from microscope_tui.report import judge
 from microscope_tui.routing import Routing
 from microscope_tui.runlog import RunFile

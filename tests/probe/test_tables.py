@@ -155,3 +155,15 @@ def test_an_expert_without_enough_pairs_is_no_noise() -> None:
     (found,) = tables.shuffled_ratios(ids, np.zeros(1000, dtype=np.int64), 1, 3)
     assert len(found) == tables.SHUFFLES
     assert tables.noise_level(found) == 0.0
+
+
+def test_held_out_counts_are_sums_by_source_beside_what_shuffled_sequences_reach() -> None:
+    made = np.random.default_rng(0)
+    counts_NLE = made.poisson(20, (60, 2, 8))
+    counts_NLE[20:, 1, 3] += 20
+    found = tables.held_out_slices(["a", "b"], [20, 40], counts_NLE)
+    assert found["names"] == ["a", "b"]
+    assert found["counts"] == [counts_NLE[:20].sum(0).tolist(), counts_NLE[20:].sum(0).tolist()]
+    shares_NE = counts_NLE[:, 1] / counts_NLE[:, 1].sum(-1, keepdims=True)
+    planted = abs(math.log2(shares_NE[:20, 3].mean() / shares_NE[:, 3].mean()))
+    assert 0 < found["noise"][1] < found["noise"][0] < planted

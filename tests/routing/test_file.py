@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from microscope_tui.routing import PREAMBLE, BadRouting, Routing, RoutingWriter, Shape, Tables
+from microscope_tui.routing import Routing, RoutingWriter
+from microscope_tui.routing.layout import PREAMBLE, BadRouting, Shape, Tables
 
 TEXTS = [b"The ", b"quick ", b"br", b"own ", b"\x1b[2J", b"fox"]
 

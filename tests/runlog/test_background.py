@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.runlog import BackgroundLog, RunLogWriter
+from microscope_tui.runlog import BackgroundLog, RunLogWriter, writer
 from microscope_tui.runlog.writer import estimated_bytes
 from tests.runlog.written import lost, records, steps
 
@@ -23,6 +23,8 @@ def step(number: int, experts: int = 4) -> dict[str, Any]:
 class SlowLog(RunLogWriter):
     """A log on a disk that hangs until ``moves`` is set; only its first record is in time."""
 
+    monkeypatch: pytest.MonkeyPatch
+
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.moves = threading.Event()
@@ -35,15 +37,18 @@ class SlowLog(RunLogWriter):
 
 
 @pytest.fixture
-def slow(path: Path) -> Iterator[SlowLog]:
+def slow(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowLog]:
     log = SlowLog(path)
+    log.monkeypatch = monkeypatch
     yield log
     log.moves.set()
 
 
 def hang(slow: SlowLog, more: int = 0, **limits: int) -> BackgroundLog:
     """A background log whose thread hangs in the write of step 0, with more steps to come."""
-    log = BackgroundLog(slow, **limits)
+    for name, limit in limits.items():
+        slow.monkeypatch.setattr(writer, name, limit)
+    log = BackgroundLog(slow)
     log.write(step(0))
     assert slow.reached.wait(30)
     for n in range(1, 1 + more):
@@ -61,7 +66,7 @@ def test_what_is_handed_over_is_in_the_file_in_order_after_closing(path: Path) -
 
 
 def test_a_full_queue_drops_counts_before_steps(slow: SlowLog, path: Path) -> None:
-    log = hang(slow, 8, max_records=9)
+    log = hang(slow, 8, MAX_RECORDS=9)
     slow.moves.set()
     log.close()
     assert steps(path) == list(range(9))
@@ -73,7 +78,7 @@ def test_a_full_queue_drops_counts_before_steps(slow: SlowLog, path: Path) -> No
 def test_steps_that_find_no_room_are_dropped_and_counted_where_they_are_missing(
     slow: SlowLog, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    log = hang(slow, 9, max_records=4)
+    log = hang(slow, 9, MAX_RECORDS=4)
     assert ["steps are dropped" in message for message in caplog.messages] == [True]
     slow.moves.set()
     assert log.sync()
@@ -85,7 +90,7 @@ def test_steps_that_find_no_room_are_dropped_and_counted_where_they_are_missing(
 
 
 def test_a_queue_full_of_steps_takes_run_records_and_events(slow: SlowLog, path: Path) -> None:
-    log = hang(slow, 5, max_records=3)
+    log = hang(slow, 5, MAX_RECORDS=3)
     log.write({"kind": "run"})
     log.write(END)
     slow.moves.set()
@@ -96,7 +101,7 @@ def test_a_queue_full_of_steps_takes_run_records_and_events(slow: SlowLog, path:
 
 def test_the_reserve_is_bounded(slow: SlowLog, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("microscope_tui.runlog.writer.RESERVE_RECORDS", 2)
-    log = hang(slow, max_records=1)
+    log = hang(slow, MAX_RECORDS=1)
     for _ in range(5):
         log.write(END)
     slow.moves.set()
@@ -107,7 +112,7 @@ def test_the_reserve_is_bounded(slow: SlowLog, path: Path, monkeypatch: pytest.M
 
 def test_the_queue_is_bounded_in_bytes_as_well(slow: SlowLog, path: Path) -> None:
     size = estimated_bytes(step(0, 1000))
-    log = hang(slow, max_bytes=3 * size)
+    log = hang(slow, MAX_BYTES=3 * size)
     for n in range(1, 10):
         log.write(step(n, 1000))
     slow.moves.set()
@@ -116,8 +121,9 @@ def test_the_queue_is_bounded_in_bytes_as_well(slow: SlowLog, path: Path) -> Non
     assert lost(path) == 7
 
 
-def test_one_record_is_taken_however_large(path: Path) -> None:
-    log = BackgroundLog(RunLogWriter(path), max_bytes=10)
+def test_one_record_is_taken_however_large(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "MAX_BYTES", 10)
+    log = BackgroundLog(RunLogWriter(path))
     log.write(step(1, 1000))
     log.close()
     assert records(path) == [step(1, 1000)]

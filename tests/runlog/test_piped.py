@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.runlog import PipedLog, take_over_stdin
+from microscope_tui.runlog import PipedLog, piped, take_over_stdin
 
 
 @pytest.fixture
@@ -64,8 +64,11 @@ def test_the_last_line_shows_when_the_writer_goes(ends: tuple[int, int]) -> None
     assert log.read().data == b""
 
 
-def test_a_writer_waits_while_nobody_reads(ends: tuple[int, int]) -> None:
-    log = PipedLog(ends[0], "-", capacity=100_000)
+def test_a_writer_waits_while_nobody_reads(
+    ends: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(piped, "CAPACITY_BYTES", 100_000)
+    log = PipedLog(ends[0], "-")
     os.set_blocking(ends[1], False)
     line = b"x" * 999 + b"\n"
     written = 0
@@ -83,8 +86,11 @@ def test_a_writer_waits_while_nobody_reads(ends: tuple[int, int]) -> None:
     assert taken == written
 
 
-def test_a_line_longer_than_the_room_comes_in_pieces(ends: tuple[int, int]) -> None:
-    log = PipedLog(ends[0], "-", capacity=1000)
+def test_a_line_longer_than_the_room_comes_in_pieces(
+    ends: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(piped, "CAPACITY_BYTES", 1000)
+    log = PipedLog(ends[0], "-")
     os.write(ends[1], b"x" * 3000 + b"\none\n")
     os.close(ends[1])
     data = b""

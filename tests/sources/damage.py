@@ -15,6 +15,9 @@ from pathlib import Path
 
 from microscope_tui import sources
 from microscope_tui.runlog import RunReader, encode_record
+from microscope_tui.sources.reader import RecordReader
+from microscope_tui.sources.tensorboard import HEADER_BYTES, masked_crc32c
+from microscope_tui.sources.wandb import BLOCK_BYTES
 from tests.sources.sound import GOLDEN, RUN, SOUND
 
 MOST_READS = 1000
@@ -79,7 +82,7 @@ def _refusals(name: str, path: Path, data: bytes) -> Iterator[str]:
         yield _checked(why)
         return
     for run in found:
-        use: Callable[[sources.RecordReader], None]
+        use: Callable[[RecordReader], None]
         for use in (to_the_end, lambda reader: to_the_end(reader, 1000), sample):
             try:
                 use(form.open(path, run, "damaged", request))
@@ -87,7 +90,7 @@ def _refusals(name: str, path: Path, data: bytes) -> Iterator[str]:
                 yield _checked(why)
 
 
-def to_the_end(reader: sources.RecordReader, max_bytes: int = 1 << 20) -> None:
+def to_the_end(reader: RecordReader, max_bytes: int = 1 << 20) -> None:
     """Read all there is, as a run log without defects."""
     log = RunReader("damaged")
     for _ in range(MOST_READS):
@@ -101,7 +104,7 @@ def to_the_end(reader: sources.RecordReader, max_bytes: int = 1 << 20) -> None:
     raise AssertionError(f"not at the end after {MOST_READS} reads")
 
 
-def sample(reader: sources.RecordReader) -> None:
+def sample(reader: RecordReader) -> None:
     assert sum(record["kind"] == "step" for record in reader.sample(5)) <= 6
 
 
@@ -115,7 +118,7 @@ def with_chunk_checksums(data: bytes) -> bytes:
     out = bytearray(data)
     at = 7
     while at + 7 <= len(out):
-        left = sources.BLOCK_BYTES - at % sources.BLOCK_BYTES
+        left = BLOCK_BYTES - at % BLOCK_BYTES
         _, length, kind = struct.unpack_from("<IHB", out, at)
         if left < 7 or length > left - 7:
             at += left
@@ -130,11 +133,11 @@ def with_length_checksums(data: bytes) -> bytes:
     """An event file whose lengths have their checksums; absurd lengths become what is left."""
     out = bytearray(data)
     at = 0
-    while at + sources.HEADER_BYTES <= len(out):
+    while at + HEADER_BYTES <= len(out):
         (length,) = struct.unpack_from("<Q", out, at)
         if length > 2 * len(out):
-            length = max(0, len(out) - at - sources.HEADER_BYTES - 4)
+            length = max(0, len(out) - at - HEADER_BYTES - 4)
             struct.pack_into("<Q", out, at, length)
-        struct.pack_into("<I", out, at + 8, sources.masked_crc32c(bytes(out[at : at + 8])))
-        at += sources.HEADER_BYTES + length + 4
+        struct.pack_into("<I", out, at + 8, masked_crc32c(bytes(out[at : at + 8])))
+        at += HEADER_BYTES + length + 4
     return bytes(out)

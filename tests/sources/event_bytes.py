@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from microscope_tui.sources import masked_crc32c
+from microscope_tui.sources.tensorboard import masked_crc32c
 from tests.sources.wandb_bytes import part, varint
 
 

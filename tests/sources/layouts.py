@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from microscope_tui.sources import counts_of_shares
+from microscope_tui.sources.records import counts_of_shares
 from tests.sources import sound, wandb_bytes
 from tests.sources.reading import settle
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from microscope_tui.sources import SHARES_SUM
+from microscope_tui.sources.records import SHARES_SUM
 from tests.sources import event_bytes, gguf_bytes, wandb_bytes
 
 GOLDEN = Path(__file__).with_name("golden")

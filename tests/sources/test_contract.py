@@ -8,6 +8,7 @@ import pytest
 from microscope_tui import sources
 from microscope_tui.runlog import NoRuns
 from microscope_tui.sources import dumps, megatron, step_rows, streamlit
+from microscope_tui.sources.reader import RecordReader
 from tests.sources.reading import counts_of, drained, header_of, model_of, restarted, settle
 from tests.sources.sound import RUN, SOUND, Sound
 from tests.sources.sqlite_writer import Writer
@@ -38,7 +39,7 @@ def found(folder: Path) -> sources.ForeignRun:
     return run
 
 
-def opened(run: sources.ForeignRun) -> sources.RecordReader:
+def opened(run: sources.ForeignRun) -> RecordReader:
     return run.form.open(run.file, run.run, run.name, run.request)
 
 

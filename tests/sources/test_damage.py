@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from microscope_tui.sources import FORMATS, SourceRequest, Unreadable, masked_crc32c, wandb
+from microscope_tui.sources import FORMATS, SourceRequest, Unreadable, wandb
+from microscope_tui.sources.tensorboard import masked_crc32c
 from tests.sources import event_bytes, sound, wandb_bytes
 from tests.sources.damage import NAMES, case, read_damaged, seeds_of
 from tests.sources.reading import settle
@@ -66,7 +67,7 @@ HOSTILE: dict[str, tuple[str, Parts, str, list[int]]] = {
     "expert without a slot": ("vllm-eplb", [SLOTLESS], "", []),
     "endless record": ("wandb", [wandb_bytes.log([HISTORY, LONG_RECORD])], "longer than", [1]),
     "endless event": ("tensorboard", [event_bytes.file_of(EVENT), ENDLESS_EVENT, LONG], "", [1]),
-    "endless directory": ("sglang", [LONG, ENDLESS_DIRECTORY], "a directory of", []),
+    "endless directory": ("sglang", [LONG, ENDLESS_DIRECTORY], "the end of the zip file", []),
     "huge tensor": ("sglang", [sound.saved({"logical_count": HUGE})], "strided view", []),
     "endless header": ("tensorrt-llm", [struct.pack("<Q", 1 << 60), LONG], "at most", []),
     "nested header": ("tensorrt-llm", [struct.pack("<Q", 100_000), b"[" * 100_000], "damaged", []),

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.sources import Busy, Keys, MlflowReader, Search, TrackioReader, rules_of
+from microscope_tui.sources import Keys, Search, rules_of
+from microscope_tui.sources.databases import MlflowReader, TrackioReader
+from microscope_tui.sources.sqlite import Busy
 from tests.sources import sound
 from tests.sources.reading import all_rows, counts_of, translated, values
 from tests.sources.sqlite_writer import Writer, made

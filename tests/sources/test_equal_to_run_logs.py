@@ -10,32 +10,34 @@ from microscope_tui import sources
 from microscope_tui.probe import RunRecorder
 from microscope_tui.report import judge
 from microscope_tui.runlog import RunFile, RunReader, StepEntry, encode_record
+from microscope_tui.sources.reader import Record
+from microscope_tui.sources.records import counts_of_shares, run_record, step_record
 from tests.sources.reading import drained, entries_of, settle
 from tests.sources.sound import COUNTS, LOSSES, SOUND, Sound, database
 from tests.sources.truth import GOLDEN, STEPS, logged
 
 
-def shares_log() -> list[sources.Record]:
+def shares_log() -> list[Record]:
     """What the golden files of wandb and TensorBoard hold, as a run log."""
-    records = [sources.run_record("golden", [1, 2], [4, 4], 2, writer="test", counts="shares")]
+    records = [run_record("golden", [1, 2], [4, 4], 2, writer="test", counts="shares")]
     for step in STEPS:
         row = logged(step)
         shares = [[row[f"moe_ep_usage/L-{layer}_EP-{e}"] for e in range(4)] for layer in (1, 2)]
         # Of the shares, not the logged MaxVio, which may be that of another window.
-        counts = [sources.counts_of_shares(of_layer) for of_layer in shares]
-        records.append(sources.step_record(step, counts, loss=row["loss"]))
+        counts = [counts_of_shares(of_layer) for of_layer in shares]
+        records.append(step_record(step, counts, loss=row["loss"]))
     return records
 
 
-def counts_log() -> list[sources.Record]:
+def counts_log() -> list[Record]:
     """What the golden databases hold, as a run log."""
-    header = sources.run_record("golden", [0, 1], [4, 4], 2, writer="test", counts="exact")
+    header = run_record("golden", [0, 1], [4, 4], 2, writer="test", counts="exact")
     tokens = None, 4, None  # in step 2 alone all choices can be of two experts each
     steps = zip((1, 2, 3), COUNTS, LOSSES, tokens, strict=True)
-    return [header, *(sources.step_record(at, rows, loss=x, tokens=n) for at, rows, x, n in steps)]
+    return [header, *(step_record(at, rows, loss=x, tokens=n) for at, rows, x, n in steps)]
 
 
-def facts(records: Sequence[sources.Record]) -> list[str]:
+def facts(records: Sequence[Record]) -> list[str]:
     """All of the steps but their time; as text, so that NaN equals NaN."""
     found = []
     for run, step in entries_of(records):

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from microscope_tui.report import judge
-from microscope_tui.sources import Keys, Search, SourceRequest, TrackioReader, WandbReader, rules_of
+from microscope_tui.sources import Keys, Search, SourceRequest, rules_of
+from microscope_tui.sources.databases import TrackioReader
 from microscope_tui.sources.histograms import NotChoices, choices
 from microscope_tui.sources.row_records import RowRecords
 from microscope_tui.sources.text_rows import JsonlReader
+from microscope_tui.sources.wandb import WandbReader
 from tests.sources import event_bytes as eb, sound, wandb_bytes as wb
 from tests.sources.reading import Steps, all_rows, counts_of, drained, settle
 from tests.sources.truth import ids_of

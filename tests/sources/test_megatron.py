@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.sources import MegatronReader, Record, SourceRequest, Unreadable, megatron
+from microscope_tui.sources import megatron
+from microscope_tui.sources.megatron import MegatronReader
+from microscope_tui.sources.reader import Record, SourceRequest, Unreadable
 from tests.sources import reading
 from tests.sources.reading import counts_of, drained, header_of, model_of, restarted, settle
 from tests.sources.sound import call

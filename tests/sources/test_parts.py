@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from microscope_tui.runlog import RunFile
-from microscope_tui.sources import MergedRun, Search, merge
+from microscope_tui.sources import Search
+from microscope_tui.sources.parts import MergedRun, merge
 from microscope_tui.watch import RunWatch
 from tests.conftest import Call, header, open_log, step
 from tests.hostile.logs import hostile_log

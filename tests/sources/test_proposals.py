@@ -10,6 +10,9 @@ import pytest
 
 from microscope_tui import sources
 from microscope_tui.sources import proposals
+from microscope_tui.sources.keys import Target
+from microscope_tui.sources.reader import RecordReader
+from microscope_tui.sources.text_rows import JsonlReader
 from tests.sources.layouts import LAYOUTS, OTHERS, Layout, write
 from tests.sources.reading import counts_of, drained
 
@@ -17,7 +20,7 @@ KNOWN_MISSES = {"add-scalars": "the expert is only in the name of a folder"}
 FOUND = [layout for layout in LAYOUTS if layout.name not in KNOWN_MISSES]
 
 
-def readers(path: Path, request: sources.SourceRequest | None = None) -> list[sources.RecordReader]:
+def readers(path: Path, request: sources.SourceRequest | None = None) -> list[RecordReader]:
     """One for each run at ``path``."""
     runs = sources.Search(path, request or sources.SourceRequest()).runs()
     foreign = [run for run in runs if isinstance(run, sources.ForeignRun)]
@@ -34,7 +37,7 @@ def assert_recognised(path: Path, layout: Layout) -> None:
     keys = sources.Keys((), proposed.confirmed)
     for layer in layout.layers:
         for expert in range(layout.experts):
-            wanted = sources.Target(quantity, layer if "{l" in key else None, expert)
+            wanted = Target(quantity, layer if "{l" in key else None, expert)
             assert keys[key.format(l=layer, e=expert)] == wanted, proposed
     is_known = not {"config", "tokens", "selected"}.isdisjoint(layout.keys.values())
     (reader,) = readers(path, proposed)
@@ -154,6 +157,6 @@ def test_a_proposal_shows_between_which_values_its_numbers_are(tmp_path: Path) -
 
 def test_a_survey_reads_no_more_than_the_beginning(tmp_path: Path) -> None:
     row = {f"x {number:04} {'y' * 90}": 0.5 for number in range(1_000)}
-    reader = sources.JsonlReader(_logged(tmp_path / "log.jsonl", *[row] * 40), sources.Keys(()))
+    reader = JsonlReader(_logged(tmp_path / "log.jsonl", *[row] * 40), sources.Keys(()))
     with mock.patch.object(proposals, "SURVEYED_BYTES", 1 << 20):
         assert 0 < len(proposals.survey(reader).steps) < 20

@@ -15,7 +15,9 @@ import pytest
 from hypothesis import example, given, strategies as st
 
 from microscope_tui import measures
-from microscope_tui.sources import JsonlReader, Keys, RowRecords, SourceRequest, rules_of
+from microscope_tui.sources import Keys, SourceRequest, rules_of
+from microscope_tui.sources.row_records import RowRecords
+from microscope_tui.sources.text_rows import JsonlReader
 from tests.diagnosis.conftest import judge
 from tests.sources.reading import drained, header_of, settle, translated
 

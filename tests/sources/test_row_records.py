@@ -11,13 +11,17 @@ from hypothesis import given, strategies as st
 
 from microscope_tui import sources
 from microscope_tui.sources import step_rows
+from microscope_tui.sources.keys import Target, config_number
+from microscope_tui.sources.reader import Row, RowReader, Rows
+from microscope_tui.sources.records import SHARES_SUM, counts_of_shares
+from microscope_tui.sources.row_records import RowRecords
 from tests.sources.reading import counts_of
 
 Logged = tuple[int, Mapping[str, float]]
 COUNTS = {f"router/tokens_per_expert/0/{expert}": 2.0 for expert in range(4)}
 
 
-class Logger(sources.RowReader):
+class Logger(RowReader):
     """A source that is fed in the test; each read returns one row."""
 
     def __init__(
@@ -32,18 +36,18 @@ class Logger(sources.RowReader):
         logger.keys = keys
         return logger
 
-    def read(self, max_bytes: int = 0) -> sources.Rows:
+    def read(self, max_bytes: int = 0) -> Rows:
         self.exhausted = len(self._rows) <= 1
         if not self._rows:
-            return sources.Rows()
+            return Rows()
         step, values = self._rows.pop(0)
         known = [(target, value) for key, value in values.items() if (target := self.keys[key])]
-        return sources.Rows([sources.Row(step, float(step), known)])
+        return Rows([Row(step, float(step), known)])
 
 
 def records(logger: Logger, **asked: Any) -> list[dict[str, Any]]:
     """Everything the logger holds, as records."""
-    reader, found = sources.RowRecords(logger, "run", "test", sources.SourceRequest(**asked)), []
+    reader, found = RowRecords(logger, "run", "test", sources.SourceRequest(**asked)), []
     while True:
         batch = reader.read()
         found += batch.records
@@ -161,7 +165,7 @@ def test_max_violation_becomes_the_load_of_its_router(
     ],
 )
 def test_the_keys_of_known_writers_have_a_target(key: str, target: tuple[Any, ...] | None) -> None:
-    assert sources.Keys()[key] == (target and sources.Target(*target))
+    assert sources.Keys()[key] == (target and Target(*target))
 
 
 def test_a_row_with_a_missing_expert_is_no_row() -> None:
@@ -217,25 +221,25 @@ def test_a_mapping_that_cannot_be_used_is_refused(pair: str, why: str) -> None:
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=64))
 def test_shares_become_counts_that_sum_to_a_million(row: list[float]) -> None:
-    counts = sources.counts_of_shares(row)
+    counts = counts_of_shares(row)
     if not sum(row) > 0:
         assert counts is None
         return
     assert counts is not None
-    assert sum(counts) == sources.SHARES_SUM
-    exact = [share / sum(row) * sources.SHARES_SUM for share in row]
+    assert sum(counts) == SHARES_SUM
+    exact = [share / sum(row) * SHARES_SUM for share in row]
     assert all(abs(count - share) < 1 + 1e-6 for count, share in zip(counts, exact, strict=True))
 
 
 @pytest.mark.parametrize("row", [[-0.1, 1.1], [float("nan"), 1.0], [float("inf"), 1.0], [0.0, 0.0]])
 def test_what_is_no_distribution_has_no_counts(row: list[float]) -> None:
-    assert sources.counts_of_shares(row) is None
+    assert counts_of_shares(row) is None
 
 
 @pytest.mark.parametrize(("others", "found"), [(100, 2), (30_000, None)])
 def test_a_huge_configuration_is_not_searched_to_its_end(others: int, found: int | None) -> None:
     config = {"model": {"top_k": 2}, "other": {str(n): 0 for n in range(others)}}
-    assert sources.config_number(config, ("top_k",)) == found
+    assert config_number(config, ("top_k",)) == found
 
 
 def test_keys_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +258,7 @@ class Live:
 
     def __init__(self) -> None:
         self.logger = Logger([])
-        self.reader = sources.RowRecords(self.logger, "run", "test", sources.SourceRequest())
+        self.reader = RowRecords(self.logger, "run", "test", sources.SourceRequest())
 
     def log(self, *rows: Logged) -> list[dict[str, Any]]:
         self.logger._rows += rows

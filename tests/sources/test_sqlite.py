@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.sources import Busy, Database, Tables, Unreadable, sqlite
+from microscope_tui.sources import Unreadable, sqlite
+from microscope_tui.sources.sqlite import Busy, Database, Tables
 from tests.sources.reading import settle
 from tests.sources.sqlite_writer import Writer, made
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.sources import FORMATS, Record, RecordReader, SourceRequest, Unreadable
+from microscope_tui.sources import FORMATS
+from microscope_tui.sources.reader import Record, RecordReader, SourceRequest, Unreadable
 from tests.sources.reading import counts_of, drained, settle
 
 

@@ -12,10 +12,17 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from microscope_tui.sources import EventRows, TensorBoardReader, find_record, masked_crc32c
 from microscope_tui.sources.keys import Keys, Target
 from microscope_tui.sources.reader import Row, Unreadable
-from microscope_tui.sources.tensorboard import MAX_RECORD_BYTES, RecordSplitter, StepLayout
+from microscope_tui.sources.tensorboard import (
+    MAX_RECORD_BYTES,
+    EventRows,
+    RecordSplitter,
+    StepLayout,
+    TensorBoardReader,
+    find_record,
+    masked_crc32c,
+)
 from tests.sources import event_bytes as eb
 from tests.sources.reading import all_rows, counts_of, translated
 from tests.sources.truth import chosen, ids_of, numbers_of

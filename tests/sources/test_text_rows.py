@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from microscope_tui.runlog import encode_record
-from microscope_tui.sources import CsvReader, JsonlReader, Keys, rules_of, run_record, step_record
+from microscope_tui.sources import Keys, rules_of
 from microscope_tui.sources.reader import Unreadable
+from microscope_tui.sources.records import run_record, step_record
+from microscope_tui.sources.text_rows import CsvReader, JsonlReader
 from tests.sources.reading import all_rows, counts_of, header_of, translated, values
 from tests.sources.sound import RUN, SOUND, csv, jsonl, lines, named, rows
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from microscope_tui.sources import Tensor, Unreadable, opened, plain_pickle, torch_file
-from microscope_tui.sources.dumps import Bytes
+from microscope_tui.sources import Unreadable, plain_pickle, torch_file
+from microscope_tui.sources.dumps import Bytes, opened
+from microscope_tui.sources.torch_file import Tensor
 from tests.sources.sound import saved
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.sources import Record, SourceRequest, Unreadable, VllmReader, vllm_eplb
+from microscope_tui.sources import vllm_eplb
+from microscope_tui.sources.reader import Record, SourceRequest, Unreadable
+from microscope_tui.sources.vllm_eplb import VllmReader
 from tests.sources.reading import counts_of, drained, header_of, restarted, settle
 from tests.sources.sound import RUN, lines, loads
 

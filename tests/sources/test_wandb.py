@@ -11,8 +11,9 @@ from hypothesis import given, settings, strategies as st
 
 from microscope_tui.lines import plain
 from microscope_tui.lines.run_list import fit_list, run_line
-from microscope_tui.sources import BLOCK_BYTES, Keys, Target, Unreadable, WandbReader, rules_of
-from microscope_tui.sources.wandb import RecordSplitter
+from microscope_tui.sources import Unreadable
+from microscope_tui.sources.keys import Keys, Target, rules_of
+from microscope_tui.sources.wandb import BLOCK_BYTES, RecordSplitter, WandbReader
 from microscope_tui.watch import Fleet
 from tests.sources import wandb_bytes as wb
 from tests.sources.reading import all_rows

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from microscope_tui.sources import Row
+from microscope_tui.sources.reader import Row
 from tests.sources.reading import Steps
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -55,8 +55,8 @@ def test_a_resumed_run_is_the_run_that_never_stopped(
     log = read_log("r")
     heads = [record for record in log if record["kind"] == "run"]
     assert [head["resumed_at_step"] for head in heads] == [None, resumes_at]
-    assert story(log)[0]["step"] == resumes_at
-    assert from_step(story(log), 0) == from_step(story(whole.log), resumes_at)
+    assert from_step(story(log), 1)[0]["step"] == resumes_at
+    assert from_step(story(log), resumes_at) == from_step(story(whole.log), resumes_at)
     ends = [read_checkpoint(path / "latest") for path in (whole.checkpoints, tmp_path / "ck" / "r")]
     for name in ("model.safetensors", TRAINING_STATE, "judgement.msgpack"):
         one, other = ((end.folder / name).read_bytes() for end in ends)

@@ -91,8 +91,8 @@ def runs(fork_server: ForkServer, trained: Any, tmp_path_factory: Any) -> Callab
     @cache
     def start(kind: str) -> Any:
         own = [f"--run={kind}", f"--log-dir={folder / 'logs'}", f"--checkpoint-dir={folder / 'ck'}"]
-        flags = last_of_each([*common, *own, *KINDS[kind]])
-        return flags, start_as_ranks(fork_server, flags, flags)
+        flags = [*common, *own, *KINDS[kind]]
+        return flags, start_as_ranks(fork_server, *[last_of_each(flags)] * 2)
 
     @cache
     def found(kind: str) -> Any:
@@ -130,6 +130,23 @@ def test_ranks_and_micro_batches_make_the_same_step(runs: Callable[[str], Any], 
         for name, row in expected["router"].items():
             assert found["router"][name] == pytest.approx(row, rel=2e-4, abs=1e-5), name
     assert evaluations(other) == pytest.approx(evaluations(one), abs=1e-5)
+    taken = [[r["slices"] for r in log if r.get("event") == "eval"] for log in (one, other)]
+    assert taken[0] == taken[1]
+    for source in taken[0][-1]["counts"]:
+        assert {sum(row) for row in source} == {sum(source[0])}
+    assert len(taken[0][-1]["names"]) == 2
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_a_rank_with_a_wrong_command_line_ends_all_at_once(
+    fork_server: ForkServer, arguments: Callable[..., list[str]], wrong: int
+) -> None:
+    given = [arguments("--steps=1") for _ in range(2)]
+    given[wrong].append("--bogus=1")
+    codes, errors = end(start_as_ranks(fork_server, *given))
+    assert codes == [64, 64]
+    assert "Unknown option" in errors[0]
+    assert errors[1 - wrong].count("\n") <= 2
 
 
 def test_ranks_skip_the_step_that_one_process_skips_in_fp16_and_train_on_as_it_does(

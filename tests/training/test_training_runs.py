@@ -79,7 +79,8 @@ def test_loss_falls_and_held_out_loss_with_it_in_a_healthy_run(trained: GetTrain
     # A change that should change no number must not change these.
     assert losses[:30:6] == pytest.approx([3.274, 2.703, 2.042, 1.534, 1.255], abs=0.02)
     assert losses[-1] < losses[0] - 0.7
-    held_out = [r["values"]["loss"] for r in run.log if r.get("event") == "eval"]
+    first, *held_out = [r["values"]["loss"] for r in run.log if r.get("event") == "eval"]
+    assert first == pytest.approx(math.log(24), abs=0.1), "of step 0"
     assert len(held_out) == 6
     assert held_out[:3] == sorted(held_out[:3], reverse=True)
     assert held_out[2] < held_out[0] - 0.5

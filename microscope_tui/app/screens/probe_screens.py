@@ -4,6 +4,7 @@ The layers are those of the file; they need not be those of the run.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
@@ -27,7 +28,7 @@ from microscope_tui.lines import (
     slices,
     tokens,
 )
-from microscope_tui.routing import BadRouting, Routing
+from microscope_tui.routing import BadRouting, Routing, Shape, Tables
 from microscope_tui.watch import RunView
 
 _BESIDE_FROM, _WIDE_FROM = 72, 110
@@ -55,6 +56,10 @@ class ProbeScreen(BaseScreen):
                     return
                 except BadRouting as error:
                     anatomy.problem = str(error)
+        self.draw_without(columns, rows)
+
+    def draw_without(self, columns: int, rows: int) -> None:
+        anatomy = self.session.anatomy
         empty = anatomy.routing is not None
         self.show_alone(tokens.without_probe(columns, anatomy.problem, empty=empty))
 
@@ -258,6 +263,33 @@ class TokensScreen(ProbeScreen):
         return next(iter(anatomy.routing.choice(anatomy.layer, anatomy.token).experts), None)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class HeldOut:
+    """Of a run without a probe: which experts its evaluation on held-out text chose."""
+
+    step: int
+    slices: Sequence[str]
+    shape: Shape
+    tables: Tables
+
+    @classmethod
+    def of(cls, view: RunView) -> "HeldOut | None":
+        event = view.held_out
+        if event is None or event.slices is None or not view.layers:
+            return None
+        found, routers = event.slices, [layer.router for layer in view.layers]
+        routers = routers[: len(found.counts[0])] if found.counts else []  # none ahead
+        shape = Shape(
+            tuple(router.depth for router in routers),
+            tuple(router.name for router in routers),
+            view.layers[0].router.num_experts,
+            view.layers[0].router.top_k,
+            capacity=1,
+        )
+        tables = Tables(counts=found.counts, noise=found.noise)
+        return cls(event.step or 0, found.names, shape, tables)
+
+
 class SlicesScreen(ProbeScreen):
     CSS = """
     #slice-top, #slice-heads { height: 2; }
@@ -290,7 +322,21 @@ class SlicesScreen(ProbeScreen):
     _order: Sequence[ExpertRow] = ()
     _at = _first_slice = 0
 
-    def draw_probe(self, routing: Routing, columns: int, rows: int) -> None:
+    _held_out: HeldOut | None = None
+
+    async def draw(self, view: RunView, columns: int, rows: int) -> None:
+        self._held_out = HeldOut.of(view)
+        await super().draw(view, columns, rows)
+
+    def draw_without(self, columns: int, rows: int) -> None:
+        held_out = self._held_out
+        if held_out is None or not held_out.shape.layers:
+            super().draw_without(columns, rows)
+            return
+        self.session.anatomy.layer = min(self.session.selected, len(held_out.shape.layers) - 1)
+        self.draw_probe(held_out, columns, rows)
+
+    def draw_probe(self, routing: Routing | HeldOut, columns: int, rows: int) -> None:
         anatomy, names = self.session.anatomy, routing.slices
         layer, shape, glyphs = anatomy.layer, routing.shape, self.session.glyphs
         try:
@@ -311,7 +357,9 @@ class SlicesScreen(ProbeScreen):
         which, name = f"{layer + 1} of {len(shape.layers)}", shape.layer_names[layer]
         top = [
             slices.summary(table, names, name, which, columns),
-            slices.identity(routing.tables, layer, shape.layer_names, glyphs, columns),
+            slices.takers(table, names, routing.step, columns)
+            if isinstance(routing, HeldOut)
+            else slices.identity(routing.tables, layer, shape.layer_names, glyphs, columns),
         ]
         if (ahead := slices.found_ahead(routing.tables, layer, table, shape.top_k)) is not None:
             top.append(slices.ahead_line(ahead, columns))
@@ -337,6 +385,14 @@ class SlicesScreen(ProbeScreen):
         )
         self.show("slice-detail", [[], *detail] if blank else detail, height=height)
 
+    async def action_move(self, by: int) -> None:
+        if self.session.anatomy.routing is None and self._held_out is not None:
+            most = len(self._held_out.shape.layers) - 1
+            self.session.selected = max(0, min(most, self.session.anatomy.layer + by))
+            await self.redraw()
+        else:
+            await super().action_move(by)
+
     async def action_expert(self, by: int) -> None:
         if self._order:
             self._at = max(0, min(len(self._order) - 1, self._at + by))
@@ -357,6 +413,9 @@ class SlicesScreen(ProbeScreen):
     async def action_open_tokens(self) -> None:
         if not self._order:
             return
+        if self.session.anatomy.routing is None:
+            self.show_message("its tokens are in a probe: moe-microscope probe MODEL TEXT")
+            return
         self.session.expert = self._order[self._at].expert
         await self.from_disk(self.go_to_expert, False)
         if not self.message_shown:
@@ -364,6 +423,6 @@ class SlicesScreen(ProbeScreen):
 
 
 @lru_cache(maxsize=1)
-def _table(routing: Routing, layer: int) -> SliceTable:
+def _table(routing: Routing | HeldOut, layer: int) -> SliceTable:
     experts = routing.shape.num_experts
     return slice_table(routing.tables, layer, len(routing.slices), experts)
