@@ -112,7 +112,7 @@ async def test_a_layer_whose_load_swings_shows_its_step_and_is_marked(scenario: 
 async def test_y_shows_shares_s_sorts_c_paints_and_b_compares(collapsed: Path) -> None:
     async with open_app(collapsed, "f", "y", size=(120, 40)) as app:
         assert "share of tokens per expert" in heads(app)
-        await app.press("y", "y", "s")
+        await app.press("y", "s")
         assert app.session.look.order is Order.LOAD
         assert "by load" in heads(app)
         row = next(line for line in app.text("load").split("\n") if "▴" in line)
