@@ -13,6 +13,7 @@ before 3 and 75 a checkpoint is written.
 from __future__ import annotations
 
 import math
+import re
 import sys
 import time
 from contextlib import suppress
@@ -103,7 +104,10 @@ def end_all_ranks_if_refused() -> None:
     try:
         app.parse_args(exit_on_error=False, print_error=False)
     except (CycloptsError, UsageError) as error:
-        with suppress(UsageError, RankLostError), join_world(choose_device("auto")) as world:
+        # The device of the other ranks, as far as this command line has it.
+        asked = re.search(r"--device[= ](cpu|cuda)", " ".join(sys.argv))
+        name = asked[1] if asked else "auto"
+        with suppress(UsageError, RankLostError), join_world(choose_device(name)) as world:
             agree(world, {}, UsageError(str(error)))
 
 

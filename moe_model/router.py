@@ -80,7 +80,10 @@ class Router(nn.Module):
         """
         config = self.config
         with torch.autocast(x_TD.device.type, enabled=False):
-            logits_TE = F.linear(self._jittered(x_TD.float()), self.weight.float())
+            x_TD = x_TD.float()
+            if self.training and config.router_jitter_noise:
+                x_TD = self._jittered(x_TD)
+            logits_TE = F.linear(x_TD, self.weight.float())
         sigmoid = config.scoring_func == "sigmoid"
         scores_TE = logits_TE.sigmoid() if sigmoid else logits_TE.softmax(dim=-1)
         choice_TE = self._limit_to_groups(scores_TE.detach() + self.expert_bias)
@@ -95,12 +98,11 @@ class Router(nn.Module):
             weights_TK = weights_TK * kept_TK
         return Routing(logits_TE, scores_TE, expert_ids_TK, weights_TK, margin_T, kept_TK)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # else compiled again every step
     def _jittered(self, x_TD: Tensor) -> Tensor:
         """Multiplicative noise in training, so that near-ties are not always decided the same way
         (Fedus et al., 2021, section 2.2)."""
         epsilon = self.config.router_jitter_noise
-        if not epsilon or not self.training:
-            return x_TD
         noise_TD = torch.empty_like(x_TD)
         seeds = self.noise_seeds or (None,)
         for part_SD, seed in zip(noise_TD.chunk(len(seeds)), seeds, strict=True):

@@ -285,10 +285,12 @@ def user_cache() -> Path:
 
 def load_sources(given: Sequence[str], text_field: str) -> list[Documents]:
     """The sources that ``--data`` names, as ``NAME`` or ``NAME:WEIGHT``."""
-    sources = []
+    sources: list[Documents] = []
     for one in given or ("",):
         match = None if os.path.exists(one) else _WEIGHTED.fullmatch(one)
         name, weight = match.groups() if match else (one, 1)
+        if name in [source.name for source in sources]:
+            raise UsageError(f"--data names {name} twice: give it once, with one weight.")
         sources.append(load_documents(name, text_field, int(weight)))
     return sources
 
@@ -306,6 +308,11 @@ def load_documents(data: str, text_field: str = "text", weight: int = 1) -> Docu
             f"{TINY_SHAKESPEARE}, or NAME:WEIGHT with a weight from 1 to 9999."
         )
     files = _files_below(path) if path.is_dir() else {"": path.stat()}
+    if not files or not all(stat.S_ISREG(found.st_mode) for found in files.values()):
+        raise UsageError(
+            f"--data {data!r} is an empty folder or a pipe, which cannot be read twice: name a "
+            "file or a folder with text."
+        )
 
     def read() -> Iterator[Document]:
         for name in files:
@@ -323,11 +330,12 @@ def _read_file(path: Path, field: str) -> Iterator[Document]:
         return
     number = 0
     try:
-        for number, record in enumerate(_records(path, field), 1):
+        for record in _records(path, field):
             text = record.get(field) if isinstance(record, dict) else None
             if not isinstance(text, str):
                 raise ValueError(f"no text in {field!r} of {shown(record)}")
             text.encode()  # JSON can spell half a character
+            number += 1
             yield Document(f"{path}:{number}", text)
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(

@@ -44,8 +44,8 @@ _BELONGS_TO: dict[str, tuple[str, tuple[str, ...]]] = {
 """Options that have an effect with some values of another option only."""
 _OF_ROUTERS = {
     "balance": "none", "bias_update_rate": 0.0, "seq_aux_weight": 0.0, "aux_weight": 0.0,
-    "z_loss_weight": 0.0, "force_collapse": None, "on_collapse": "log", "router_lr": 1.0,
-    "mtp_weight": 0.0, "expert_parallel": 1,
+    "z_loss_weight": 0.0, "mtp": False, "mtp_weight": 0.0, "force_collapse": None,
+    "on_collapse": "log", "router_lr": 1.0, "expert_parallel": 1,
 }  # fmt: skip
 """The values of a model without routers; of multi-token prediction all layers have experts."""
 _COUNTS = (
@@ -108,6 +108,8 @@ def _given(arguments: ArgumentCollection, name: str) -> str | None:
 
 def _inherited(saved: dict[str, Any], arguments: ArgumentCollection) -> dict[str, Any]:
     """Without those of another balance method or schedule."""
+    if _given(arguments, "--dense-twin") is not None and not saved.get("dense_twin"):
+        raise UsageError("--dense-twin: the checkpoint has experts: omit it, or omit --resume.")
     if saved.get("balance") == "aux":
         saved = {"balance_scope": "pass", **saved}  # before there was this option
     if saved.get("optimizer") == "muon":

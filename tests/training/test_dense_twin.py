@@ -52,6 +52,12 @@ def test_a_twin_has_a_log_without_routers_and_resumes_bit_for_bit(
     assert losses[0][-2:] == losses[1][-2:]
 
 
+def test_a_mixture_cannot_become_its_twin(copied: GetTrained, train: Train, capsys: Any) -> None:
+    copied(*SHORT)
+    assert train("--run=r", "--resume=auto", "--dense-twin") == 64
+    assert "--dense-twin: the checkpoint has experts" in capsys.readouterr().err
+
+
 def test_one_expert_with_weight_1_trains_as_a_feed_forward_does() -> None:
     alone = {"n_routed_experts": 1, "num_experts_per_tok": 1, "n_shared_experts": 0}
     config = ModelConfig.preset("tiny", **SIZES, **alone, routed_scaling_factor=1.0)

@@ -37,7 +37,7 @@ WRONG = [
     (["--dense-twin", "--balance=aux"], "--balance aux does not work with --dense-twin, which has"),
     (["--dense-twin", "--capacity-factor=1"], "capacity_factor 1.0 does not work with --dense"),
     (["--dense-twin", "--on-collapse=stop"], "--on-collapse stop does not work with --dense-twin"),
-    (["--dense-twin", "--mtp"], "--mtp-weight 0.3 does not work with --dense-twin"),
+    (["--dense-twin", "--mtp"], "--mtp True does not work with --dense-twin"),
     (["--optimizer=muon", "--parallel=fsdp"], "Muon needs whole matrices"),
     (["--trace-sample", "--parallel=fsdp"], "needs the whole model in one process"),
     (["--trace-sample", "--expert-parallel=2"], "needs the whole model in one process"),
