@@ -113,7 +113,7 @@ def test_a_file_that_is_not_text_and_a_link_that_leads_nowhere_are_named(tmp_pat
 def test_nothing_to_read_is_a_usage_error(tmp_path: Path, name: str) -> None:
     write(tmp_path / "data", {name or "empty": "" if name != ".hidden" else "text"})
     where = tmp_path / "data" / (name if name == "file" else "")
-    with pytest.raises(UsageError, match="contains no text|is an empty folder"):
+    with pytest.raises(UsageError, match=r"contains no text|is an empty folder"):
         make_tokenizer("char", load_documents(str(where)))
 
 
