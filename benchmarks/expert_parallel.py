@@ -21,7 +21,7 @@ from moe_model.training.options import Options
 from moe_model.training.parallel import parallelize, synchronised
 from moe_model.training.step import make_optimizer
 from moe_model.training.world import World, join_world
-from tests.training.ranks import fork_ranks
+from tests.training.worlds import fork_ranks
 
 RANKS = 2
 Step = Callable[[], None]

@@ -25,11 +25,15 @@ import torch
 
 from benchmarks.machine import machine, options_of
 
+QUESTIONS = ("facts", "sources", "text")
+
 
 def main() -> None:
     asked = options_of(
         __doc__, "question", only=[], seeds=[0, 1, 2, 3, 4], table=False, results=Path("out.jsonl")
     )
+    if asked.question not in QUESTIONS:
+        raise SystemExit(f"{asked.question!r} is unknown: choose {', '.join(QUESTIONS)}.")
     torch.set_num_threads(1)
     question = importlib.import_module(f"benchmarks.learning.{asked.question}")
     for recipe, models, seeds in question.PLAN:

@@ -157,7 +157,8 @@ def _drawn(
     if search.root == PIPE:
         fail("a pipe cannot be drawn like this: save it to a file first, or use text", USAGE)
     fleet = _fleet(search, user)
-    if wanted.screen in _OF_PROBES:
+    own = wanted.screen == "slices" and newest(search, user.criteria).shown.held_out is not None
+    if wanted.screen in _OF_PROBES and not own:
         _probe_of(runs_at(search)[0]).close()
     # The exporter always uses truecolor; the palette has to match.
     os.environ["TEXTUAL_COLOR_SYSTEM"] = "truecolor"

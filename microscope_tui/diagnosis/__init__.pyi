@@ -1,11 +1,9 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
-from .advice import Advice as Advice, advise as advise, report as report
-from .bias_sign import SignMemory as SignMemory
-from .causes import Known as Known, causes as causes
+from .advice import Advice as Advice, report as report
+from .causes import causes as causes
 from .context import (
     ANYTHING as ANYTHING,
     DEFAULTS as DEFAULTS,
-    PROFILES as PROFILES,
     WARM_UP_MAX as WARM_UP_MAX,
     WARM_UP_SHARE as WARM_UP_SHARE,
     WARM_UP_STEPS as WARM_UP_STEPS,
@@ -26,7 +24,6 @@ from .engine import (
     pending as pending,
     restore as restore,
     save as save,
-    warm_up_left as warm_up_left,
 )
 from .episodes import (
     WHOLE_RUN as WHOLE_RUN,
@@ -39,18 +36,9 @@ from .episodes import (
 )
 from .ledger import group as group
 from .rules import RULES as RULES, BadLimit as BadLimit, changed_limits as changed_limits
-from .rules.base import Track as Track, ids_of as ids_of
+from .rules.base import ids_of as ids_of
 from .rules.collapse import CollapseLimits as CollapseLimits
 from .rules.drops import DropLimits as DropLimits
-from .rules.lint import Lint as Lint
-from .rules.oscillation import (
-    Oscillation as Oscillation,
-    most_beyond as most_beyond,
-    recurring as recurring,
-    signs as signs,
-    spreads as spreads,
-    to_and_fro as to_and_fro,
-)
 from .rules.starved import StarvedLimits as StarvedLimits
 from .signals import (
     BiasSource as BiasSource,

@@ -1,13 +1,5 @@
 # What other packages and the tests import from here. Loaded when used (see lazy_loader).
-from .cluster import (
-    BadCluster as BadCluster,
-    Cluster as Cluster,
-    Placement as Placement,
-    contiguous as contiguous,
-    copies_of as copies_of,
-    double_copies as double_copies,
-    rank_loads as rank_loads,
-)
+from .cluster import BadCluster as BadCluster, Cluster as Cluster, rank_loads as rank_loads
 from .cost import (
     OF_HEADER as OF_HEADER,
     Cost as Cost,
@@ -30,7 +22,6 @@ from .files import (
 )
 from .published import published as published
 from .refine import refined as refined
-from .score import even_shares as even_shares, gain_of as gain_of, nearest_shares as nearest_shares
 from .study import (
     BANDWIDTH as BANDWIDTH,
     KEPT_GAIN as KEPT_GAIN,

@@ -105,9 +105,9 @@ def _agreed(
         raise ValueError(nothing_found(model))
     ranks.counting = sum(counting)
     if ranks.size > 1 and ranks.rank == 0:
-        on = [sum(counting[rank] for rank in site.holders) for site in sites]
-        how_many = "%d ranks: each router is counted on %d to %d"
-        _logger.info(how_many, ranks.size, min(on), max(on))
+        on = {sum(counting[rank] for rank in site.holders) for site in sites}
+        counted = " to ".join(map(str, sorted({min(on), max(on)})))
+        _logger.info("%d ranks: each router is counted on %s", ranks.size, counted)
     return sites
 
 

@@ -126,7 +126,7 @@ class Progress:
         self.parts = ""
         """How many parts of a run have come how far, if not all have."""
         self.withheld = ""
-        """Why there is no verdict, whatever was found."""
+        """Why no verdict can be given, even if there are findings."""
         self.unread = ""
         """Which of its routers have no counts in the newest steps."""
 

@@ -6,10 +6,6 @@ from .catalogue import (
     can_lose_experts as can_lose_experts,
     several_choices as several_choices,
 )
-from .popularity import (
-    draw_counts as draw_counts,
-    inclusion_shares as inclusion_shares,
-    jittered as jittered,
-)
+from .popularity import draw_counts as draw_counts, jittered as jittered
 from .run import Expected as Expected, Shape as Shape, Truth as Truth
 from .write import lines as lines, write_run as write_run, writing as writing

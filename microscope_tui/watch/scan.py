@@ -221,7 +221,7 @@ class Scan:
         before, self.run = self.run, run
         self.end = self._written = None
         if before is not None and before.routers != run.routers:
-            self.latest = None  # another model from here on
+            self.latest = self.held_out = None  # another model from here on
             self._course = Course()
             self.recent.clear()
             self.counted.clear()
@@ -273,6 +273,8 @@ class Scan:
         history.last_step = step - 1
         kept = [e for e in self.evaluations if e.step is None or e.step < step]
         self.evaluations = deque(kept, maxlen=self.evaluations.maxlen)
+        if self.held_out is not None and (self.held_out.step or 0) >= step:
+            self.held_out = None
 
     def _note_pause(self, time: float | None, otherwise: float | None = None) -> None:
         if time is not None:

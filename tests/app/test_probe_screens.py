@@ -10,7 +10,7 @@ from microscope_tui.app.screens.main_screen import MainScreen
 from microscope_tui.app.screens.probe_screens import TokensScreen
 from microscope_tui.routing import FILE_NAME, Routing, RoutingWriter, Shape, Tables
 from tests.app.pilot import AppPilot, open_app
-from tests.conftest import header, step
+from tests.conftest import Call, header, step
 
 TOKEN_PARTS = ("token-text", "token-panel", "token-title", "token-legend")
 
@@ -240,6 +240,20 @@ async def test_a_run_shows_which_experts_take_which_held_out_text(tmp_path: Path
         assert app.session.selected == 2
         await app.press("enter")
         assert "its tokens are in a probe" in app.text("keys")
+
+
+async def test_what_a_run_repeats_has_no_held_out_counts_yet(tmp_path: Path) -> None:
+    again = msgspec.json.encode(header(resumed_at_step=3)) + b"\n"
+    with (evaluated(tmp_path) / "metrics.jsonl").open("ab") as log:
+        log.write(again + msgspec.json.encode(step(3, [[8] * 8] * 3, 32)) + b"\n")
+    async with open_app(tmp_path, "8", size=(120, 40)) as app:
+        assert "held-out text" not in app.text("slice-top")
+
+
+def test_a_snapshot_of_held_out_slices_needs_no_probe(tmp_path: Path, call: Call) -> None:
+    code, out, _ = call("snapshot", evaluated(tmp_path), "--screen", "slices")
+    assert code == 0
+    assert "held-out text at step 3: experts 0, 1 take code" in out
 
 
 @pytest.mark.parametrize("counts", [[], [[]], 3, [[[-1]] * 3] * 2, [[[1] * 9] * 3] * 2])

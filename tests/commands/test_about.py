@@ -12,7 +12,7 @@ import pytest
 from textual.binding import Binding
 
 from microscope_tui.app import keymap_of, keys as all_keys
-from microscope_tui.commands import tmux_says
+from microscope_tui.commands.about import tmux_says
 from microscope_tui.diagnosis import RULES
 from microscope_tui.scenarios import SCENARIOS
 from tests.conftest import Call

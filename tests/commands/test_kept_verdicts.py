@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.commands import UserConfig, ViewConfig, watch as watch_command
+from microscope_tui.commands import watch as watch_command
+from microscope_tui.commands.config import UserConfig, ViewConfig
 from microscope_tui.diagnosis import ANYTHING, Severity
 from microscope_tui.runlog import opened
 from microscope_tui.runlog.tail import identity_of

@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 
-from microscope_tui.commands import Notifier
+from microscope_tui.commands.check import Notifier
 from microscope_tui.commands.options import CheckOptions
 from microscope_tui.diagnosis import Advice, Episode, Severity, group
 from microscope_tui.report import News

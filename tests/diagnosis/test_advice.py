@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from microscope_tui.diagnosis import Advice, Known, advise, causes, group
+from microscope_tui.diagnosis import Advice, causes, group
+from microscope_tui.diagnosis.advice import advise
+from microscope_tui.diagnosis.causes import Known
 from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Finding, Reason, Severity
 from microscope_tui.runlog import RouterInfo, RunRecord
 

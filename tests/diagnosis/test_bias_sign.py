@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from microscope_tui import measures
-from microscope_tui.diagnosis import Lint, Severity, SignMemory, StepView, report, restore, save
+from microscope_tui.diagnosis import Severity, StepView, report, restore, save
+from microscope_tui.diagnosis.bias_sign import SignMemory
 from microscope_tui.diagnosis.context import Context
+from microscope_tui.diagnosis.rules.lint import Lint
 from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord
 from microscope_tui.scenarios import draw_counts
 from tests.conftest import header, step as line_of

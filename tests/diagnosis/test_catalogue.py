@@ -4,7 +4,8 @@ from itertools import pairwise
 
 import pytest
 
-from microscope_tui.diagnosis import PROFILES, RULES
+from microscope_tui.diagnosis import RULES
+from microscope_tui.diagnosis.context import PROFILES
 
 CAUSES_FIRST = ["METER", "STILL", "COLLAPSE", "LOGITS", "GRADSPIKE", "DEAD", "ERODING"]
 CAUSES_FIRST += ["OSCILLATION", "BIAS_RUNAWAY", "DROPS", "STARVED", "OVERLOAD", "MISMATCH"]

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis import Pending, gathering, pending, restore, save, warm_up_left
+from microscope_tui.diagnosis import Pending, gathering, pending, restore, save
+from microscope_tui.diagnosis.engine import warm_up_left
 from microscope_tui.runlog import RouterInfo
 from tests.conftest import header, open_log
 from tests.diagnosis.conftest import collapse_at, even, judge, of, steps

@@ -7,7 +7,8 @@ from typing import Any
 from hypothesis import given, strategies as st
 
 from microscope_tui import measures
-from microscope_tui.diagnosis import StepView, most_beyond, spreads
+from microscope_tui.diagnosis import StepView
+from microscope_tui.diagnosis.rules.oscillation import most_beyond, spreads
 from microscope_tui.runlog import RouterInfo, RouterSummary, StepRecord, Values
 
 NUMBERS = st.one_of(

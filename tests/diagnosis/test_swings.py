@@ -10,10 +10,17 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from microscope_tui import measures
-from microscope_tui.diagnosis import Oscillation, recurring, report, signs, spreads, to_and_fro
+from microscope_tui.diagnosis import report
 from microscope_tui.diagnosis.context import Context
 from microscope_tui.diagnosis.engine import Diagnosis, restore, save
 from microscope_tui.diagnosis.episodes import Severity
+from microscope_tui.diagnosis.rules.oscillation import (
+    Oscillation,
+    recurring,
+    signs,
+    spreads,
+    to_and_fro,
+)
 from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord
 from microscope_tui.scenarios import draw_counts, jittered
 from tests.conftest import header

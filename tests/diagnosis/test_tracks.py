@@ -2,7 +2,8 @@
 
 from hypothesis import given, strategies as st
 
-from microscope_tui.diagnosis import Severity, Track
+from microscope_tui.diagnosis import Severity
+from microscope_tui.diagnosis.rules.base import Track
 
 WARN, CRITICAL = Severity.WARN, Severity.CRITICAL
 

@@ -2,7 +2,8 @@
 
 from hypothesis import strategies as st
 
-from microscope_tui.placement import Cluster, Placement
+from microscope_tui.placement import Cluster
+from microscope_tui.placement.cluster import Placement
 
 
 @st.composite

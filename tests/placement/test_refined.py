@@ -7,8 +7,14 @@ import pytest
 from hypothesis import example, given, settings
 
 from benchmarks.placement import inputs, optimum
-from microscope_tui.placement import copies_of, double_copies, published, rank_loads, refined
-from microscope_tui.placement.cluster import Cluster, Placement, contiguous
+from microscope_tui.placement import published, rank_loads, refined
+from microscope_tui.placement.cluster import (
+    Cluster,
+    Placement,
+    contiguous,
+    copies_of,
+    double_copies,
+)
 from tests.placement.drawn import fits, groups_are_together, node_size
 
 EVEN_NODES_ARE_WORSE = [3, 1, 0, 2, 3, 5, 2, 0, 3, 3, 3, 2]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from microscope_tui.placement import BadCluster, Cluster, contiguous, published, rank_loads
+from microscope_tui.placement import BadCluster, Cluster, published, rank_loads
+from microscope_tui.placement.cluster import contiguous
 from microscope_tui.placement.study import Request, Study, study
 from tests.placement.simulated import balancedness, counts_of, drawn, popularity
 

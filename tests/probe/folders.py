@@ -10,7 +10,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from transformers.utils import logging
 
 from benchmarks.families.tiny import build
-from microscope_tui.commands import ProbeOptions
+from microscope_tui.commands.options import ProbeOptions
 from microscope_tui.commands.probe import probe as command
 from moe_model import WEIGHTS, LanguageModel, ModelConfig, write_description, write_tensors
 from moe_model.tokenizer import CharTokenizer, character_files

@@ -23,7 +23,7 @@ from torch.distributed.tensor import Replicate, distribute_tensor
 from benchmarks.families.tiny import VOCABULARY, build
 from microscope_tui.probe import attach, ranks
 from tests.probe.layers import ROUTERS, VOCABULARY as VOCABULARY_HERE, Model
-from tests.training.ranks import fork_ranks
+from tests.training.worlds import fork_ranks
 
 LAYERS, BATCHES, STEPS = 8, 4, int(os.environ.get("PIPELINE_STEPS", "3"))
 HOT = 4

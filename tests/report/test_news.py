@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.diagnosis import Episode, Known, Severity
+from microscope_tui.diagnosis import Episode, Severity
+from microscope_tui.diagnosis.causes import Known
 from microscope_tui.report import Alerts, CheckRequest, news_text
 from microscope_tui.runlog import RouterInfo, RunRecord
 

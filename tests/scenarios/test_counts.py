@@ -4,7 +4,8 @@ import random
 
 from hypothesis import given, strategies as st
 
-from microscope_tui.scenarios import draw_counts, inclusion_shares
+from microscope_tui.scenarios import draw_counts
+from microscope_tui.scenarios.popularity import inclusion_shares
 
 WEIGHTS = st.lists(st.floats(1e-6, 1e4) | st.just(0.0), min_size=2, max_size=64)
 

@@ -190,12 +190,12 @@ def read_log(tmp_path: Path) -> ReadLog:
 
 @pytest.fixture(scope="session")
 def ranks(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The folder that the ranks of ``ranks.py`` worked in; those that mostly wait start first."""
+    """The folder that the ranks of ``worlds.py`` worked in; those that mostly wait start first."""
     folders = {kind: tmp_path_factory.mktemp(kind) for kind in ("apart", "together")}
 
     @cache
     def start(kind: str) -> Program:
-        return fork_server.start("-m", "tests.training.ranks", kind, str(folders[kind]))
+        return fork_server.start("-m", "tests.training.worlds", kind, str(folders[kind]))
 
     def finished(kind: str) -> Path:
         start("apart")

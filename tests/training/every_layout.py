@@ -98,7 +98,7 @@ def test_transformers_has_equal_loss_and_gradients(fork_server: ForkServer, tmp_
 
 
 def test_shards_are_read_by_every_layout_of_four(fork_server: ForkServer, tmp_path: Path) -> None:
-    program = fork_server.start("-m", "tests.training.ranks", "shards", str(tmp_path))
+    program = fork_server.start("-m", "tests.training.worlds", "shards", str(tmp_path))
     assert program.wait() == 0
     check(tmp_path, "4", "every_layout_reads_the_shards_of_any_other_and_of_one_rank", 4)
 

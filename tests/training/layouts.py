@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from tests.forked import ForkServer, free_port
-from tests.training.ranks import fork_ranks
+from tests.training.worlds import fork_ranks
 
 MICRO_BATCHES = 4
 """In a step, over all ranks: what makes layouts comparable, also with a capacity."""

@@ -1,25 +1,15 @@
-"""What ranks that train together must find, over gloo: ``python -m tests.training.ranks KIND DIR``.
+"""Claims that every rank of a world must find true: steps, sums, faults. ``worlds.py`` starts them.
 
-A claim is a function that every rank of a world calls. Most claims share a world of two or three
-ranks (``together``); one in which a rank is lost has a world of its own (``apart``). What failed is
-written to ``DIR/SIZE-RANK.json``, by the name of the claim.
+``shards.py`` and ``losing_ranks.py`` have those about checkpoints, and about ranks that end.
 """
 
-import json
 import math
 import os
-import signal
-import sys
 import time
-import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from importlib import import_module
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -27,23 +17,17 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from microscope_tui.probe import RoutingCounter
-from moe_model import LanguageModel, ModelConfig, UsageError, exchange as exchange_module
+from moe_model import LanguageModel, ModelConfig, UsageError
 from moe_model.balance import update_expert_bias
 from moe_model.router import Routing
-from moe_model.sampling import generate
-from moe_model.training.checkpoint import load_shards, optimizer_state, save_shards
-from moe_model.training.console import SHARDED_SAMPLE_TOKENS, sample
 from moe_model.training.options import Options
 from moe_model.training.parallel import parallelize, synchronised, whole_weights
 from moe_model.training.step import clip_gradients, gradient_squares, make_optimizer
-from moe_model.training.world import RankLostError, World, agree, join_world, lost_ranks
-from tests.forked import free_port
+from moe_model.training.world import World, agree
 from tests.training.test_host_reads import HostReads
 
 Claim = Callable[[World, Path], None]
@@ -385,138 +369,6 @@ def another_fact_ends_all_ranks_and_both_values_are_named(world: World, folder: 
         assert message in str(caught.value) if world.is_main else caught.value.code == 64
 
 
-def state_of(
-    world: World, kind: Any = "fsdp", experts: int = 1
-) -> tuple[LanguageModel, Any, dict[str, Tensor]]:
-    """A model, its optimizer, and all that a checkpoint would hold of them and more."""
-    model = make_model(small=True)
-    parallelize(model, kind, world, experts)
-    optimizer = make_optimizer(model, Options(lr=1e-2))
-    state = {**model.state_dict(), **optimizer_state(model, optimizer)}
-    state["more.int64"] = torch.zeros(3, dtype=torch.int64)
-    state["more.uint8"] = torch.zeros(256, dtype=torch.uint8)
-    state["more.bf16"] = torch.zeros(2, 3, dtype=torch.bfloat16)
-    state["more.scalar"] = torch.zeros((), dtype=torch.float64)
-    return model, optimizer, state
-
-
-def truth(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the tensors of ``state`` hold in the checkpoint, whole: random bits, by name."""
-    found = {}
-    for place, (name, tensor) in enumerate(sorted(state.items())):
-        generator = torch.Generator().manual_seed(place)
-        if tensor.dtype in (torch.int64, torch.uint8):
-            high = 255 if tensor.dtype == torch.uint8 else 2**62
-            found[name] = torch.randint(high, tensor.shape, dtype=tensor.dtype, generator=generator)
-        else:
-            numbers = torch.randn(tensor.shape, dtype=torch.float64, generator=generator)
-            found[name] = numbers.to(tensor.dtype)
-    return found
-
-
-def wrong_bits(state: dict[str, Tensor]) -> list[str]:
-    expected = truth(state)
-    found = {name: whole(tensor.detach()) for name, tensor in state.items()}
-    return [name for name, tensor in found.items() if not torch.equal(tensor, expected[name])]
-
-
-def two_ranks_save_their_shards(world: World, folder: Path) -> None:
-    save_truth(state_of(world)[2], folder / "shards")
-
-
-def save_truth(state: dict[str, Tensor], folder: Path) -> None:
-    for name, tensor in truth(state).items():
-        target: Any = state[name].detach()
-        if isinstance(target, DTensor):
-            parts = distribute_tensor(tensor, target.device_mesh, target.placements)
-            target.to_local().copy_(parts.to_local())
-        else:
-            target.copy_(tensor)
-    assert wrong_bits(state) == []
-    save_shards(folder, state)
-
-
-def every_layout_reads_the_shards_of_any_other_and_of_one_rank(world: World, folder: Path) -> None:
-    """Each part is written once: the files hold as many numbers as one process would write."""
-    kinds = [(kind, size) for kind in KINDS for size in (1, 2, 4) if world.size % size == 0]
-    states = {f"{kind}-{size}": state_of(world, kind, size)[2] for kind, size in kinds}
-    for name, state in states.items():
-        save_truth(state, folder / f"{world.size}-{name}")
-    numbers = sum(tensor.numel() for tensor in state.values())
-    if world.is_main:
-        save_file(truth(state), folder / "model-whole.safetensors")
-    world.barrier()
-    for source in [*folder.glob("[24]-*-[124]"), folder]:
-        found = 0
-        for file in source.glob("*.safetensors"):
-            with safe_open(file, "pt") as opened:
-                found += sum(opened.get_tensor(key).numel() for key in opened.keys())  # noqa: SIM118
-        assert found == numbers, source
-        for name, (kind, size) in zip(states, kinds, strict=True):
-            state = state_of(world, kind, size)[2]
-            load_shards(source, state)
-            assert wrong_bits(state) == [], (name, source)
-
-
-def three_ranks_load_the_shards_of_two_bit_for_bit(world: World, folder: Path) -> None:
-    """Weights, moments, the scalar ``step``, int64, uint8 and bf16."""
-    _, _, state = state_of(world)
-    assert len(wrong_bits(state)) > 80
-    load_shards(folder / "shards", state)
-    assert wrong_bits(state) == []
-    assert sum(isinstance(tensor, DTensor) for tensor in state.values()) > 60
-
-
-def a_rank_that_cannot_write_fails_all(world: World, folder: Path) -> None:
-    _, _, state = state_of(world)
-    target = folder / "unwritable"
-    if world.is_main:
-        (target / "shard-00002-model-00001-of-00001.safetensors").mkdir(parents=True)
-    world.barrier()
-    with pytest.raises(OSError, match="cannot be written: rank 1: IsADirectoryError"):
-        save_shards(target, state)
-
-
-def three_ranks_resume_a_run_of_two(world: World, folder: Path) -> None:
-    """Two ranks make two steps, save, and make one more; three load and make that one."""
-    model, optimizer, _ = state_of(world)
-    state = {**model.state_dict(), **optimizer_state(model, optimizer)}
-    if world.size == 2:
-        for _ in range(2):
-            train_step(model, model, optimizer, world)
-        save_shards(folder / "resumed", state)
-    else:
-        load_shards(folder / "resumed", state)
-    train_step(model, model, optimizer, world)
-    weights = whole_weights(model, world)
-    if world.is_main and world.size == 2:
-        torch.save(weights, folder / "weights.pt")
-    elif world.is_main:
-        torch.testing.assert_close(weights, torch.load(folder / "weights.pt"), rtol=0, atol=1e-4)
-
-
-def a_sharded_model_writes_its_sample_without_becoming_whole(world: World, folder: Path) -> None:
-    model = make_model(tied=True)
-    prompt_S = torch.tensor([1, 2, 3])
-    expected = generate(model, prompt_S, max_new_tokens=SHARDED_SAMPLE_TOKENS, seed=7)
-    assert len(expected) == SHARDED_SAMPLE_TOKENS
-    parallelize(model, "fsdp", world)
-    run: Any = SimpleNamespace(
-        model=model, world=world, options=SimpleNamespace(seed=7),
-        prompt="", stop_ids=(),
-        tokenizer=SimpleNamespace(encode=lambda _: prompt_S, decode=list),
-    )  # fmt: skip
-    built, before = [], LanguageModel.__init__
-    LanguageModel.__init__ = lambda *given: (built.append(1), before(*given))[1]  # type: ignore[method-assign]
-    found: Any = sample(run)
-    LanguageModel.__init__ = before  # type: ignore[method-assign]
-    assert found == expected
-    assert not built
-    weight = model.layers[0].mlp.up_proj.weight
-    assert weight.to_local().shape[0] == weight.shape[0] / 2
-    assert model.training
-
-
 def steps_of(*ways: str) -> dict[str, Claim]:
     return {f"step: {way}": step_is_that_of_one_process(*way.split()) for way in ways}
 
@@ -526,14 +378,7 @@ def by_name(*claims: Claim) -> dict[str, Claim]:
 
 
 shared = experts_of_all_ranks_are_those_of_one_process
-SHARED: dict[str, Claim] = {
-    "experts: all": shared([3, 5, 2, 4], 0, 1, 2, 3),
-    "experts: a rank without tokens": shared([6, 0, 3, 2], 0, 1, 2, 3),
-    "experts: all tokens to those of one rank": shared([3, 5, 2, 4], 0, 0),
-    "experts: one unused": shared([3, 5, 2, 4], 0, 1, 3),
-}
-
-TOGETHER: dict[int, dict[str, Claim]] = {
+CLAIMS: dict[int, dict[str, Claim]] = {
     2: {
         **steps_of("ddp recompute", "fsdp tied", "ddp frozen", "fsdp frozen"),
         **steps_of("ddp experts recompute", "fsdp experts tied", "ddp experts frozen"),
@@ -542,17 +387,15 @@ TOGETHER: dict[int, dict[str, Claim]] = {
         **by_name(
             ranks_do_not_talk_before_the_last_micro_batch,
             a_pass_leaves_biases_and_parameters_alone_and_rank_0_gets_the_whole_weights,
-            two_ranks_save_their_shards,
-            every_layout_reads_the_shards_of_any_other_and_of_one_rank,
-            a_rank_that_cannot_write_fails_all,
-            three_ranks_resume_a_run_of_two,
-            a_sharded_model_writes_its_sample_without_becoming_whole,
         ),
     },
     4: {
         **steps_of("ddp experts recompute", "fsdp experts"),
-        **SHARED,
         **by_name(a_loss_that_is_nan_on_one_rank_gives_all_the_same_norm),
+        "experts: all": shared([3, 5, 2, 4], 0, 1, 2, 3),
+        "experts: a rank without tokens": shared([6, 0, 3, 2], 0, 1, 2, 3),
+        "experts: all tokens to those of one rank": shared([3, 5, 2, 4], 0, 0),
+        "experts: one unused": shared([3, 5, 2, 4], 0, 1, 3),
     },
     3: {
         **steps_of("ddp", "fsdp recompute"),
@@ -562,158 +405,6 @@ TOGETHER: dict[int, dict[str, Claim]] = {
             texts_and_votes_reach_all_ranks,
             the_first_rank_enters_the_block_first_then_the_first_of_another_machine,
             another_fact_ends_all_ranks_and_both_values_are_named,
-            three_ranks_load_the_shards_of_two_bit_for_bit,
-            three_ranks_resume_a_run_of_two,
         ),
     },
 }
-
-READS = by_name(every_layout_reads_the_shards_of_any_other_and_of_one_rank)
-IN_TURN = {"together": TOGETHER, "shards": {2: READS, 4: READS}}
-"""Worlds by kind; ``every_layout.py`` asks for ``shards``."""
-
-
-TIMEOUT_S, PATIENT_S = 1.5, 2.0
-"""What a rank waits in a step, and for how long another one works by itself."""
-
-
-def killed_in_a_step(kind: Any) -> Claim:
-    def claim(world: World, folder: Path) -> None:
-        forward = parallelize(make_model(), kind, world)
-        with noticed(world):
-            for step in range(3):
-                loss = loss_of(forward, all_sequences())
-                if world.rank == 1 and step == 1:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                loss.backward()
-
-    return claim
-
-
-def lost_in_the_exchange(*, hung: bool) -> Claim:
-    """Inside a layer, in the backward pass of the second step."""
-
-    def claim(world: World, folder: Path) -> None:
-        forward = parallelize(make_model(), "ddp", world, 2)
-        calls, plain = [], exchange_module._moved
-
-        def moved(*given: Any) -> Tensor:
-            calls.append(1)
-            if world.rank == 1 and len(calls) == 20:
-                wait_for(folder / f"left {hung}") if hung else os.kill(os.getpid(), signal.SIGKILL)
-            return plain(*given)
-
-        exchange_module._moved = moved
-        try:
-            with noticed(world, "Timed out" if hung else "no longer responds"):
-                for _ in range(3):
-                    loss_of(forward, all_sequences()).backward()
-        finally:
-            exchange_module._moved = plain
-        (folder / f"left {hung}").touch()
-
-    return claim
-
-
-def wait_for(file: Path) -> None:
-    """Hang until the other rank has given up, then end."""
-    while not file.exists():
-        time.sleep(0.02)
-    os._exit(0)
-
-
-def killed_while_the_others_wait_without_a_limit(world: World, folder: Path) -> None:
-    world.barrier()  # all have joined
-    with noticed(world), world.main_first():
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def work_may_take_longer_than_a_step_but_a_step_may_not(world: World, folder: Path) -> None:
-    started = time.monotonic()
-    with world.main_first():
-        if world.is_main:
-            time.sleep(PATIENT_S)
-    with world.together():
-        if world.rank == 1:
-            time.sleep(PATIENT_S)
-    assert world.any(world.rank == 1)
-    assert time.monotonic() - started > 2 * TIMEOUT_S
-    if world.rank == 1:  # hangs until the other one has given up
-        wait_for(folder / "given up")
-    with noticed(world, "Timed out"):
-        world.any(True)
-    (folder / "given up").touch()
-
-
-@contextmanager
-def noticed(world: World, reason: str = "no longer responds") -> Iterator[None]:
-    """A block that ends soon because another rank no longer responds."""
-    started = time.monotonic()
-    with pytest.raises(RankLostError, match=reason) as caught, lost_ranks():
-        yield
-    expected = f"rank {world.rank} of {world.size}: another rank no longer responds"
-    assert str(caught.value).startswith(expected), caught.value
-    assert "start again with --resume auto" in str(caught.value)
-    assert time.monotonic() - started < 20
-
-
-APART: dict[str, tuple[int, Claim, float]] = {
-    "killed in a step of ddp": (2, killed_in_a_step("ddp"), 30.0),
-    "killed in a step of fsdp": (3, killed_in_a_step("fsdp"), 30.0),
-    "killed at its own work": (3, killed_while_the_others_wait_without_a_limit, 30.0),
-    "killed in the exchange": (2, lost_in_the_exchange(hung=False), 30.0),
-    "hung in the exchange": (2, lost_in_the_exchange(hung=True), 4 * TIMEOUT_S),
-    "hung in a step": (2, work_may_take_longer_than_a_step_but_a_step_may_not, TIMEOUT_S),
-}
-
-
-def fork_ranks(size: int, one_rank: Callable[[int], None]) -> list[int]:
-    """Fork ``size`` processes with the environment of ranks; their process ids."""
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(size)}
-    children = []
-    for rank in range(size):
-        child = os.fork()
-        if child == 0:
-            os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
-            code = 1
-            try:
-                one_rank(rank)
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)  # a forked child must not run on into its parent's code
-        children.append(child)
-    return children
-
-
-def check(claims: dict[str, Claim], name: str, folder: Path, timeout_s: float, rank: int) -> None:
-    """Check ``claims`` as one rank of a world, and write which failed and why."""
-    outcomes = {}
-    with join_world(CPU, timeout_s) as world:
-        for claim_name, claim in claims.items():
-            try:
-                claim(world, folder)
-                outcomes[claim_name] = ""
-            except BaseException:
-                outcomes[claim_name] = traceback.format_exc()
-    (folder / f"{name}-{rank}.json").write_text(json.dumps(outcomes), "utf-8")
-
-
-def main(kind: str, folder: Path) -> None:
-    torch.set_num_threads(1)
-    import_module("torch._dynamo")  # an optimizer imports it, which takes a second: once for all
-    if kind in IN_TURN:
-        for size, claims in IN_TURN[kind].items():
-            for child in fork_ranks(size, partial(check, claims, str(size), folder, 30.0)):
-                os.waitpid(child, 0)
-        return
-    children = []
-    for name, (size, claim, timeout_s) in APART.items():
-        children += fork_ranks(size, partial(check, {name: claim}, name, folder, timeout_s))
-    for child in children:
-        os.waitpid(child, 0)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,6 +1,6 @@
 """Several processes, one model: steps, sums, shards, faults and lost ranks.
 
-``ranks.py`` beside this file holds what ranks must find, over gloo on this machine.
+``worlds.py`` beside this file starts the ranks, over gloo on this machine.
 """
 
 import json
@@ -19,8 +19,10 @@ from moe_model.training import parallel
 from moe_model.training.parallel import parallelize
 from moe_model.training.world import RankLostError, World, agree, join_world, launched, lost_ranks
 from tests.forked import ForkServer, free_port
-from tests.training.ranks import APART, CPU, TOGETHER, make_model
+from tests.training.losing_ranks import APART
+from tests.training.ranks import CPU, make_model
 from tests.training.story import wait_until
+from tests.training.worlds import TOGETHER
 
 CLAIMS = [(size, name) for size, claims in TOGETHER.items() for name in claims]
 

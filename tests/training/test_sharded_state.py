@@ -1,6 +1,6 @@
 """State that is spread over ranks, on disk: what two ranks wrote, read by one process.
 
-``ranks.py`` beside this file holds what ranks must find.
+``shards.py`` beside this file holds what ranks must find.
 """
 
 import shutil
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from moe_model import CheckpointError
 from moe_model.training.checkpoint import has_training_state, load_shards, save_shards
-from tests.training.ranks import wrong_bits
+from tests.training.shards import wrong_bits
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from benchmarks.transformers_peer import their_name
 from moe_model.huggingface.write import save_pretrained
 from moe_model.training.parallel import parallelize, synchronised
 from moe_model.training.world import World
-from tests.training.ranks import all_sequences, check, fork_ranks, make_model, whole
+from tests.training.ranks import all_sequences, make_model, whole
+from tests.training.worlds import check, fork_ranks
 
 RANKS, EXPERTS = 4, 2
 
