@@ -207,7 +207,7 @@ def _cut(text: str, width: int, lines: int) -> list[str]:
 
 def _all_well(view: RunView) -> Line:
     if not view.layers:
-        return [Span(NO_ROUTERS)]
+        return [Span(NO_ROUTERS), dim("   6 every number of the log")]
     balances = [
         (c, layer.router.name) for layer in view.layers if (c := layer.judged_balance) is not None
     ]

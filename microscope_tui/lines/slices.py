@@ -38,7 +38,7 @@ _LEAST_TOKENS, _TOKENS = 14, 24
 _FAINTEST, _STRONGEST = 3, 16
 _LEVELS_PER_OCTAVE = 6
 """The loads have four: a share in a slice of a third of the text is at most 3× that overall."""
-_NAMED = 3
+_NAMED = 4
 _GLUE = "\N{NO-BREAK SPACE}"
 
 Named = Callable[[int], str]
@@ -114,6 +114,11 @@ class SliceTable:
             return group, -most, -row.telling, -row.share
 
         return sorted(self.rows, key=place)
+
+    @property
+    def has_tokens(self) -> bool:
+        """False for held-out text, whose tokens are not in the log."""
+        return any(row.lifts for row in self.rows)
 
     @property
     def by_chance(self) -> float:
@@ -209,9 +214,10 @@ def takers(table: SliceTable, names: Sequence[str], step: int, width: int) -> Li
         own = [str(expert) for expert, chosen in enumerate(read) if chosen == place]
         if own:
             experts, take = ("expert", "takes") if len(own) == 1 else ("experts", "take")
-            more = f" and {len(own) - _NAMED} more" if len(own) > _NAMED else ""
-            named = f"{experts} {', '.join(own[:_NAMED])}{more}"
-            parts.append(f"{named} {take} {shortened(name, 24)}")
+            listed = ", ".join(own)
+            if len(own) > _NAMED:
+                listed = f"{', '.join(own[: _NAMED - 1])} and {len(own) - _NAMED + 1} more"
+            parts.append(f"{experts} {listed} {take} {shortened(name, 24)}")
     said = "; ".join(parts) or "no expert prefers a source"
     return pad([dim(f"  held-out text at step {step:,}: "), Span(said)], width)
 
@@ -273,6 +279,8 @@ def heads(
         below += [Span(" "), _centred(text, layout.cell, "dim")]
     room = layout.columns - line_width(top) - 4
     what: Sequence[str] = ("most telling tokens, with counts", "most telling tokens", "tokens")
+    if not table.has_tokens:
+        what = ("", "", "")
     scale = ("log2 of share in the slice ÷ share overall", "log2 of share ÷ share overall", "log2")
     hidden = f"{layout.hidden} more slices: tab" if layout.hidden else ""
     if hidden:
@@ -315,8 +323,8 @@ def detail(
         f"{named(token_id)} {count:,}× lift {lift:.3g}" for token_id, count, lift in row.lifts
     ]
     reads = "reads" if tokens else "no token is counted often enough"
-    if not any(other.lifts for other in table.rows):
-        reads = ""  # held-out text, whose tokens are not in the log
+    if not table.has_tokens:
+        reads = ""
     lines = _listed(f"expert {row.expert}", "title", ratios, width)[: max(1, rows // 2)]
     sentence = first_fitting((in_words(row, table, names, most) for most in (4, 3, 2)), width - 2)
     first = [pad([Span(f"  {sentence or in_words(row, table, names, 1)}")], width)]

@@ -158,7 +158,7 @@ def fit(
         compact=not roomy and heights[-1:] != [verdict],
         loss_rows=loss_rows,
         numbered=numbered,
-        hidden=_hidden(widths, layers - max(1, body // height)),
+        hidden=_hidden(view, widths, layers - max(1, body // height)),
     )
 
 
@@ -215,11 +215,11 @@ def _is_limited(view: RunView, widths: TableLayout) -> bool:
     return not complete or left_out or bool(view.parts or view.defects or view.memory_limit)
 
 
-def _hidden(widths: TableLayout, more_layers: int) -> tuple[str, ...]:
+def _hidden(view: RunView, widths: TableLayout, more_layers: int) -> tuple[str, ...]:
     hidden = []
     if more_layers > 0:
         hidden.append(plural(more_layers, "more layer"))
-    if not widths.has_entropy:
+    if not widths.has_entropy and view.layers:
         hidden.append("no entropy in the log")
     if not widths.spark:
         hidden.append("no room for curves")
@@ -391,6 +391,8 @@ def column_heads(
             titles = [f"{text}, {MARK} {one}" for one in ("this step", "1") for text in means]
     wide = layout.curve >= 12
     entropy_head = "entropy H" if layout.entropy >= 9 else "ent."
+    if not view.layers:
+        return pad([], layout.columns)
     line = pad([dim("  layer")], layout.label)
     for head, width, gap in (
         (first_fitting(titles, layout.heat, titles[-1]), layout.heat, 0),

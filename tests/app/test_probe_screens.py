@@ -235,6 +235,7 @@ async def test_a_run_shows_which_experts_take_which_held_out_text(tmp_path: Path
     async with open_app(evaluated(tmp_path), "8", size=(120, 40)) as app:
         said = "held-out text at step 3: experts 0, 1 take code; experts 2, 3 take �[2Jprose"
         assert said in app.text("slice-top")
+        assert "tokens" not in app.text("slice-heads") + app.text("slice-detail")
         await app.press("right", "right", "right")
         assert app.text("slice-top").startswith("  L3 3 of 3 ")
         assert app.session.selected == 2

@@ -211,8 +211,7 @@ class MainScreen(RunScreen):
             shown = (layer, layout, heat) if layer.index in single else (mean, layout, steady)
             loads += table.load(*shown, session.expert if layer.index == session.selected else None)
         if not visible:
-            none = "no layer matches" if view.layers else "key 6: loss"
-            loads = [pad([dim(none)], layout.heat)]
+            loads = [pad([dim("no layer matches" if view.layers else "")], layout.heat)]
         self.query_one(Tiles).show(loads, session.look.palette)
 
     def _heat(self, view: RunView) -> Heat:

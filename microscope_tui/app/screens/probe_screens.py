@@ -56,9 +56,9 @@ class ProbeScreen(BaseScreen):
                     return
                 except BadRouting as error:
                     anatomy.problem = str(error)
-        self.draw_without(columns, rows)
+        self.draw_without(view, columns, rows)
 
-    def draw_without(self, columns: int, rows: int) -> None:
+    def draw_without(self, view: RunView, columns: int, rows: int) -> None:
         anatomy = self.session.anatomy
         empty = anatomy.routing is not None
         self.show_alone(tokens.without_probe(columns, anatomy.problem, empty=empty))
@@ -275,15 +275,18 @@ class HeldOut:
     @classmethod
     def of(cls, view: RunView) -> "HeldOut | None":
         event = view.held_out
-        if event is None or event.slices is None or not view.layers:
+        if event is None or event.slices is None:
             return None
-        found, routers = event.slices, [layer.router for layer in view.layers]
-        routers = routers[: len(found.counts[0])] if found.counts else []  # none ahead
+        found = event.slices
+        logged = len(found.counts[0]) if found.counts else 0  # none ahead
+        routers = [layer.router for layer in view.layers[:logged]]
+        if not routers:
+            return None
         shape = Shape(
             tuple(router.depth for router in routers),
             tuple(router.name for router in routers),
-            view.layers[0].router.num_experts,
-            view.layers[0].router.top_k,
+            routers[0].num_experts,
+            routers[0].top_k,
             capacity=1,
         )
         tables = Tables(counts=found.counts, noise=found.noise)
@@ -324,14 +327,10 @@ class SlicesScreen(ProbeScreen):
 
     _held_out: HeldOut | None = None
 
-    async def draw(self, view: RunView, columns: int, rows: int) -> None:
-        self._held_out = HeldOut.of(view)
-        await super().draw(view, columns, rows)
-
-    def draw_without(self, columns: int, rows: int) -> None:
-        held_out = self._held_out
-        if held_out is None or not held_out.shape.layers:
-            super().draw_without(columns, rows)
+    def draw_without(self, view: RunView, columns: int, rows: int) -> None:
+        self._held_out = held_out = HeldOut.of(view)
+        if held_out is None:
+            super().draw_without(view, columns, rows)
             return
         self.session.anatomy.layer = min(self.session.selected, len(held_out.shape.layers) - 1)
         self.draw_probe(held_out, columns, rows)
