@@ -32,10 +32,11 @@ def main() -> None:
     asked = options_of(
         __doc__, "question", only=[], seeds=[0, 1, 2, 3, 4], table=False, results=Path("out.jsonl")
     )
-    if asked.question not in QUESTIONS:
-        raise SystemExit(f"{asked.question!r} is unknown: choose {', '.join(QUESTIONS)}.")
+    name = str(asked.question)
+    if name not in QUESTIONS:
+        raise SystemExit(f"{name!r} is unknown: choose {', '.join(QUESTIONS)}.")
     torch.set_num_threads(1)
-    question = importlib.import_module(f"benchmarks.learning.{asked.question}")
+    question = importlib.import_module(f"benchmarks.learning.{name}")
     for recipe, models, seeds in question.PLAN:
         for seed, model in itertools.product(seeds, models):
             if not asked.table and seed in asked.seeds and model in (asked.only or models):

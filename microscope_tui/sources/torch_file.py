@@ -159,9 +159,7 @@ class _Limited(FileIO):
     """A zip file of which no more than a directory may have is read at once."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or size < 0:
-            size = _MOST_DIRECTORY
-        return super().read(min(size, _MOST_DIRECTORY))
+        return super().read(min(size or 0, _MOST_DIRECTORY))
 
 
 def _start_of(data: Bytes, member: ZipInfo) -> int:
