@@ -13,7 +13,9 @@ from moe_model.training.batches import IGNORED
 
 def _recipe(facts: int, exposures: int, batch_size: int) -> dict[str, Any]:
     sizes = {"vocab_size": 32, "intermediate_size": 256, "max_position_embeddings": 8}
-    rates = {"lr": 5e-3, "weight_decay": 0.0, "batch_size": batch_size}
+    # The first layer is dense, as in DeepSeek-V3: with experts there, too, a mixture stays at
+    # chance for thousands of steps, before it has found out that a key is four symbols.
+    rates = {"lr": 5e-3, "weight_decay": 0.0, "batch_size": batch_size, "first_k_dense_replace": 1}
     steps = exposures * facts // batch_size
     return RECIPE | sizes | rates | {"facts": facts, "exposures": exposures, "steps": steps}
 

@@ -2,8 +2,9 @@
 
 ``train.py`` passes the routings of its model to a ``RoutingCounter``; the hooks of
 ``forward_hooks.py`` pass on each call of a router of another model as a ``Call``. Counting takes
-thirty small operations, whose launch costs more than their arithmetic: calls of the same shape are
-stacked and launched once. Nothing here waits for the device. Ids that are not experts share one
+thirty small operations, whose launch costs more than their arithmetic: the calls of a step wait, up
+to a limit, and those of the same shape are stacked and launched once. Nothing here waits for the
+device. Ids that are not experts share one
 more slot, so that none is out of range.
 """
 
@@ -21,7 +22,7 @@ from microscope_tui.probe.step_sums import SUMS, Key, Layout, Row, StepSums, sum
 Scored = tuple[Tensor, Tensor | None]
 """Entropy and margin of every token, ``[L, T]``; no margin where there is none."""
 
-_WAITING_BYTES = 16 * 1024 * 1024
+WAITING_BYTES = 16 * 1024 * 1024
 """About as many bytes may wait to be counted; counting needs six times as many for a moment."""
 _TINY = torch.finfo(torch.float32).tiny
 WEIGHTS, NORMS = 1, 2
@@ -52,33 +53,40 @@ class Call(NamedTuple):
     """True for tokens with loss; ``None`` where that is unknown."""
 
     @classmethod
-    def of(
-        cls,
-        site: Site,
-        key: Key,
-        choice: Choice,
-        real_T: Tensor | None,
-        logits_TE: Tensor | None,
-        loss_T: Tensor | None = None,
-    ) -> Call:
-        """Copies, because the model may change its tensors later."""
-        ids_TK = choice.ids_TK.detach().reshape(-1, choice.ids_TK.shape[-1]).long().clone()
+    def of(cls, site: Site, place: int, choice: Choice, logits_TE: Tensor | None) -> Call:
+        """Copies, because the model may change its tensors later; without gradients enabled."""
+        ids_TK = choice.ids_TK.reshape(-1, choice.ids_TK.shape[-1]).to(torch.int64, copy=True)
         kind = None if site.scores is None else site.scores.kind
-        if kind is None or (logits_TE is not None and len(logits_TE) != len(ids_TK)):
+        if kind is None or logits_TE is None:
             logits_TE = None
+        else:
+            logits_TE = logits_TE.reshape(-1, logits_TE.shape[-1])
+            logits_TE = logits_TE.clone() if len(logits_TE) == len(ids_TK) else None
         bias_E = None if logits_TE is None or not site.plain_choice else site.bias()
         return cls(
-            key,
+            (place, 0),
             site.num_experts,
             kind,
             site.plain_choice,
             ids_TK,
-            None if real_T is None else real_T.to(ids_TK.device),
-            _copy(choice.kept_TK),
-            _copy(logits_TE),
-            _copy(bias_E),
-            loss_T=None if loss_T is None else loss_T.to(ids_TK.device),
+            choice.real_T,
+            None if choice.kept_TK is None else choice.kept_TK.clone(),
+            logits_TE,
+            None if bias_E is None else bias_E.clone(),
         )
+
+    def placed(self, key: Key, real_T: Tensor | None, loss_T: Tensor | None) -> Call:
+        device = self.ids_TK.device
+        real_T = None if real_T is None else real_T.to(device)
+        return self._replace(
+            key=key, real_T=real_T, loss_T=None if loss_T is None else loss_T.to(device)
+        )
+
+    @property
+    def bytes(self) -> int:
+        tensors = self.ids_TK, self.logits_TE
+        # Not ``nbytes``: compiled for any number of tokens, tensors do not have it.
+        return sum(one.numel() * one.element_size() for one in tensors if one is not None)
 
     def shape(self) -> Any:
         """The same for calls that can be stacked."""
@@ -106,7 +114,7 @@ class Calls:
 
     @property
     def tallies(self) -> list[Tally]:
-        """Since ``clear``; a router may be in several."""
+        """Of all calls since ``clear``; a router may be in several, or several times in one."""
         return list(self._tallies.values())
 
     @property
@@ -119,14 +127,6 @@ class Calls:
         for tally in self.tallies:
             yield from zip(tally.keys, tally.flat(width), tally.max_logit_L, strict=True)
 
-    @property
-    def many_wait(self) -> bool:
-        """Whether to ``count`` before the pass ends, by the last call."""
-        tensors = self._waiting[-1].ids_TK, self._waiting[-1].logits_TE
-        # Not ``nbytes``: compiled for any number of tokens, tensors do not have it.
-        size = sum(one.numel() * one.element_size() for one in tensors if one is not None)
-        return size * len(self._waiting) > _WAITING_BYTES
-
     def clear(self) -> None:
         self._waiting: list[Call] = []
         self._tallies: dict[Any, Tally] = {}
@@ -135,11 +135,16 @@ class Calls:
         self._waiting.append(call)
 
     def count(self) -> list[Counted]:
+        counted: list[Counted] = []
         groups: dict[Any, list[Call]] = {}
         for call in self._waiting:
-            groups.setdefault(call.shape(), []).append(call)
+            shape = call.shape()
+            group = groups.setdefault(shape, [])
+            group.append(call)
+            if len(group) * call.bytes > WAITING_BYTES:
+                counted.append(self._together(groups.pop(shape)))
         self._waiting = []
-        return [self._together(calls) for calls in groups.values()]
+        return counted + [self._together(calls) for calls in groups.values()]
 
     def _together(self, calls: list[Call]) -> Counted:
         keys, ids_TK = tuple(call.key for call in calls), calls[0].ids_TK
@@ -278,8 +283,6 @@ class RoutingCounter:
                     kept_TK, one.logits_TE, None, one.scores_TE, one.margin_T,
                 )
             )  # fmt: skip
-            if self._calls.many_wait:
-                self._calls.count()
         self._calls.count()
 
     @torch.no_grad()
@@ -327,10 +330,6 @@ def _margin(scores_LTE: Tensor, chosen_LTK: Tensor, bias_LE: Tensor | None) -> T
     last_LT = scores_LTE.gather(-1, chosen_LTK).amin(dim=-1)
     best_LT = scores_LTE.scatter(-1, chosen_LTK, float("-inf")).amax(dim=-1)
     return last_LT - best_LT
-
-
-def _copy(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().clone()
 
 
 def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:

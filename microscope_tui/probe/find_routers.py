@@ -9,6 +9,7 @@ or in ``frameworks.py`` (other training code).
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -319,12 +320,13 @@ def with_configs(*modules: nn.Module | None) -> list[Any]:
 
 
 def _scores(model: nn.Module, site: Site, modules: dict[str, nn.Module]) -> Scores | None:
-    """From the outputs that the model declares as recordable."""
+    """From the outputs that the model, or in a part of one its code, declares as recordable."""
     router = site.router
     if router is None:
         return None
-    for module in modules.values():
-        recorders = getattr(module, "_can_record_outputs", None)
+    classes = vars(sys.modules[type(router).__module__]).values()
+    for one in (*modules.values(), *(one for one in classes if isinstance(one, type))):
+        recorders = getattr(one, "_can_record_outputs", None)
         recorder = recorders.get("router_logits") if isinstance(recorders, dict) else None
         for one in recorder if isinstance(recorder, list | tuple) else (recorder,):
             if one is not None and isinstance(router, one.target_class):

@@ -4,7 +4,9 @@ A pass counts if the model is in training mode with gradients enabled when its f
 what activation checkpointing runs again in the backward pass, nor a reference model.
 
 A hook never waits for the device and never raises: after the first failure nothing is counted any
-more, with one warning.
+more, with one warning. Between the products of a model its code is not in the caches and takes
+several times as long as in a loop: so a hook only keeps what a router chose, and all else is done
+for all of them when the step is logged.
 """
 
 from __future__ import annotations
@@ -15,15 +17,23 @@ import traceback
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from microscope_tui.probe.counter import NORMS, WEIGHTS, Call, Calls, Counted, Tracer
+from microscope_tui.probe.counter import (
+    NORMS,
+    WAITING_BYTES,
+    WEIGHTS,
+    Call,
+    Calls,
+    Counted,
+    Tracer,
+)
 from microscope_tui.probe.losses import StepLosses
 from microscope_tui.probe.ranks import Ranks
-from microscope_tui.probe.sites import Choice, Site, argument_names
+from microscope_tui.probe.sites import Site, argument_names
 
 _logger = logging.getLogger(__name__)
 
@@ -43,6 +53,16 @@ class _Hook:
 
     def __reduce__(self) -> Any:  # for copy.deepcopy too
         return _no_hook, ()
+
+
+class _Seen(NamedTuple):
+    """One call of a router, until it is counted."""
+
+    batch: Batch
+    place: int
+    own_T: Tensor | None
+    """Places of its tokens in the batch, where the site knows them."""
+    call: Call
 
 
 class ForwardHooks:
@@ -78,9 +98,11 @@ class ForwardHooks:
         self.mask: Tensor | None = None
         """See ``Probe.mask``."""
         self._batch: Batch | None = None
+        self._compiled = False
         self._inside = 0
-        self._rows: defaultdict[int, int] = defaultdict(int)
-        self._logits: dict[int, Tensor] = {}
+        self._seen: list[_Seen] = []
+        self._seen_bytes = 0
+        self._logits: dict[int, Any] = {}
         self._counted: dict[int, tuple[Counted, tuple[Any, ...]]] = {}
         self._handles: list[Any] = []
         self._install()
@@ -89,6 +111,7 @@ class ForwardHooks:
         self.on, self.passes, self.outside = on, 0, 0
         self._inside, self._batch = 0, None  # also after a pass that Ctrl-C ended
         self.mask = None
+        self._seen, self._seen_bytes = [], 0
         self.calls.clear()
         if self.losses is not None:
             self.losses.reset()
@@ -124,7 +147,8 @@ class ForwardHooks:
                 self._after(site.module, place, self._see)
             scores = site.scores
             if scores is not None and scores.index is not None:  # it runs before the one above
-                self._after(scores.module, place, partial(self._take_logits, scores.index))
+                take = partial(self._take_logits, scores.index, place)
+                self.hook(scores.module.register_forward_hook, take, prepend=True)
             if self._saliency and site.experts is not None:
                 self._after(site.experts, place, self._measure_norms)
 
@@ -161,7 +185,6 @@ class ForwardHooks:
         trains, number, of = _micro_batch() or (self.trains, 0, 1)
         if trains != self.trains:
             return
-        self._rows.clear()
         self._logits.clear()
         given = dict(zip(names, args, strict=False)) | kwargs
         self.asked = given.get("output_router_logits")
@@ -184,19 +207,29 @@ class ForwardHooks:
         self._inside = max(0, self._inside - 1)
         if self._inside == 0 and self._batch is not None:
             batch, self._batch = self._batch, None
-            self.attempt(self.calls.count)
+            batch.is_over = torch.compiler.is_compiling() or output is not None
+            if self._compiled:  # a replayed graph writes its tensors again
+                self.attempt(self.count)
             if not torch.compiler.is_compiling() and hasattr(output, "aux_loss"):
                 self.returned = output.aux_loss is not None
-            self._check_rows(batch, output)
             if self.losses is not None:
                 self.losses.add(output, batch.divides_loss)
 
-    def _check_rows(self, batch: Batch, output: Any) -> None:
+    def count(self) -> None:
+        """Count all calls so far."""
+        seen, self._seen, self._seen_bytes = self._seen, [], 0
+        for one in seen:
+            self.calls.add(self._placed(one))
+        self.calls.count()
+        for batch in {id(one.batch): one.batch for one in seen if one.batch.is_over}.values():
+            self._check_rows(batch)
+
+    def _check_rows(self, batch: Batch) -> None:
         """Fail if a router saw only some of the tokens, of a sequence that is split over ranks."""
-        for place, rows in self._rows.items():
+        for place, rows in batch.seen.items():
             site = self.sites[place]
             of_batch = batch.rows(site.stack)
-            if not of_batch or rows % of_batch == 0 or output is None:  # None: an exception
+            if not of_batch or rows % of_batch == 0:
                 continue
             if rows * self._ranks.tensor_size % of_batch == 0:
                 self.sees_part = True
@@ -207,8 +240,7 @@ class ForwardHooks:
     def _take_logits(
         self, index: int, place: int, module: nn.Module, args: Any, output: Any
     ) -> None:
-        logits = output[index] if isinstance(output, tuple | list) else output
-        self._logits[place] = logits.reshape(-1, logits.shape[-1])
+        self._logits[place] = output[index] if isinstance(output, tuple | list) else output
 
     def _see_arguments(
         self, place: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -220,26 +252,27 @@ class ForwardHooks:
 
     def _see(self, place: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         site = self.sites[place]
+        self._compiled = self._compiled or torch.compiler.is_compiling()
         choice = site.read(module, args, output)
-        rows = choice.ids_TK.numel() // choice.ids_TK.shape[-1]
-        if rows == 0:
+        logits = self._logits.pop(place, None)
+        if choice.logits_TE is not None:
+            logits = choice.logits_TE
+        call = Call.of(site, place, choice, logits)
+        if not (rows := len(call.ids_TK)):
             return
-        number, at = self._rows_of(place, rows, choice)
-        batch = self._batch
-        real_T, loss_T = choice.real_T, None
-        if batch is not None and at is not None:
-            masks = batch.real(site.stack), batch.loss(site.stack)
-            real_T, loss_T = (None if mask_N is None else mask_N[at] for mask_N in masks)
-        if real_T is not None:
-            if len(real_T) != rows:
-                raise ValueError(f"a mask of {len(real_T)} tokens for {rows}: see Probe.mask")
-            self.padded.add(place)
-        logits = choice.logits_TE if choice.logits_TE is not None else self._logits.pop(place, None)
-        self.calls.add(Call.of(site, (place, number), choice, real_T, logits, loss_T))
+        assert self._batch is not None
+        own_T = None
+        if site.own_rows is not None and (own_N := site.own_rows()) is not None:
+            # Without waiting for the device: the number of rows is known from the call.
+            own_T = torch.nonzero_static(own_N.reshape(-1), size=rows)[:, 0]
+        seen = _Seen(self._batch, place, own_T, call)
         if self.tracer is None and not self._saliency:
-            if self.calls.many_wait:
-                self.calls.count()
-            return  # the rest is counted when the pass ends
+            self._seen.append(seen)
+            self._seen_bytes += call.bytes
+            if self._seen_bytes > WAITING_BYTES:
+                self.count()
+            return
+        self.calls.add(self._placed(seen))
         (counted,) = self.calls.count()
         weights_TK = choice.weights_TK
         if self.tracer is not None:
@@ -249,17 +282,30 @@ class ForwardHooks:
             if site.experts is not None:  # otherwise these activations stay
                 self._counted[place] = counted, args
 
-    def _rows_of(self, place: int, rows: int, choice: Choice) -> tuple[int, Any]:
+    def _placed(self, seen: _Seen) -> Call:
+        """With its pass through the router, and what is known of its tokens."""
+        call, batch, site = seen.call, seen.batch, self.sites[seen.place]
+        rows = len(call.ids_TK)
+        number, at = self._rows_of(seen, rows)
+        real_T, loss_T = call.real_T, None
+        if at is not None:
+            masks = batch.real(site.stack), batch.loss(site.stack)
+            real_T, loss_T = (None if mask_N is None else mask_N[at] for mask_N in masks)
+        if real_T is not None:
+            if len(real_T) != rows:
+                raise ValueError(f"a mask of {len(real_T)} tokens for {rows}: see Probe.mask")
+            self.padded.add(seen.place)
+        return call.placed((seen.place, number), real_T, loss_T)
+
+    def _rows_of(self, seen: _Seen, rows: int) -> tuple[int, Any]:
         """Which pass through the site this is, and its rows of the batch; ``None`` if unknown."""
-        batch, site = self._batch, self.sites[place]
-        assert batch is not None
-        if choice.real_T is not None or not site.sees_text:
+        batch, place, site = seen.batch, seen.place, self.sites[seen.place]
+        if seen.call.real_T is not None or not site.sees_text:
             return 0, None
         of_batch = batch.rows(site.stack)
-        if site.own_rows is not None and (own_N := site.own_rows()) is not None:
-            # Without waiting for the device: the number of rows is known from the call.
-            return 0, torch.nonzero_static(own_N.reshape(-1), size=rows)[:, 0]
-        before, self._rows[place] = self._rows[place], self._rows[place] + rows
+        if seen.own_T is not None:
+            return 0, seen.own_T
+        before, batch.seen[place] = batch.seen[place], batch.seen[place] + rows
         if of_batch is None:
             return before // rows, None
         if before % of_batch + rows > of_batch:
@@ -327,6 +373,10 @@ class Batch:
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         self._given = given
+        self.is_over = False
+        """The model has returned, and not raised."""
+        self.seen: defaultdict[int, int] = defaultdict(int)
+        """Rows of each router so far."""
         self.divides_loss = given.get("num_items_in_batch") is not None
         """The model divides its loss by the tokens of the whole step, not of this batch."""
         self._real: dict[str, Tensor | None] = {}

@@ -205,6 +205,7 @@ class Probe:
         hooks, ranks, looks = self.hooks, self.ranks, self._looks
         self._read_sum()
         self.stops = self.stops or self._stop_requested
+        hooks.attempt(hooks.count)
         looks.count(scalars.get("learning_rate"))
         if self.layout is None and not self.is_over:
             self._together(self._agree)
@@ -281,14 +282,15 @@ class Probe:
         if self.is_over:
             return
         hooks, layout = self.hooks, self.layout
+        if self.ranks.rank:
+            self._stop_requested = layout.is_stopped(vector, self.ranks.size)
+            self._log = self._log or TrainingLog(None)
+            return
         sums: StepSums | None = hooks.attempt(self._sums_of, layout, vector)
         if sums is None:
             return
         self._logged = scalars["step"]
         self._stop_requested = sums.extra[EXTRA.index("stop")] > 0
-        if self.ranks.rank:
-            self._log = self._log or TrainingLog(None)
-            return
         seconds = scalars["step_time_s"]
         rate = max(sums.tokens, default=0) / seconds if seconds > 0 else None
         scalars = {"tokens_per_s": rate, **scalars}

@@ -7,6 +7,7 @@ three layers are dense the first router is ``L3``.
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -106,6 +107,8 @@ class Site:
     start: str = ""
     """Of its path: the number of its module, if the model is a list of them."""
     has_bias: bool = False
+    bias_at: Any = None
+    """Where ``bias`` found one: the module and the name; ``()``: nowhere."""
 
     def elsewhere(self) -> Site:
         """As other ranks see it: without its modules, it can be sent to them."""
@@ -114,18 +117,24 @@ class Site:
         scores = None if self.scores is None else Scores(nothing, None, self.scores.kind)
         return replace(
             self, module=nothing, read=nothing, router=None, block=None, experts=None,
-            scores=scores, own_rows=None, pre_hooks=[], here=False, has_bias=has_bias,
+            scores=scores, own_rows=None, pre_hooks=[], here=False, has_bias=has_bias, bias_at=(),
         )  # fmt: skip
 
     def bias(self) -> Tensor | None:
         """The selection bias as it is now, ``[E]``."""
-        holders = [self.router, self.block]
-        holders += [getattr(holder, "moe_statics", None) for holder in holders]
-        E = self.num_experts
-        found: Tensor | None = setting(
-            holders, _BIASES, lambda one: isinstance(one, Tensor) and one.numel() >= E
-        )
-        return None if found is None else found.detach().reshape(-1)[:E]
+        if self.bias_at is None:  # an attribute that a module lacks takes long to look for
+            holders = [self.router, self.block]
+            holders += [getattr(holder, "moe_statics", None) for holder in holders]
+            places = itertools.product(holders, _BIASES)
+            self.bias_at = next((one for one in places if self._is_bias(*one)), ())
+        if not self.bias_at:
+            return None
+        found: Tensor = getattr(*self.bias_at)
+        return found.detach().reshape(-1)[: self.num_experts]
+
+    def _is_bias(self, holder: Any, name: str) -> bool:
+        found = getattr(holder, name, None)
+        return isinstance(found, Tensor) and found.numel() >= self.num_experts
 
 
 def site_at_router(

@@ -137,6 +137,11 @@ class Layout:
         """The rows of a vector, ``[L, width]``; each begins with the counts of its experts."""
         return vector[: len(self.rows) * self._width].view(-1, self._width)
 
+    def is_stopped(self, vector: Tensor, ranks: int) -> bool:
+        """Whether rank 0 requests to stop, by a sum over ranks."""
+        before = len(self.rows) * (self._width + ranks)
+        return bool(vector[before + EXTRA.index("stop")] > 0)
+
     def read(self, vector: Tensor, ranks: int, biases: Sequence[Tensor | None]) -> StepSums:
         """The numbers of a sum over ranks and the biases, in one copy to the host."""
         E, table_LN = self.num_experts, self.table(vector)

@@ -101,7 +101,7 @@ def test_summaries_are_the_same_however_many_routers_are_counted_together(
     model = make_model(num_nextn_predict_layers=1).train()
     routings = model(ids_BS, next_ids=ids_BS.roll(-1, 1)).routings
     together = counted(model, routings)
-    monkeypatch.setattr("microscope_tui.probe.counter._WAITING_BYTES", 0)
+    monkeypatch.setattr("microscope_tui.probe.counter.WAITING_BYTES", 0)
     alone = counted(model, routings)
     assert together["tokens_per_expert"] == alone["tokens_per_expert"]
     for name, row in together["router"].items():

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
-from microscope_tui.probe import attach, counter as counting
+from microscope_tui.probe import attach, forward_hooks as hooks
 from microscope_tui.probe.counter import Call, Calls
 from microscope_tui.probe.sites import Choice, Scores, Site
 from tests.probe.layers import PAIRS, ROUTERS, TOP_K, Block, Model, sums, tokens, watched
@@ -53,7 +53,8 @@ def totals(made_calls: list[Made], *, one_by_one: bool) -> dict[Any, tuple[Tenso
     """Everything that was summed and the largest logit, of every router and pass."""
     calls = Calls()
     for key, choice, real_T in made_calls:
-        calls.add(Call.of(SITES[key[0]], key, choice, real_T, choice.logits_TE))
+        call = Call.of(SITES[key[0]], key[0], choice, choice.logits_TE)
+        calls.add(call.placed(key, real_T, None))
         if one_by_one:
             calls.count()
     calls.count()
@@ -80,7 +81,7 @@ def test_a_call_keeps_what_the_model_chose_and_not_what_it_writes_there_later() 
     ids_TK, kept_TK = torch.tensor([[0, 1], [2, 3]]), torch.ones(2, 2, dtype=torch.bool)
     logits_TE, bias_E = torch.randn(2, 5), SITES[1].module.e_score_correction_bias
     choice, calls = Choice(ids_TK, logits_TE=logits_TE, kept_TK=kept_TK), Calls()
-    calls.add(Call.of(SITES[1], (1, 0), choice, None, logits_TE))
+    calls.add(Call.of(SITES[1], 1, choice, logits_TE))
     expected = totals([((1, 0), choice, None)], one_by_one=True)[1, 0]
     for tensor in (ids_TK, kept_TK, logits_TE, bias_E):
         tensor.zero_()
@@ -89,28 +90,29 @@ def test_a_call_keeps_what_the_model_chose_and_not_what_it_writes_there_later() 
     SITES[1].module.e_score_correction_bias.copy_(torch.linspace(-1, 1, 5))
 
 
-@pytest.mark.parametrize("limit", [0, counting._WAITING_BYTES])
-def test_calls_that_are_too_large_to_wait_are_counted_before_the_pass_ends(
+@pytest.mark.parametrize("limit", [0, hooks.WAITING_BYTES])
+def test_calls_that_are_too_large_to_wait_are_counted_before_the_step_ends(
     limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted: list[int] = []
+    waiting: list[int] = []
     run = Block.forward
 
     def forward(block: Block, x_BSD: Tensor) -> Tensor:
         output = run(block, x_BSD)
-        counted.append(len(probe.hooks.calls.tallies))
+        waiting.append(len(probe.hooks._seen))
         return output
 
     monkeypatch.setattr(Block, "forward", forward)
-    monkeypatch.setattr(counting, "_WAITING_BYTES", limit)
+    monkeypatch.setattr(hooks, "WAITING_BYTES", limit)
     for saliency in (False, True):
         model, folder = Model(), tmp_path / str(saliency)
         with attach(model, folder, routers=ROUTERS, saliency=saliency) as probe:
             model(tokens())
+            model(tokens())  # a micro-batch waits for the next
             probe.step()
             assert not probe.hooks.problem
-        assert sums(folder) == [[PAIRS] * 2]
-    assert counted == ([0, 0] if limit else [1, 2]) + [1, 2]  # saliency never waits
+        assert sums(folder) == [[2 * PAIRS] * 2]
+    assert waiting == ([1, 2, 3, 4] if limit else [0] * 4) + [0] * 4  # saliency never waits
 
 
 def test_a_compiled_model_is_counted_when_the_number_of_tokens_changes(tmp_path: Path) -> None:

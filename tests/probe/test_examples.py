@@ -1,5 +1,6 @@
 """The examples run as they are printed, and name the run to open next."""
 
+import math
 import runpy
 import socket
 import sys
@@ -59,6 +60,7 @@ runpy.run_path({str(EXAMPLES / f"{PIPELINE}.py")!r}, run_name="__main__")"""
     assert run["model"]["layer_names"] == ["L0", "L1", "L2", "L3"]
     for line in records(tmp_path / "pipeline-loop"):
         assert {sum(row) for row in line["tokens_per_expert"]} == {2 * 16 * 64}
+        assert all(0 < entropy <= math.log(8) for entropy in line["router"]["entropy"])
         assert line["loss"] > 0
 
 
