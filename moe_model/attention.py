@@ -9,8 +9,7 @@ rotated key are stored side by side, so that one product scores both.
 There are two equivalent computations. **Materialised**: expand the latents to keys and values, then
 ordinary causal attention; cheap for many new positions. **Absorbed**: since ``q · (W_UK c) =
 (W_UKᵀ q) · c``, project the queries into the latent space and attend to the latents directly; cheap
-for few new tokens and a long past, as in generation, so it is used wherever there is a past, and
-for batches with padding, whose rows have positions of their own.
+for few new tokens and a long past, as in generation, so it is used wherever there is a past.
 
 Rotary embedding (Su et al., 2021) works on interleaved pairs, as DeepSeek's weights expect:
 dimensions (0, 1), (2, 3), … are complex numbers rotated by ``position · theta^(-2i/d)``. The tables
@@ -135,14 +134,11 @@ class MultiHeadLatentAttention(nn.Module):
         tokens = x_BSD.shape[1]
         q_BSHd, latent_BSR, k_rope = self._project(x_BSD)
         past = 0
-        padded = rotary[0].dim() > 2
-        if remember is not None or padded:
+        if remember is not None:
             k_turned = rotate(k_rope.unsqueeze(2), rotary).squeeze(2)
-            entries_BNW = torch.cat((latent_BSR, k_turned), dim=-1)
-            if remember is not None:
-                entries_BNW = remember(entries_BNW).to(x_BSD.dtype)
+            entries_BNW = remember(torch.cat((latent_BSR, k_turned), dim=-1)).to(x_BSD.dtype)
             past = entries_BNW.shape[1] - tokens
-        if past == 0 and not padded:
+        if past == 0:
             kv = self.kv_b_proj(latent_BSR).unflatten(-1, (config.num_attention_heads, -1))
             scale = softmax_scale(config)
             k_BHSd, v_BHSv = keys_and_values(kv, k_rope, rotary, config.v_head_dim)
@@ -152,9 +148,7 @@ class MultiHeadLatentAttention(nn.Module):
         else:
             q_turned = rotate(q_BSHd[..., config.qk_nope_head_dim :], rotary)
             q_BSHd = torch.cat((q_BSHd[..., : config.qk_nope_head_dim], q_turned), dim=-1)
-            if visible_BSN is None and tokens > 1:
-                visible_BSN = causal_mask(tokens, past + tokens, x_BSD.device).unsqueeze(0)
-            out_BSHv = self._absorbed(q_BSHd, entries_BNW, visible_BSN)
+            out_BSHv = self._absorbed(q_BSHd, entries_BNW)
         out_BSD: Tensor = self.o_proj(out_BSHv.flatten(-2))
         return out_BSD
 
@@ -186,7 +180,7 @@ class MultiHeadLatentAttention(nn.Module):
         query = key_value.new_zeros(len(self.q_proj.weight)) if full else self.q_a_proj.bias
         return torch.cat((query, key_value))
 
-    def _absorbed(self, q_BSHd: Tensor, entries_BNW: Tensor, visible_BSN: Tensor | None) -> Tensor:
+    def _absorbed(self, q_BSHd: Tensor, entries_BNW: Tensor) -> Tensor:
         config = self.config
         R = self.config.kv_lora_rank
         weight_HxR = self.kv_b_proj.weight.view(config.num_attention_heads, -1, R)
@@ -198,8 +192,10 @@ class MultiHeadLatentAttention(nn.Module):
         q_latent = torch.einsum("bshn,hnr->bshr", q_nope, up_key_HnR)
         q_BSHW = torch.cat((q_latent, q_rope.to(q_latent.dtype)), dim=-1)
         scores_BSHN = torch.einsum("bshw,bnw->bshn", q_BSHW, entries_BNW) * softmax_scale(config)
-        if visible_BSN is not None:
-            scores_BSHN = scores_BSHN.masked_fill(~visible_BSN.unsqueeze(2), float("-inf"))
+        queries, tokens = q_BSHd.shape[1], entries_BNW.shape[1]
+        if queries > 1:
+            visible_S1N = causal_mask(queries, tokens, q_BSHd.device).unsqueeze(1)
+            scores_BSHN = scores_BSHN.masked_fill(~visible_S1N, float("-inf"))
         share_BSHN = scores_BSHN.float().softmax(dim=-1).to(entries_BNW.dtype)
         context_BSHR = torch.einsum("bshn,bnr->bshr", share_BSHN, entries_BNW[..., :R])
         return torch.einsum("bshr,hvr->bshv", context_BSHR, up_value_HvR)
@@ -209,18 +205,6 @@ def causal_mask(queries: int, tokens: int, device: torch.device) -> Tensor:
     """True where one of the last ``queries`` tokens may attend: ``(S, N)``."""
     allowed_SN = torch.ones(queries, tokens, dtype=torch.bool, device=device)
     return allowed_SN.tril(tokens - queries)
-
-
-def visible_tokens(valid_BN: Tensor, queries: int) -> Tensor:
-    """True where one of the last ``queries`` tokens may attend: ``(B, S, N)``.
-
-    A token may attend to real tokens up to its own position, and always to itself: the softmax of a
-    padded query that sees nothing would be NaN, and NaN times 0 would reach every other token.
-    """
-    tokens = valid_BN.shape[1]
-    causal_SN = causal_mask(queries, tokens, valid_BN.device)
-    itself_SN = causal_SN.triu(tokens - queries)
-    return causal_SN & (valid_BN.unsqueeze(1) | itself_SN)
 
 
 def visible_in_documents(starts_BS: Tensor) -> Tensor:
@@ -248,8 +232,6 @@ class LatentCache:
         depth = config.num_hidden_layers if layers is None else layers
         self.entries_LBNW = torch.zeros(depth, batch, length, width, dtype=dtype, device=device)
         self.used = 0
-        self.valid_BN: Tensor | None = None
-        """False for padding; ``None`` as long as no sequence had any."""
 
     def __len__(self) -> int:
         """Capacity in tokens."""
@@ -262,17 +244,6 @@ class LatentCache:
         layer_BNW = self.entries_LBNW[layer]
         layer_BNW[:, self.used : end] = entries_BSW
         return layer_BNW[:, :end]
-
-    def append_valid(self, tokens: int, valid_BS: Tensor | None) -> Tensor | None:
-        """A view of the whole mask, ``(B, used + S)``; ``None`` without padding."""
-        end = self.end_of(tokens)
-        if self.valid_BN is None:
-            if valid_BS is None:
-                return None
-            shape = self.entries_LBNW.shape[1:3]
-            self.valid_BN = torch.ones(shape, dtype=torch.bool, device=self.entries_LBNW.device)
-        self.valid_BN[:, self.used : end] = True if valid_BS is None else valid_BS
-        return self.valid_BN[:, :end]
 
     def end_of(self, tokens: int) -> int:
         """The end position of ``tokens`` more; ``ValueError`` if they do not fit."""

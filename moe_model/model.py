@@ -29,7 +29,6 @@ from moe_model.attention import (
     Remember,
     rotary_table,
     visible_in_documents,
-    visible_tokens,
 )
 from moe_model.config import ModelConfig
 from moe_model.experts import Experts, FeedForward
@@ -52,9 +51,9 @@ class MixtureOfExperts(nn.Module):
         if shared_width := config.n_shared_experts * config.moe_intermediate_size:
             self.shared_experts = FeedForward(config.hidden_size, shared_width)
 
-    def forward(self, x_BSD: Tensor, valid_BS: Tensor | None = None) -> tuple[Tensor, Routing]:
+    def forward(self, x_BSD: Tensor) -> tuple[Tensor, Routing]:
         x_TD = x_BSD.flatten(0, 1)
-        routing = self.router(x_TD, None if valid_BS is None else valid_BS.flatten())
+        routing = self.router(x_TD)
         y_TD = self.experts(x_TD, routing.expert_ids_TK, routing.weights_TK)
         if self.shared_experts is not None:
             y_TD = y_TD + self.shared_experts(x_TD)
@@ -79,7 +78,6 @@ class DecoderLayer(nn.Module):
         self,
         x_BSD: Tensor,
         rotary: tuple[Tensor, Tensor],
-        valid_BS: Tensor | None = None,
         remember: Remember | None = None,
         visible_BSN: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
@@ -88,7 +86,7 @@ class DecoderLayer(nn.Module):
         x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), rotary, remember, visible_BSN)
         y_BSD = self.post_attention_layernorm(x_BSD)
         if isinstance(self.mlp, MixtureOfExperts):
-            y_BSD, routing = self.mlp(y_BSD, valid_BS)
+            y_BSD, routing = self.mlp(y_BSD)
             return (x_BSD + y_BSD, *routing)
         return (x_BSD + self.mlp(y_BSD),)
 
@@ -110,7 +108,6 @@ class PredictionDepth(nn.Module):
         hidden_BSD: Tensor,
         embedding_BSD: Tensor,
         rotary: tuple[Tensor, Tensor],
-        valid_BS: Tensor | None = None,
         remember: Remember | None = None,
         visible_BSN: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
@@ -121,17 +118,8 @@ class PredictionDepth(nn.Module):
         attention only sees differences of positions.
         """
         both = torch.cat((self.enorm(embedding_BSD), self.hnorm(hidden_BSD)), dim=-1)
-        x_BSD, *routing = self.layer(self.eh_proj(both), rotary, valid_BS, remember, visible_BSN)
+        x_BSD, *routing = self.layer(self.eh_proj(both), rotary, remember, visible_BSN)
         return (self.norm(x_BSD), *routing)
-
-
-def valid_ahead(valid_BS: Tensor, depth: int) -> Tensor:
-    """Where a position and the next ``depth`` tokens are all real; after a row, the next token is
-    as the last one."""
-    for _ in range(depth):
-        following_BS = torch.cat((valid_BS[:, 1:], valid_BS[:, -1:]), dim=1)
-        valid_BS = valid_BS & following_BS
-    return valid_BS
 
 
 class ModelOutput(NamedTuple):
@@ -174,7 +162,6 @@ class LanguageModel(nn.Module):
     def forward(
         self,
         ids_BS: Tensor,
-        valid_BS: Tensor | None = None,
         *,
         next_ids: Tensor | None = None,
         targets: Sequence[Tensor] = (),
@@ -184,24 +171,23 @@ class LanguageModel(nn.Module):
         """Logits for every position, or losses.
 
         Args:
-            valid_BS: False for padding, anywhere in a row. No token attends to it, positions count
-                real tokens only, and it takes no capacity. Its own outputs are meaningless.
             next_ids: ``(B, S + D - 1)``, the tokens from the second on: the D depths of multi-token
                 prediction run only with them.
             targets: What to predict, ``(B, S)``, -100 to ignore: next token first, then one tensor
                 per depth that runs. Losses replace the logits, which never exist all at once.
-            starts_BS: Where a document begins, which attends to nothing before; without padding.
-            cache: The past, padding included; these tokens are appended.
+            starts_BS: Where a document begins, which attends to nothing before.
+            cache: The past; these tokens are appended.
         """
         length = ids_BS.shape[1]
-        rotary, visible_BSN = self._places(ids_BS, valid_BS, cache)
-        if starts_BS is not None:
-            visible_BSN = visible_in_documents(starts_BS)
+        start = 0 if cache is None else cache.used
+        position_S = torch.arange(start, start + length, device=ids_BS.device)
+        rotary = rotary_table(self.config, position_S)
+        visible_BSN = None if starts_BS is None else visible_in_documents(starts_BS)
         x_BSD = self.embed_tokens(ids_BS)
         routings = []
         for depth, layer in enumerate(self.layers):
             remember = None if cache is None else partial(cache.append, depth)
-            x_BSD, *routing = self._through(layer, x_BSD, rotary, valid_BS, remember, visible_BSN)
+            x_BSD, *routing = self._through(layer, x_BSD, rotary, remember, visible_BSN)
             if routing:
                 routings.append(Routing(*routing))
         hidden_BSD = self.norm(x_BSD)
@@ -213,11 +199,8 @@ class LanguageModel(nn.Module):
         for depth, predict in enumerate(self.mtp if next_ids is not None else ()):
             assert next_ids is not None
             embedding_BSD = self.embed_tokens(next_ids[:, depth : depth + length])
-            ahead_BS = None if valid_BS is None else valid_ahead(valid_BS, depth + 1)
-            if ahead_BS is not None:
-                visible_BSN = visible_tokens(ahead_BS, length)
             ahead_BSD, *routing = self._through(
-                predict, ahead_BSD, embedding_BSD, rotary, ahead_BS, None, visible_BSN
+                predict, ahead_BSD, embedding_BSD, rotary, None, visible_BSN
             )
             routings.append(Routing(*routing))
             seen.append(ahead_BSD)
@@ -231,20 +214,6 @@ class LanguageModel(nn.Module):
             for x_BSD, targets_BS in zip(seen, targets, strict=True)
         ]
         return ModelOutput(no_logits, tuple(routings), hidden_BSD, (), tuple(losses))
-
-    def _places(
-        self, ids_BS: Tensor, valid_BS: Tensor | None, cache: LatentCache | None
-    ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
-        """Rotation of these tokens, and their attention mask if there is padding. Positions count
-        real tokens only, as in ``generate`` of transformers."""
-        length = ids_BS.shape[1]
-        valid_BN = valid_BS if cache is None else cache.append_valid(length, valid_BS)
-        if valid_BN is None:
-            start = 0 if cache is None else cache.used
-            position_S = torch.arange(start, start + length, device=ids_BS.device)
-            return rotary_table(self.config, position_S), None
-        position_BS = (valid_BN.cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]
-        return rotary_table(self.config, position_BS), visible_tokens(valid_BN, length)
 
     def _through(self, layer: nn.Module, *inputs: Any) -> Any:
         """``layer(*inputs)``; with activation checkpointing the choice of experts and the order of

@@ -13,6 +13,7 @@ heads, E experts, K top-k, F expert width, R latent rank, V vocabulary, L router
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -71,13 +72,10 @@ class Router(nn.Module):
         self.held = True
         self.expert_bias.zero_()[: self.config.num_experts_per_tok] = 4.0
 
-    def forward(self, x_TD: Tensor, valid_T: Tensor | None = None) -> Routing:
+    def forward(self, x_TD: Tensor) -> Routing:
         """1. logits, 2. scores, 3. add the bias for selection, 4. drop all but the best groups,
         5. top k, 6. weights from the unbiased scores, 7. normalise, 8. scale, and, while training
-        with a capacity, 9. set the weights of what does not fit to zero.
-
-        ``valid_T`` is False for padding, which takes no capacity.
-        """
+        with a capacity, 9. set the weights of what does not fit to zero."""
         config = self.config
         with torch.autocast(x_TD.device.type, enabled=False):
             x_TD = x_TD.float()
@@ -94,7 +92,7 @@ class Router(nn.Module):
         weights_TK = weights_TK * config.routed_scaling_factor
         kept_TK = torch.ones(1, 1, dtype=torch.bool, device=x_TD.device).expand_as(expert_ids_TK)
         if config.capacity_factor is not None and self.training:
-            kept_TK = self._within_capacity(expert_ids_TK, weights_TK.detach(), valid_T)
+            kept_TK = self._within_capacity(expert_ids_TK, weights_TK.detach())
             weights_TK = weights_TK * kept_TK
         return Routing(logits_TE, scores_TE, expert_ids_TK, weights_TK, margin_T, kept_TK)
 
@@ -110,35 +108,27 @@ class Router(nn.Module):
             part_SD.uniform_(1 - epsilon, 1 + epsilon, generator=own)
         return x_TD * noise_TD
 
-    def _within_capacity(
-        self, ids_TK: Tensor, weights_TK: Tensor, valid_T: Tensor | None
-    ) -> Tensor:
-        """Which (token, expert) pairs fit into ``ceil(capacity_factor · real pairs / E)``.
+    def _within_capacity(self, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        """Which (token, expert) pairs fit into ``ceil(capacity_factor · pairs / E)``.
 
         Pairs are ranked by position in the batch, or by weight with ties broken by position. The
         other weights do not change: a dropped pair is missing from the sum, as in GShard.
         """
         config = self.config
         pairs = ids_TK.numel()
-        real_P = torch.ones(pairs, dtype=torch.bool, device=ids_TK.device)
-        if valid_T is not None:
-            real_P = valid_T.unsqueeze(-1).expand_as(ids_TK).flatten()
         # A stable sort by expert keeps this order: first come, first served.
         order_P = torch.arange(pairs, device=ids_TK.device)
         if config.drop_policy == "weight":
             order_P = weights_TK.flatten().argsort(descending=True, stable=True)
-        order_P = order_P[real_P[order_P].logical_not().argsort(stable=True)]
         order_P = order_P[ids_TK.flatten()[order_P].argsort(stable=True)]
         ids_P = ids_TK.flatten()[order_P]
-        real_P = real_P[order_P]
         pairs_E = ids_P.new_zeros(config.n_routed_experts)  # bincount would make the host wait
         pairs_E.scatter_add_(0, ids_P, torch.ones_like(ids_P))
         rank_P = torch.arange(pairs, device=ids_TK.device) - (pairs_E.cumsum(0) - pairs_E)[ids_P]
         assert config.capacity_factor is not None
-        fair = real_P.sum().double() / config.n_routed_experts
-        capacity = torch.ceil(config.capacity_factor * fair - 1e-9)
-        kept_P = torch.empty_like(real_P)
-        kept_P[order_P] = real_P & (rank_P < capacity)
+        fair = pairs / config.n_routed_experts
+        kept_P = torch.empty_like(ids_P, dtype=torch.bool)
+        kept_P[order_P] = rank_P < math.ceil(config.capacity_factor * fair - 1e-9)
         return kept_P.view_as(ids_TK)
 
     def _limit_to_groups(self, choice_TE: Tensor) -> Tensor:

@@ -421,7 +421,7 @@ class Batch:
         return None
 
     def _mask(self) -> Tensor | None:
-        mask = self._given.get("attention_mask", self._given.get("valid_BS"))
+        mask = self._given.get("attention_mask")
         shape = self._shape("")
         real = _from_mask(mask, None if shape is None else shape[1])
         return self._packed(shape) if real is None else real

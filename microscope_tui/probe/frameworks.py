@@ -15,14 +15,7 @@ def moe_model(path: str, module: Any, parent: nn.Module) -> Site:
     """The router of this project's model; ``kept_TK`` is what a capacity does not drop."""
 
     def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
-        valid = args[1] if len(args) > 1 else None
-        return Choice(
-            output.expert_ids_TK,
-            output.weights_TK,
-            output.logits_TE,
-            output.kept_TK,
-            None if valid is None else valid.reshape(-1),
-        )
+        return Choice(output.expert_ids_TK, output.weights_TK, output.logits_TE, output.kept_TK)
 
     config = module.config
     return site_at_router(

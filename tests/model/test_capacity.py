@@ -17,10 +17,10 @@ E, K = 8, 2
 
 
 def kept_one_by_one(
-    ids: list[list[int]], weights: list[list[float]], valid: list[bool], capacity: int, policy: str
+    ids: list[list[int]], weights: list[list[float]], capacity: int, policy: str
 ) -> list[list[bool]]:
     """Fill the experts pair by pair, as one would on paper."""
-    pairs = [(t, k) for t in range(len(ids)) for k in range(K) if valid[t]]
+    pairs = [(t, k) for t in range(len(ids)) for k in range(K)]
     if policy == "weight":
         pairs.sort(key=lambda pair: -weights[pair[0]][pair[1]])
     room = [capacity] * E
@@ -38,7 +38,6 @@ def kept_one_by_one(
         st.tuples(
             st.lists(st.integers(0, E - 1), min_size=K, max_size=K, unique=True),
             st.lists(st.sampled_from([0.1, 0.2, 0.5, 0.9]), min_size=K, max_size=K),
-            st.booleans(),
         ),
         min_size=1,
         max_size=24,
@@ -47,13 +46,13 @@ def kept_one_by_one(
 )
 @settings(max_examples=50)
 def test_capacity_keeps_the_first_or_the_heaviest_pairs(
-    policy: DropPolicy, tokens: list[tuple[list[int], list[float], bool]], factor: float
+    policy: DropPolicy, tokens: list[tuple[list[int], list[float]]], factor: float
 ) -> None:
-    ids, weights, valid = (list(column) for column in zip(*tokens, strict=True))
-    capacity = math.ceil(factor * sum(valid) * K / E - 1e-9)
+    ids, weights = (list(column) for column in zip(*tokens, strict=True))
+    capacity = math.ceil(factor * len(ids) * K / E - 1e-9)
     router = Router(ModelConfig(**SMALL, capacity_factor=factor, drop_policy=policy)).train()
-    kept_TK = router._within_capacity(torch.tensor(ids), torch.tensor(weights), torch.tensor(valid))
-    assert kept_TK.tolist() == kept_one_by_one(ids, weights, valid, capacity, policy)
+    kept_TK = router._within_capacity(torch.tensor(ids), torch.tensor(weights))
+    assert kept_TK.tolist() == kept_one_by_one(ids, weights, capacity, policy)
 
 
 def collapse(model: LanguageModel) -> LanguageModel:
@@ -82,17 +81,6 @@ def test_dropped_pairs_add_nothing_and_kept_ones_keep_their_weight() -> None:
     assert torch.equal(limited.weights_TK, free.weights_TK * limited.kept_TK)
     y_TD = mlp.experts(x_TD, limited.expert_ids_TK, limited.weights_TK)
     assert not y_TD[~limited.kept_TK.any(dim=1)].any()
-
-
-def test_padding_takes_no_room(ids_BS: Tensor) -> None:
-    """What a real token gets does not depend on the padding in front of it in the batch."""
-    model = collapse(make_model(capacity_factor=1.0, num_hidden_layers=2).train())
-    valid_BS = torch.ones_like(ids_BS, dtype=torch.bool)
-    valid_BS[0, 8:] = False
-    kept_TK = model(ids_BS, valid_BS).routings[0].kept_TK
-    assert not kept_TK[~valid_BS.flatten()].any()
-    capacity = math.ceil(valid_BS.sum().item() * K / E)
-    assert kept_TK.sum(dim=0).tolist() == [capacity, capacity]
 
 
 def test_no_pair_is_dropped_without_a_capacity_and_no_rate_is_counted(ids_BS: Tensor) -> None:

@@ -221,3 +221,22 @@ def test_descriptions_keep_scaling_and_name_wrong_fields() -> None:
         ModelConfig.from_dict(described | {"extra": 1})
     with pytest.raises(ValueError, match=f"choose one of {', '.join(PRESETS)}"):
         ModelConfig.preset("large", vocab_size=100)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_layers_are_recomputed_and_rounded_alike(dtype: torch.dtype, ids_BS: Tensor) -> None:
+    exact = make_model().train()
+    kept, recomputed = make_model().train(), make_model().train()
+    recomputed.recompute = True
+    exact_logits, chosen = exact(ids_BS).logits_BSV, []
+    for model in (kept, recomputed):
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            output = model(ids_BS)
+        logits_BSV = output.logits_BSV
+        chosen.append([routing.expert_ids_TK for routing in output.routings])
+        error = (logits_BSV - exact_logits).abs().mean()
+        assert error <= (1e-6 if dtype == torch.float32 else 0.1) * exact_logits.abs().mean()
+        logits_BSV.float().square().mean().backward()
+    for ours, expected in zip(recomputed.parameters(), kept.parameters(), strict=True):
+        assert torch.equal(ours.grad, expected.grad)
+    assert all(map(torch.equal, *chosen))
