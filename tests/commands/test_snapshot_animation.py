@@ -30,9 +30,10 @@ def cells(svg: str) -> dict[tuple[int, int], set[Any]]:
             for row, column in product(rows, range(int(left // 12), ceil((left + width) / 12))):
                 across = max(0, left - 12 * column), min(12, left + width - 12 * column)
                 down = max(0, top - 24 * row), min(24, top + height - 24 * row)
-                hides = (across, down) == ((0, 12), (0, 24))
-                before = set() if hides else seen[row, column]
-                seen[row, column] = before | {colour if hides else (colour, across, down)}
+                if (across, down) == ((0, 12), (0, 24)):  # hides what was there
+                    seen[row, column] = {colour}
+                else:
+                    seen[row, column].add((colour, across, down))
         for dots in re.findall(r"M(\d+) (\d+)h(\d+)(?=M|$)", path):
             left, top, width = map(int, dots)
             for place in range(left, left + width, 6):
