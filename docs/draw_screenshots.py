@@ -32,6 +32,7 @@ PICTURES = {
     "main": PictureRequest("main", 112, 34),
     "course": PictureRequest("course", 112, 34),
     "map": PictureRequest("map", 112, 24),
+    "collapse-animated": PictureRequest("main", 120, 34, played=range(80, 151, 2)),
 }
 _SMALL = PictureRequest("main", 100, 24)
 TROUBLES = {

@@ -7,20 +7,19 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from msgspec.structs import replace
 from textual.pilot import Pilot
 
 from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.remembered import begin
 from microscope_tui.app.rows import in_truecolor
-from microscope_tui.app.screen_table import SCREENS
 from microscope_tui.app.screens.base import BaseScreen
 from microscope_tui.app.session import PictureRequest, Session
-from microscope_tui.app.svg import lines_of, picture_of
+from microscope_tui.app.svg import Screen, animation_of, lines_of
 from microscope_tui.lines import Glyphs, SteadyLevels, spelled
 from microscope_tui.runlog import RouterInfo
 from microscope_tui.watch import Fleet
 
-SCREEN_NAMES = ("main", *sorted(SCREENS.keys() - {"main", "help"}), "help")
 _PATIENCE_S = 600.0
 _JUDGING_S = 5.0  # for finished runs in the list
 _LOOK_S = 0.02
@@ -48,6 +47,18 @@ async def _drawn(app: Microscope, pilot: Pilot[None], wanted: PictureRequest) ->
         raise NoPicture(f"the log was not read in {_PATIENCE_S:.0f} s")
     if wanted.screen == "runs":
         await _until(lambda: not app.session.fleet.is_judging, _JUDGING_S)
+    steps = wanted.played or (wanted.step,)
+    newest = app.session.time.newest_step
+    if wanted.played and wanted.played[-1] > newest:
+        raise NoPicture(f"--animate: no step {wanted.played[-1]:,}; the newest is {newest:,}")
+    screens = [await _screen(app, pilot, replace(wanted, step=step)) for step in steps]
+    title = app.title if wanted.framed else None
+    svg = animation_of(screens, wanted.columns, app.session.shades, title)
+    text = "\n".join("".join(part.text for part in line).rstrip() for line in screens[-1])
+    return Picture(spelled(text.rstrip(), app.session.glyphs), svg)
+
+
+async def _screen(app: Microscope, pilot: Pilot[None], wanted: PictureRequest) -> Screen:
     await _choose(app, wanted)
     app.session.steady = SteadyLevels()  # discard intermediate frames
     if wanted.screen == "help":
@@ -64,8 +75,7 @@ async def _drawn(app: Microscope, pilot: Pilot[None], wanted: PictureRequest) ->
         await _until(lambda: not screen.busy, _PATIENCE_S)
         await pilot.pause()
     with in_truecolor(app):
-        svg = picture_of(app, app.session.shades, framed=wanted.framed)
-        return Picture(_text(app), svg)
+        return lines_of(app)
 
 
 async def _until(condition: Callable[[], bool], seconds: float) -> bool:
@@ -127,8 +137,3 @@ async def _choose_token(session: Session, token: int) -> None:
         there = f"there are 0 to {tokens - 1:,}" if tokens else "this run has no probe"
         raise NoPicture(f"no token {token:,}: {there}")
     session.anatomy.token = token
-
-
-def _text(app: Microscope) -> str:
-    lines = ("".join(segment.text for segment in line).rstrip() for line in lines_of(app))
-    return spelled("\n".join(lines).rstrip(), app.session.glyphs)

@@ -62,6 +62,8 @@ class PictureRequest(msgspec.Struct, frozen=True):
     rows: int = 40
     step: int | None = None
     """The last logged step at or before this one; the newest by default."""
+    played: Sequence[int] = ()
+    """The steps of an animation."""
     layer: str = ""
     """Name of the chosen layer; the worst one by default."""
     expert: int | None = None

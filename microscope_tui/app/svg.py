@@ -4,14 +4,16 @@ A renderer takes braille, blocks and arrows from another font if its first one l
 have other widths there. So braille is drawn as dots, blocks and lines as rectangles, and a few
 words at a time have their own place. The same screen gives the same bytes, so that pictures can be
 compared and kept in git.
+
+In an animation SMIL adds the cells that changed, screen by screen; without SMIL all are visible.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from html import escape
-from itertools import compress
+from itertools import compress, pairwise
 from typing import NamedTuple
 
 from rich.cells import cell_len
@@ -31,7 +33,14 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _PIECE = re.compile("[!-\u052f]+(?: [!-\u052f]+){0,2}|[^ ]")
 """At most three words of letters that every font has, or one other character."""
 _DOTS = ((3, 3), (3, 9), (3, 15), (9, 3), (9, 9), (9, 15), (3, 21), (9, 21))
+_FRAME_S = 0.25
+_HELD = 12  # frames that the last one stays
 _MARGIN, _BAR = 12, 36  # around the screen, and above it in a window
+
+
+Screen = Iterable[Iterable[Segment]]
+_Text = tuple[int, int, str, Style]
+"""Row, column, text, style."""
 
 
 class _Box(NamedTuple):
@@ -72,15 +81,32 @@ def lines_of(app: App[None]) -> list[list[Segment]]:
     return [[segment for segment in line if not segment.control] for line in lines]
 
 
-def picture_of(app: App[None], shades: Shades, *, framed: bool = False) -> str:
-    return svg_of(lines_of(app), app.size.width, shades, title=app.title if framed else None)
+def animation_of(screens: Sequence[Screen], columns: int, shades: Shades, title: str | None) -> str:
+    frames = len(screens) + _HELD
+    groups = ""
+    for number, (before, after) in enumerate(pairwise(map(_cells, screens)), 1):
+        changed = [cell for cell in after if cell not in before]
+        groups += (
+            '<g><animate attributeName="visibility" values="hidden;visible" calcMode="discrete" '
+            f'keyTimes="0;{number / frames:.4f}" dur="{frames * _FRAME_S}s" '
+            f'repeatCount="indefinite"/>{_drawn(changed, shades)}</g>\n'
+        )
+    first = svg_of(screens[0], columns, shades, title=title)
+    return first.replace("</svg>", _NOT_XML.sub("\ufffd", groups) + "</svg>")
 
 
-def svg_of(
-    lines: Iterable[Iterable[Segment]], columns: int, shades: Shades, *, title: str | None = None
-) -> str:
+def _cells(screen: Screen) -> dict[_Text, None]:
+    """A text with wide characters or combining marks is one."""
+    return dict.fromkeys(
+        (row, at, part, style)
+        for row, column, text, style in _texts(screen)
+        for at, part in enumerate(text if set(map(cell_len, text)) == {1} else [text], column)
+    )
+
+
+def svg_of(lines: Screen, columns: int, shades: Shades, *, title: str | None = None) -> str:
     """With a ``title`` in a window."""
-    drawn = [_line(line, y, shades) for y, line in enumerate(lines)]
+    drawn = [_drawn(_texts([line], y), shades, shades.ground.true) for y, line in enumerate(lines)]
     width = columns * WIDTH
     across = width + 2 * _MARGIN
     above = _MARGIN if title is None else _BAR
@@ -112,19 +138,25 @@ def _bar(title: str, width: int, shades: Shades) -> str:
     return f"{''.join(buttons)}<text {place}>{escape(title, quote=False)}</text>"
 
 
-def _line(segments: Iterable[Segment], row: int, shades: Shades) -> str:
-    """Grounds, then shapes and dots, one path for each colour, then words."""
-    top = row * HEIGHT
+def _texts(lines: Screen, first_row: int = 0) -> Iterator[_Text]:
+    for row, line in enumerate(lines, first_row):
+        column = 0
+        for text, style, _ in line:
+            yield row, column, text, style or Style.null()
+            column += cell_len(text)
+
+
+def _drawn(texts: Iterable[_Text], shades: Shades, behind: str = "") -> str:
+    """Grounds except ``behind``, then shapes and dots, one path for each colour, then words."""
     grounds: dict[str, list[_Box]] = defaultdict(list)
     shapes: dict[str, list[_Box]] = defaultdict(list)
     dots: dict[str, list[tuple[int, int]]] = defaultdict(list)
     words: list[str] = []
-    left = 0
-    for text, style, _ in segments:
-        ink, ground, attributes = _look(style or Style.null(), shades)
-        right = left + cell_len(text) * WIDTH
-        if ground != shades.ground.true:
-            _add(grounds[ground], _Box(left, top, right, top + HEIGHT))
+    for row, column, text, style in texts:
+        top, left = row * HEIGHT, column * WIDTH
+        ink, ground, attributes = _look(style, shades)
+        if ground != behind:
+            _add(grounds[ground], _Box(left, top, left + cell_len(text) * WIDTH, top + HEIGHT))
         for piece in _PIECE.finditer(text):
             char = piece[0]
             x = left + cell_len(text[: piece.start()]) * WIDTH
@@ -137,9 +169,8 @@ def _line(segments: Iterable[Segment], row: int, shades: Shades) -> str:
                     _add(shapes[ink], part)
             else:
                 words.append(_word(char, x, top, attributes))
-        left = right
     paths = [
-        f'<path fill="{colour}" d="{"".join(map(_rectangle, boxes))}"/>'
+        f'<path fill="{colour}" d="{"".join(map(_rectangle, _stacked(boxes)))}"/>'
         for layer in (grounds, shapes)
         for colour, boxes in layer.items()
     ]
@@ -179,6 +210,15 @@ def _add(boxes: list[_Box], box: _Box) -> None:
         boxes[-1] = before._replace(right=box.right)
     else:
         boxes.append(box)
+
+
+def _stacked(boxes: Iterable[_Box]) -> Iterable[_Box]:
+    """Those of one width below one another as one."""
+    found: dict[tuple[float, ...], _Box] = {}
+    for box in boxes:
+        top = found.pop((box.left, box.right, box.top), box).top
+        found[box.left, box.right, box.bottom] = box._replace(top=top)
+    return found.values()
 
 
 def _rectangle(box: _Box) -> str:

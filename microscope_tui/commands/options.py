@@ -256,6 +256,8 @@ class PictureOptions:
         Colours of a picture: light for papers; by default the theme of your config.toml, or dark.
     frame
         Draw a window around the picture.
+    animate
+        A:B plays the main screen from step A to step B, as an SVG.
     output
         Write to this file instead of standard output.
     """
@@ -265,6 +267,7 @@ class PictureOptions:
     glyphs: GlyphChoice = "auto"
     theme: Theme | None = None
     frame: Switch = False
+    animate: str = ""
     output: Output = None
 
     @property

@@ -18,6 +18,7 @@ from microscope_tui.commands.options import (
     Ranks,
     RunPath,
     SourceOptions,
+    step_range,
 )
 from microscope_tui.console import (
     DEFAULT_PATH,
@@ -41,6 +42,7 @@ from microscope_tui.watch import Fleet, Pin, RunWatch, VerdictCache, pin_at, vie
 
 _SMALLEST = (20, 5)
 _WIDTH = 100
+_FRAMES = 36
 _OF_PROBES = ("tokens", "slices")
 _WITHOUT_DATA = ("tokens", "mismatch", "runs")
 if TYPE_CHECKING:
@@ -88,6 +90,7 @@ def snapshot(
     wanted = PictureRequest(
         screen=screen,
         step=step,
+        played=_played(picture, screen, step),
         layer=layer,
         expert=expert,
         token=token,
@@ -115,6 +118,15 @@ def _size(size: str) -> tuple[int, int] | None:
     if not (columns.isdecimal() and rows.isdecimal()):
         fail(f"--size {safe_text(size, 20)!r}: write COLUMNSxROWS, for example 120x40", USAGE)
     return max(_SMALLEST[0], int(columns)), max(_SMALLEST[1], int(rows))
+
+
+def _played(picture: PictureOptions, screen: str, step: int | None) -> list[int]:
+    if not picture.animate:
+        return []
+    first, last = (end or 0 for end in step_range("--animate", picture.animate))
+    if first >= last or picture.format != "svg" or screen != "main" or step is not None:
+        fail("--animate needs A:B with B after A, -o NAME.svg, no --screen, no --step", USAGE)
+    return sorted({first + (last - first) * n // (_FRAMES - 1) for n in range(_FRAMES)})
 
 
 def _other(against: Path | None, screen: str, search: Search) -> RunFile | None:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from microscope_tui.app import PictureRequest, draw
-from microscope_tui.app.picture import SCREEN_NAMES
+from microscope_tui.app.screen_table import SCREENS as ALL_SCREENS
 from microscope_tui.lines import Glyphs
 from microscope_tui.scenarios import Shape, write_run
 from microscope_tui.watch import Fleet, fleet, run_watch
@@ -32,7 +32,7 @@ UPDATE = bool(os.environ.get("UPDATE_PICTURES"))
 SIZES = ((60, 20), (80, 24), (120, 40), (200, 60))
 COLOURS = ("truecolor", "16", "mono-ascii")
 STATES = ("healthy", "collapsed", "nan", "empty", "finished", "hostile")
-SCREENS = tuple(name for name in SCREEN_NAMES if name != "placement")  # of several ranks
+SCREENS = ("main", *sorted(ALL_SCREENS.keys() - {"main", "help", "placement"}), "help")
 FACTORS = (SCREENS, SIZES, COLOURS, STATES)
 HOSTILE = "\x1b]52;c;aGFja2Vk\x07[red]w[gate]\u202e[@click=app.quit]x[/]" + "名前" * 8
 

@@ -397,7 +397,8 @@ class BaseScreen(Screen[None]):
         try:
             if what == "svg":
                 with in_truecolor(self.app):
-                    text = svg.picture_of(self.app, self.session.shades)
+                    lines = svg.lines_of(self.app)
+                text = svg.svg_of(lines, self.app.size.width, self.session.shades)
             else:
                 text = view_csv(view) if what == "csv" else view_json(view)
             path = out.free_name(Path.cwd(), f"{view.name}-{view.step}-{name_of(self)}", f".{what}")
