@@ -36,7 +36,7 @@ from microscope_tui.diagnosis.signals import (
     value_at,
     watched,
 )
-from microscope_tui.runlog import RunRecord
+from microscope_tui.runlog import RunRecord, plural
 
 _MARGIN = 1.3  # of a limit that has no separate limit for recovery
 
@@ -309,5 +309,5 @@ def _why(worst: Episode) -> str:
         why += ". Counts only: a confident collapse and an undecided one look the same here"
     age = worst.last - worst.onset
     if worst.active and age < number(worst, "shock_steps"):
-        why += f". It is {age + 1} steps old: a transient shock would look the same so far"
+        why += f". It is {plural(age + 1, 'step')} old: a transient shock would look the same so far"
     return why
