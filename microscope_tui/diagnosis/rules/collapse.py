@@ -309,5 +309,6 @@ def _why(worst: Episode) -> str:
         why += ". Counts only: a confident collapse and an undecided one look the same here"
     age = worst.last - worst.onset
     if worst.active and age < number(worst, "shock_steps"):
-        why += f". It is {plural(age + 1, 'step')} old: a transient shock would look the same so far"
+        steps = plural(age + 1, "step")
+        why += f". It is {steps} old: a transient shock would look the same so far"
     return why
