@@ -3,11 +3,10 @@
     PEERS_PYTHON benchmarks/llama_cpp_peer.py write {F32,F16} CONFIG WEIGHTS.npz MODEL.gguf
     PEERS_PYTHON benchmarks/llama_cpp_peer.py read {F32,F16} THREADS LENGTH MODEL.gguf
 
-Needs ``pip install llama-cpp-cffi cffi gguf``, and nothing of this project. CONFIG is our config as
-JSON, the weights have Hugging Face's names, and the type behind ``read`` is that of the cache.
-``read`` prints what it is, then answers every line of standard input with a line of JSON: ``start``
-empties the cache, ``read ID …`` appends tokens and answers how many seconds that took, ``logits``
-answers those of the last token.
+Needs ``pip install llama-cpp-cffi cffi gguf``, nothing of this project. CONFIG is JSON, the weights
+have Hugging Face's names, and the type behind ``read`` is that of the cache. ``read`` prints its
+build, then a line of JSON for each line of standard input: for ``read ID …`` the seconds that these
+tokens took, for ``logits`` those of the last one; ``start`` empties the cache.
 """
 
 import ctypes
@@ -16,6 +15,21 @@ import os
 import sys
 import time
 
+FIELDS = {
+    "vocab_size": "vocab_size", "context_length": "max_position_embeddings",
+    "block_count": "num_hidden_layers", "leading_dense_block_count": "first_k_dense_replace",
+    "embedding_length": "hidden_size", "feed_forward_length": "intermediate_size",
+    "layer_norm_rms_eps": "rms_norm_eps", "head_count": "num_attention_heads",
+    "head_count_kv": "num_attention_heads", "value_length": "v_head_dim",
+    "q_lora_rank": "q_lora_rank", "kv_lora_rank": "kv_lora_rank",
+    "rope_dimension_count": "qk_rope_head_dim", "rope_freq_base": "rope_theta",
+    "expert_count": "n_routed_experts", "expert_used_count": "num_experts_per_tok",
+    "expert_shared_count": "n_shared_experts", "expert_weights_norm": "norm_topk_prob",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_weights_scale": "routed_scaling_factor",
+}  # fmt: skip
+"""Field of a gguf file → ours."""
+
 
 def write(kind: str, config: str, weights: str, path: str) -> None:
     """Norms, router and its bias stay fp32, as in llama.cpp's own converter. No vocabulary."""
@@ -23,47 +37,24 @@ def write(kind: str, config: str, weights: str, path: str) -> None:
     import numpy as np
 
     fields = json.loads(config)
-    layers = fields["num_hidden_layers"]
     writer = gguf.GGUFWriter(path, "deepseek2")
+    for theirs, name in FIELDS.items():
+        getattr(writer, f"add_{theirs}")(fields[name])
     writer.add_tokenizer_model("no_vocab")
-    writer.add_vocab_size(fields["vocab_size"])
-    writer.add_context_length(fields["max_position_embeddings"])
-    writer.add_block_count(layers)
-    writer.add_leading_dense_block_count(fields["first_k_dense_replace"])
-    writer.add_embedding_length(fields["hidden_size"])
-    writer.add_feed_forward_length(fields["intermediate_size"])
-    writer.add_layer_norm_rms_eps(fields["rms_norm_eps"])
-    writer.add_head_count(fields["num_attention_heads"])
-    writer.add_head_count_kv(fields["num_attention_heads"])
     writer.add_key_length(fields["qk_nope_head_dim"] + fields["qk_rope_head_dim"])
-    writer.add_value_length(fields["v_head_dim"])
-    writer.add_q_lora_rank(fields["q_lora_rank"])
-    writer.add_kv_lora_rank(fields["kv_lora_rank"])
-    writer.add_rope_dimension_count(fields["qk_rope_head_dim"])
-    writer.add_rope_freq_base(fields["rope_theta"])
-    writer.add_rope_scaling_yarn_log_mul(0.0)  # required; without YaRN, it changes nothing
-    writer.add_expert_count(fields["n_routed_experts"])
-    writer.add_expert_used_count(fields["num_experts_per_tok"])
-    writer.add_expert_shared_count(fields["n_shared_experts"])
-    writer.add_expert_feed_forward_length(fields["moe_intermediate_size"])
+    writer.add_rope_scaling_yarn_log_mul(0.0)  # required; without YaRN it changes nothing
     writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
-    writer.add_expert_weights_norm(fields["norm_topk_prob"])
-    writer.add_expert_weights_scale(fields["routed_scaling_factor"])
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.DEEPSEEK2, layers)
-    parts = {}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.DEEPSEEK2, fields["num_hidden_layers"])
     for name, weight in np.load(weights).items():
+        parts = {name.replace("correction_bias", "correction.bias"): weight}
         if name.endswith("gate_up_proj"):
             gate, up = np.split(weight, 2, axis=1)
-            parts[name.replace("gate_up", "gate") + ".weight"] = gate
-            parts[name.replace("gate_up", "up") + ".weight"] = up
-        else:
-            name = name.replace("e_score_correction_bias", "e_score_correction.bias")
-            parts[name if name.endswith(("weight", "bias")) else name + ".weight"] = weight
-    for name, weight in parts.items():
-        matrix = weight.ndim > 1 and not name.endswith("mlp.gate.weight")
-        dtype = np.float16 if matrix and kind == "F16" else np.float32
-        short = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        writer.add_tensor(short, np.ascontiguousarray(weight, dtype=dtype))
+            parts = {name.replace("gate_up", "gate"): gate, name.replace("gate_up", "up"): up}
+        half = kind == "F16" and weight.ndim > 1 and not name.endswith("mlp.gate.weight")
+        suffix = ".weight" if ".experts." in name else ""  # a stack is one parameter for us
+        for part, values in parts.items():
+            short = names.get_name(part, try_suffixes=(".weight", ".bias"))
+            writer.add_tensor(short + suffix, values.astype(np.float16 if half else np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -76,8 +67,6 @@ def read(kind: str, threads: str, length: str, path: str) -> None:
     from llama.llama_cpp import ffi, ggml_type, lib
 
     model = lib.llama_model_load_from_file(path.encode(), lib.llama_model_default_params())
-    if model == ffi.NULL:
-        raise SystemExit(f"llama.cpp does not load {path}")
     params = lib.llama_context_default_params()
     params.n_ctx = params.n_batch = int(length)
     params.n_threads = params.n_threads_batch = int(threads)
@@ -87,8 +76,8 @@ def read(kind: str, threads: str, length: str, path: str) -> None:
     symbols = ctypes.CDLL(built.__file__)
     commit = ctypes.c_char_p.in_dll(symbols, "LLAMA_COMMIT").value.decode()
     build = ctypes.c_int.in_dll(symbols, "LLAMA_BUILD_NUMBER").value
-    print(f"llama.cpp b{build} ({commit}), {ffi.string(lib.llama_print_system_info()).decode()}")
-    sys.stdout.flush()
+    system = ffi.string(lib.llama_print_system_info()).decode().strip(" |")
+    print(f"llama.cpp b{build} ({commit}), {system}", flush=True)
     used = 0
     for line in sys.stdin:
         command, *ids = line.split()
