@@ -70,37 +70,28 @@ def read(kind: str, threads: str, length: str, path: str) -> None:
     params = lib.llama_context_default_params()
     params.n_ctx = params.n_batch = int(length)
     params.n_threads = params.n_threads_batch = int(threads)
+    params.logits_all = True  # as we and transformers do for a prompt
     params.type_k = params.type_v = ggml_type[kind].value
     context = lib.llama_init_from_model(model, params)
-    batch = lib.llama_batch_init(int(length), 0, 1)
     symbols = ctypes.CDLL(built.__file__)
     commit = ctypes.c_char_p.in_dll(symbols, "LLAMA_COMMIT").value.decode()
     build = ctypes.c_int.in_dll(symbols, "LLAMA_BUILD_NUMBER").value
     system = ffi.string(lib.llama_print_system_info()).decode().strip(" |")
     print(f"llama.cpp b{build} ({commit}), {system}", flush=True)
-    used = 0
     for line in sys.stdin:
         command, *ids = line.split()
         answer = None
         if command == "start":
             lib.llama_kv_self_clear(context)
-            used = 0
         elif command == "logits":
             row = lib.llama_get_logits_ith(context, -1)
             answer = list(row[0 : lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))])
         else:
-            for place, token in enumerate(ids):
-                batch.token[place] = int(token)
-                batch.pos[place] = used + place
-                batch.n_seq_id[place] = 1
-                batch.seq_id[place][0] = 0
-                batch.logits[place] = 1
-            batch.n_tokens = len(ids)
+            tokens = ffi.new("int32_t[]", [int(token) for token in ids])
             started = time.perf_counter()
-            if lib.llama_decode(context, batch):
-                raise SystemExit(f"llama.cpp failed behind {used} tokens")
+            if lib.llama_decode(context, lib.llama_batch_get_one(tokens, len(ids))):
+                raise SystemExit(f"llama.cpp does not append {len(ids)} tokens")
             answer = time.perf_counter() - started
-            used += len(ids)
         print(json.dumps(answer), flush=True)
 
 
