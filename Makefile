@@ -20,7 +20,7 @@ help:
 	@echo "make test-ranks   train on 2 and 4 processes in every layout of --parallel and --expert-parallel, and in pipelines"
 	@echo "make check        format, lint, types, import contracts and the size of each package"
 	@echo "make format       format the code"
-	@echo "make bench        benchmarks that need neither training nor a large disk; docs/experiments.md has the others"
+	@echo "make bench        run the benchmarks that docs/benchmarks.md lacks, or those of ONLY='NAME ...'; fill in their numbers"
 	@echo "make gpu-report   run every check that needs a GPU and write gpu-report.json (64: no GPU)"
 	@echo "make screenshots  draw docs/screenshots from a real run"
 
@@ -81,10 +81,7 @@ format: .venv/.dev
 	$(BIN)/ruff check --fix .
 
 bench: .venv/.dev
-	$(BIN)/python -m benchmarks.open_log
-	$(BIN)/python -m benchmarks.many_runs
-	$(BIN)/python -m benchmarks.following
-	$(BIN)/python -m benchmarks.screens --quick
+	$(BIN)/python -m benchmarks.bench $(ONLY)
 
 # make exits with 2 if the module exits with 1 (a check failed) or 64 (no GPU).
 gpu-report: .venv/.train

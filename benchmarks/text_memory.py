@@ -42,7 +42,7 @@ def peaks_of(folder: Path, path: Path, ranks: int) -> list[list[int]]:
     place = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29871"}
     each = [place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
     processes = [
-        subprocess.Popen(command, env=os.environ | own if ranks > 1 else None, stderr=sys.stdout)
+        subprocess.Popen(command, env=os.environ | own if ranks > 1 else None, stdout=sys.stderr)
         for own in each
     ]
     peaks = [[0, 0] for _ in processes]

@@ -1,5 +1,6 @@
 """What the documents promise: their links lead somewhere, their commands exist, their code runs."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -8,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import bench
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXPERIMENTS = (ROOT / "docs/experiments.md").read_text(encoding="utf-8")
+ROWS, RESULTS = bench.read_rows(), json.loads(bench.RESULTS.read_text(encoding="utf-8"))
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 FOLDERS = ("microscope_tui", "moe_model", "tests", "benchmarks", "examples", "docs")
 FILES = [*ROOT.glob("*"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*"))]
@@ -35,15 +40,27 @@ def test_every_benchmark_that_is_named_exists(document: Path) -> None:
     assert not [name for name in named if not _module(name)]
 
 
-def test_every_number_in_the_table_of_the_readme_is_in_the_experiments() -> None:
+def test_the_page_of_benchmarks_and_the_readme_are_as_make_bench_writes_them() -> None:
+    assert bench.PAGE.read_text(encoding="utf-8") == bench.page(ROWS, RESULTS), "run make bench"
+    assert bench.filled(README, ROWS, RESULTS) == README, "run make bench"
+
+
+def test_a_number_in_the_table_of_the_readme_is_filled_in_or_in_the_experiments() -> None:
+    phrases = [
+        phrase.format(**RESULTS[row.name]["numbers"]) for row in ROWS for phrase in row.readme
+    ]
     table = README.partition("| what | result | command |")[2].partition("\n\n")[0]
-    cells = [cell for row in table.splitlines()[2:] for cell in row.split("|")[1:3]]
+    others = [row for row in table.splitlines()[2:] if not any(part in row for part in phrases)]
     number = re.compile(r"\d[\d,.]*\d|\d")
-    wanted = set(number.findall(" ".join(cells)))
-    measured = number.findall((ROOT / "docs/experiments.md").read_text(encoding="utf-8"))
-    assert len(wanted) > 10
-    missing = wanted - set(measured)
+    wanted = set(number.findall(" ".join(cell for row in others for cell in row.split("|")[1:3])))
+    assert len(wanted) > 3
+    missing = wanted - set(number.findall(EXPERIMENTS))
     assert not missing
+
+
+def test_what_make_bench_runs_is_not_also_in_the_experiments() -> None:
+    twice = [row.command for row in ROWS if f"`{row.command}`" in EXPERIMENTS]
+    assert not twice
 
 
 def test_every_file_and_name_in_contributing_exists() -> None:

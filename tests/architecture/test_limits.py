@@ -34,7 +34,8 @@ def test_what_surrounds_the_product_keeps_its_limit(folders: list[str], limit: s
 
 def test_all_documents_can_be_read_in_an_afternoon() -> None:
     texts = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
-    words = sum(len(path.read_text(encoding="utf-8").split()) for path in texts)
+    written = [path for path in texts if path.name != "benchmarks.md"]  # make bench writes that one
+    words = sum(len(path.read_text(encoding="utf-8").split()) for path in written)
     assert words <= LIMITS["document_words"]
 
 
