@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -35,8 +34,7 @@ HEAD = """# Benchmarks
 which machine, when and of which commit (`+`: with changes). `make bench ONLY=NAME` repeats a row.
 Nothing here was measured on a GPU.
 """
-TARGET_MISSED = 1
-"""The exit code of a benchmark that finds a number beyond its target; its result counts too."""
+TARGET_MISSED = 1  # the exit code of a benchmark that misses a target; its result counts too
 
 Results = dict[str, dict[str, Any]]
 """By row; ``again`` is in those that were named and not reached."""
@@ -51,12 +49,8 @@ class Row:
     command: str
     about: str
     measures: list[str]
-    numbers: Mapping[str, str] = field(default_factory=dict)
+    numbers: dict[str, str] = field(default_factory=dict)
     readme: list[str] = field(default_factory=list)
-
-
-class NotRecorded(Exception):
-    pass
 
 
 def main() -> int:
@@ -79,9 +73,9 @@ def main() -> int:
         try:
             results[row.name] = measure(row)
             save(results)
-        except NotRecorded as problem:
-            print(f"{row.name} is not recorded: {problem}", flush=True)
+        except ValueError as problem:
             failed = 1
+            print(f"{row.name} is not recorded: {problem}", flush=True)
     PAGE.write_text(page(rows, results), encoding="utf-8")
     README.write_text(filled(README.read_text(encoding="utf-8"), rows, results), encoding="utf-8")
     print(*(age(row, results) for row in rows), sep="\n")
@@ -102,20 +96,18 @@ def save(results: Results) -> None:
 
 
 def measure(row: Row) -> dict[str, Any]:
-    """Run a benchmark and return its result; NotRecorded if its output lacks a number."""
-    versions = ", ".join(f"{name} {version(name)}" for name in ("textual", "torch"))
+    """Run a benchmark and return its result; ValueError if its output lacks a number."""
+    versions = f"textual {version('textual')}, torch {version('torch')}"
     result = {"date": datetime.date.today().isoformat(), "commit": commit()}
     result |= {"machine": machine(), "versions": versions, "output": printed_by(row.command)}
-    found = {name: re.search(pattern, result["output"]) for name, pattern in row.numbers.items()}
-    if lacking := [name for name, number in found.items() if not number]:
-        raise NotRecorded(f"its output lacks {', '.join(lacking)}; see benchmarks/rows.toml")
-    return result | {
-        "numbers": {name: float(number[1]) for name, number in found.items() if number}
-    }
+    found = {name: re.findall(pattern, result["output"]) for name, pattern in row.numbers.items()}
+    if lacking := [name for name, values in found.items() if not values]:
+        raise ValueError(f"its output lacks {', '.join(lacking)}; see benchmarks/rows.toml")
+    return result | {"numbers": {name: float(values[0]) for name, values in found.items()}}
 
 
 def printed_by(command: str) -> str:
-    """The lines of a benchmark, shown as they come; NotRecorded if it failed."""
+    """The lines of a benchmark, shown as they come; ValueError if it failed."""
     words = [sys.executable, *shlex.split(command)[1:]]
     settings = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
     output = ""
@@ -129,7 +121,7 @@ def printed_by(command: str) -> str:
         errors.seek(0)
         complaint = errors.read()
     if process.returncode not in (0, TARGET_MISSED) or "Traceback (most recent" in complaint:
-        raise NotRecorded(f"exit code {process.returncode}\n{complaint[-4000:]}")
+        raise ValueError(f"exit code {process.returncode}\n{complaint[-4000:]}")
     return output.strip("\n")
 
 
