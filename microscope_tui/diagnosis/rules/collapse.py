@@ -309,6 +309,6 @@ def _why(worst: Episode) -> str:
         why += ". Counts only: a confident collapse and an undecided one look the same here"
     age = worst.last - worst.onset
     if worst.active and age < number(worst, "shock_steps"):
-        steps = plural(age + 1, "step")
-        why += f". It is {steps} old: a transient shock would look the same so far"
+        so_far = plural(age + 1, "step")
+        why += f". It is {so_far} old: a transient shock would look the same so far"
     return why
