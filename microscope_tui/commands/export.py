@@ -33,7 +33,7 @@ from microscope_tui.report import (
     rows_of,
     write_csv,
 )
-from microscope_tui.runlog import LOG_NAME, RunFile, UnknownFormat
+from microscope_tui.runlog import LOG_NAME, Chunk, RunFile, Source, UnknownFormat
 from microscope_tui.sources import merge as merge_parts
 
 _ROW_GROUP = 1 << 16
@@ -66,7 +66,7 @@ def export(
     run = newest_file(reading.search(path))
     output = None if output == PIPE else output
     columns = EXPERT_COLUMNS if experts else ROUTER_COLUMNS
-    rows = rows_of(run, experts=experts)
+    rows = _read(run, experts)
     try:
         if (first := next(rows, None)) is None:
             what = "no step with counts" if experts else "no step"
@@ -83,11 +83,17 @@ def export(
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (OSError, UnknownFormat) as error:
-        fail_to_read(run, error)
     if output is not None:
         say(f"written: {output}")
     return 0
+
+
+def _read(run: RunFile, experts: bool) -> Iterator[Row]:
+    """Exits if it cannot be read: any other error is one of the output."""
+    try:
+        yield from rows_of(run, experts=experts)
+    except (OSError, UnknownFormat) as error:
+        fail_to_read(run, error)
 
 
 def _write_parquet(columns: Sequence[str], rows: Iterator[Row], output: Path | None) -> None:
@@ -102,9 +108,7 @@ def _write_parquet(columns: Sequence[str], rows: Iterator[Row], output: Path | N
     types |= {name: pa.string() for name in columns if name in _TEXTS}
     types |= {name: pa.int64() for name in columns if name in _INTEGERS}
     schema = pa.schema(types)
-    with to_file(output):
-        pass  # a path that cannot be written is a usage error
-    with pq.ParquetWriter(output, schema) as writer:
+    with to_file(output) as file, pq.ParquetWriter(file.buffer, schema) as writer:
         while group := list(itertools.islice(rows, _ROW_GROUP)):
             values = dict(zip(columns, map(list, zip(*group, strict=True)), strict=True))
             writer.write_table(pa.table(values, schema=schema))
@@ -156,28 +160,18 @@ def _folders(runs: Sequence[RunFile], dst: Path) -> dict[Path, RunFile]:
 def _write_log(run: RunFile, folder: Path) -> bool:
     """False if it holds nothing, or not all of its parts."""
     log = folder / LOG_NAME
+    source = run.open()
+    chunks = _chunks(run, source)
     lines = 0
-    try:
-        source = run.open()
-        while True:
-            chunk = source.read()
-            data = chunk.data
-            if chunk.restarted and lines:
-                log.write_bytes(b"")
-            if data:
-                folder.mkdir(parents=True, exist_ok=lines > 0)
-                with log.open("ab") as file:
-                    file.write(data)
-                lines += data.count(b"\n")
-            elif source.exhausted:
-                break
-            else:
-                time.sleep(source.wait_s())
-            show_progress(f"reading: {source.offset / source.size:4.0%}" if source.size else "")
-    except OSError as error:
-        fail_to_read(run, error)
-    finally:
-        show_progress("")
+    if (first := next((chunk for chunk in chunks if chunk.data), None)) is not None:
+        with to_file(log, new_folder=True) as file:
+            for chunk in itertools.chain([first], chunks):
+                if chunk.restarted:
+                    file.seek(0)
+                    file.truncate()
+                    lines = 0
+                file.buffer.write(chunk.data)
+                lines += chunk.data.count(b"\n")
     if not lines:
         none = "holds no reading of a router; --map names the keys to use"
         say(f"{run.path}: {source.missing or none}")
@@ -186,3 +180,21 @@ def _write_log(run: RunFile, folder: Path) -> bool:
     if source.parts:
         say(f"{run.path}: {source.missing}")
     return not source.parts
+
+
+def _chunks(run: RunFile, source: Source) -> Iterator[Chunk]:
+    """All of it, with progress; exits if it cannot be read."""
+    try:
+        while True:
+            chunk = source.read()
+            if chunk.data or chunk.restarted:
+                yield chunk
+            elif source.exhausted:
+                return
+            else:
+                time.sleep(source.wait_s())
+            show_progress(f"reading: {source.offset / source.size:4.0%}" if source.size else "")
+    except OSError as error:
+        fail_to_read(run, error)
+    finally:
+        show_progress("")
