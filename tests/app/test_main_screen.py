@@ -260,3 +260,11 @@ async def test_the_command_palette_has_action_and_keys_in_one_line(collapsed: Pa
         commands = list(app.app.get_system_commands(app.screen))
         assert "next alert, unseen first   a" in [command.title for command in commands]
         assert {command.help for command in commands} == {""}
+
+
+async def test_a_screen_that_closes_is_not_drawn(collapsed: Path) -> None:
+    async with open_app(collapsed) as app:
+        await app.go("placement")
+        closed = app.screen
+        await app.app.pop_screen()
+        await closed.redraw()  # type: ignore[attr-defined]  # its parts are gone already
