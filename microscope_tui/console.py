@@ -166,16 +166,11 @@ def show_progress(text: str) -> None:
 
 
 @contextmanager
-def to_file(output: Path, *, new_folder: bool = False) -> Iterator[TextIO]:
-    """The file of ``-o``, which replaces an existing one once it is whole.
-
-    Every ``OSError`` inside is taken for one of the disk, and exits.
-    """
+def to_file(output: Path) -> Iterator[TextIO]:
+    """The file of ``-o``, which replaces an existing one once it is whole; exits if it cannot."""
     target = Path(os.path.realpath(output))
     part = target.with_name(f"{target.name}.part")
     try:
-        if new_folder:
-            output.parent.mkdir(parents=True)
         if output.exists() and not output.is_file():  # a device or a pipe
             target = part = output
         with part.open("w", encoding="utf-8", newline="") as file:
@@ -185,8 +180,8 @@ def to_file(output: Path, *, new_folder: bool = False) -> Iterator[TextIO]:
         fail(f"{output}: cannot be written: {error.strerror}; choose another path", USAGE)
     finally:
         if part != target:
-            with suppress(OSError):  # the error above counts
-                part.unlink(missing_ok=True)
+            with suppress(OSError):  # it has its name, or was not made
+                part.unlink()
 
 
 def print_data(text: str) -> None:

@@ -33,7 +33,7 @@ from microscope_tui.report import (
     rows_of,
     write_csv,
 )
-from microscope_tui.runlog import LOG_NAME, Chunk, RunFile, Source, UnknownFormat
+from microscope_tui.runlog import LOG_NAME, RunFile, UnknownFormat
 from microscope_tui.sources import merge as merge_parts
 
 _ROW_GROUP = 1 << 16
@@ -89,7 +89,7 @@ def export(
 
 
 def _read(run: RunFile, experts: bool) -> Iterator[Row]:
-    """Exits if it cannot be read: any other error is one of the output."""
+    """Exits if it cannot be read."""
     try:
         yield from rows_of(run, experts=experts)
     except (OSError, UnknownFormat) as error:
@@ -160,18 +160,28 @@ def _folders(runs: Sequence[RunFile], dst: Path) -> dict[Path, RunFile]:
 def _write_log(run: RunFile, folder: Path) -> bool:
     """False if it holds nothing, or not all of its parts."""
     log = folder / LOG_NAME
-    source = run.open()
-    chunks = _chunks(run, source)
     lines = 0
-    if (first := next((chunk for chunk in chunks if chunk.data), None)) is not None:
-        with to_file(log, new_folder=True) as file:
-            for chunk in itertools.chain([first], chunks):
-                if chunk.restarted:
-                    file.seek(0)
-                    file.truncate()
-                    lines = 0
-                file.buffer.write(chunk.data)
-                lines += chunk.data.count(b"\n")
+    try:
+        source = run.open()
+        while True:
+            chunk = source.read()
+            data = chunk.data
+            if chunk.restarted and lines:
+                log.write_bytes(b"")
+            if data:
+                folder.mkdir(parents=True, exist_ok=lines > 0)
+                with log.open("ab") as file:
+                    file.write(data)
+                lines += data.count(b"\n")
+            elif source.exhausted:
+                break
+            else:
+                time.sleep(source.wait_s())
+            show_progress(f"reading: {source.offset / source.size:4.0%}" if source.size else "")
+    except OSError as error:
+        fail_to_read(run, error)
+    finally:
+        show_progress("")
     if not lines:
         none = "holds no reading of a router; --map names the keys to use"
         say(f"{run.path}: {source.missing or none}")
@@ -180,21 +190,3 @@ def _write_log(run: RunFile, folder: Path) -> bool:
     if source.parts:
         say(f"{run.path}: {source.missing}")
     return not source.parts
-
-
-def _chunks(run: RunFile, source: Source) -> Iterator[Chunk]:
-    """All of it, with progress; exits if it cannot be read."""
-    try:
-        while True:
-            chunk = source.read()
-            if chunk.data or chunk.restarted:
-                yield chunk
-            elif source.exhausted:
-                return
-            else:
-                time.sleep(source.wait_s())
-            show_progress(f"reading: {source.offset / source.size:4.0%}" if source.size else "")
-    except OSError as error:
-        fail_to_read(run, error)
-    finally:
-        show_progress("")

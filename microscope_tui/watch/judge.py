@@ -101,8 +101,8 @@ _NICE = 10  # from its first import on: a training goes first, and so does the f
 _SIZE = struct.Struct("<Q")
 _PIPE_BYTES = 1 << 20
 _STOPPED_S = 10.0
-_PROC = Path("/proc")
-_CGROUP = Path("/sys/fs/cgroup")
+_CGROUP = Path("/proc/self/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
 _PROGRAM = (
     f"import os, sys; os.nice({_NICE}); sys.path[:] = sys.argv[1:]; "
     "from microscope_tui.watch.judge import judge_for_parent; judge_for_parent()"
@@ -171,7 +171,7 @@ class SecondProcess:
                     raise Ended(self._how_it_ended())
                 self._answer += data
         if self._out not in found:
-            self._refuse_to_wait_forever()
+            self._end_if_stopped()
         newest = bytearray()
         while (start := _SIZE.size) <= len(self._answer):
             end = start + _SIZE.unpack_from(self._answer)[0]
@@ -188,7 +188,7 @@ class SecondProcess:
         with self.process:  # closes the pipes and waits
             self.process.kill()
 
-    def _refuse_to_wait_forever(self) -> None:
+    def _end_if_stopped(self) -> None:
         """``Ended`` if it has been stopped (SIGSTOP) for long: nobody may continue it."""
         pid = self.process.pid
         if os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is None:
@@ -208,14 +208,10 @@ class SecondProcess:
 def second_process_helps() -> bool:
     if sys.platform != "linux" or not sys.executable or len(os.sched_getaffinity(0)) == 1:
         return False
-    with suppress(OSError, ValueError):
-        _, _, path = (_PROC / "self/cgroup").read_text().partition("0::/")
-        folder = _CGROUP / path.strip()
-        for group in (folder, *folder.parents):
-            with suppress(OSError, ValueError):  # no such file, or "max"
-                quota, period = map(int, (group / "cpu.max").read_text().split())
-                if quota <= period:
-                    return False
+    with suppress(OSError, ValueError):  # no such file, or "max"
+        group = _CGROUP.read_text().partition("0::/")[2].strip()
+        quota, period = (_CGROUPS / group / "cpu.max").read_text().split()
+        return int(quota) > int(period)
     return True
 
 

@@ -13,7 +13,6 @@ from microscope_tui.console import USAGE
 from microscope_tui.report import ROUTER_COLUMNS, rows_of
 from microscope_tui.runlog import RunFile
 from tests.conftest import Call, header, step
-from tests.sources import sound
 
 ROWS = [[900, 100, 0, 0], [250, 250, 250, 250]]
 
@@ -80,7 +79,6 @@ def test_parquet_holds_the_same_rows_with_types(call: Call, log: Path, tmp_path:
         ("export", "run", "--format", "parquet", "-o", "old"),
         ("snapshot", "run", "-o", "old"),
         ("placement", "run", "--ranks", 2, "--hidden-layers", 3, "--write", "sglang", "old"),
-        ("import", "rows", "new"),
     ],
     ids=str,
 )
@@ -89,8 +87,6 @@ def test_a_full_disk_is_named_and_keeps_the_file_that_was_there(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("old").write_text("kept")
-    Path("rows").mkdir()
-    Path("rows/metrics.jsonl").write_bytes(sound.jsonl(sound.RUN))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))  # as a disk of 20 bytes
     try:
@@ -101,7 +97,7 @@ def test_a_full_disk_is_named_and_keeps_the_file_that_was_there(
     assert ": cannot be written: File too large; choose another path" in err
     assert str(log) not in err
     assert Path("old").read_text() == "kept"
-    assert not [*Path.cwd().rglob("*.part"), *Path.cwd().rglob("new/rows/*")]
+    assert not [*Path.cwd().glob("*.part")]
 
 
 def test_a_run_without_a_step_or_counts_has_nothing_to_export(call: Call, write_log: Any) -> None:

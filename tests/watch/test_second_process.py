@@ -179,16 +179,14 @@ def test_there_is_no_other_process_on_one_core(logs: Logs, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("quota", "helps"), [("100000", False), ("200000", True), ("max", True)])
-def test_a_quota_of_one_core_of_any_group_around_us_is_one_core(
+def test_a_quota_of_one_core_is_one_core(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, helps: bool
 ) -> None:
-    monkeypatch.setattr(judge, "_CGROUP", tmp_path)
-    monkeypatch.setattr(judge, "_PROC", tmp_path)
+    monkeypatch.setattr(judge, "_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(judge, "_CGROUPS", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
-    for folder in ("self", "pod/inner"):
-        (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "self/cgroup").write_text("1:cpu:/\n0::/pod/inner\n")
-    (tmp_path / "pod/inner/cpu.max").write_text("max 100000\n")
+    (tmp_path / "cgroup").write_text("1:cpu:/\n0::/pod\n")
+    (tmp_path / "pod").mkdir()
     (tmp_path / "pod/cpu.max").write_text(f"{quota} 100000\n")
     assert judge.second_process_helps() is helps
 
@@ -237,5 +235,5 @@ def test_a_log_that_is_deleted_before_its_first_byte_is_read_stays_as_sampled(
     watch.read_all()
     assert (watch.state()[0], watch.sampled) == ("deleted", True)
     shown = snapshot_text(watch)
-    assert "now; deleted when 0% was judged" in shown
+    assert "now; no verdict: deleted when 0% was judged" in shown
     assert "reading" not in shown
