@@ -1,6 +1,6 @@
 """Trainings, viewers and readers under everything that may happen to them, at random.
 
-    python -m benchmarks.soak [--seconds 1200] [--seed N] [--keep FOLDER]
+    python -m benchmarks.soak [--seconds 1200] [--seed N]
 
 Of one training, with a small disk, the process is killed and the log taken away; of the other one
 of two ranks is stopped. Viewers open and close on both and on files of every other tool while they
@@ -48,34 +48,48 @@ def watch_of(path: Path) -> RunWatch:
 
 
 class Training:
-    def __init__(
-        self, folder: Path, logs: Path, wait: Callable[..., None], launcher: list[str]
-    ) -> None:
+    def __init__(self, folder: Path, logs: Path, wait: Callable[..., None], *more: str) -> None:
         self.folder, self.log = folder, logs / "r" / "metrics.jsonl"
         self._wait, self._pieces = wait, list[Path]()
         places = [f"--log-dir={logs}", f"--checkpoint-dir={folder / 'checkpoints'}"]
-        self._command = ["nice", sys.executable, *launcher, *_TRAIN, *places]
+        self._command = ["nice", sys.executable, *more, *_TRAIN, *places]
         folder.mkdir()
-        self.start()
+        self.resume()
+        self.follow()
 
-    def start(self) -> None:
-        with (self.folder / "console.txt").open("ab") as console:
-            self.process = subprocess.Popen(self._command, stdout=console, stderr=console)
+    def _started(self, command: list[str], output: str) -> subprocess.Popen[bytes]:
+        with (self.folder / output).open("ab") as file:
+            return subprocess.Popen(command, stdout=file, stderr=file)
+
+    def follow(self) -> None:
+        command = microscope("check", self.log, "--follow", "--json")
+        self.follower = self._started(command, "follow.txt")
+
+    def resume(self) -> None:
+        self.process = self._started(self._command, "console.txt")
         self.logs_on()
 
     def logs_on(self) -> None:
-        sizes = set[int]()
+        for _ in range(3):
+            size = self._size()
+            self._wait(lambda size=size: self._size() != size, f"{self.log} does not grow")
 
-        def grew() -> bool:
-            sizes.add(self.log.stat().st_size if self.log.exists() else 0)
-            return len(sizes) > 3
-
-        self._wait(grew, f"{self.log} does not grow")
+    def _size(self) -> int:
+        return self.log.stat().st_size if self.log.exists() else 0
 
     def end(self, number: int) -> int:
         self.process.send_signal(number)
         self._wait(lambda: self.process.poll() is not None, f"{self.log}: signal {number}")
         return self.process.wait()
+
+    def differs(self) -> list[str]:
+        """Once it has ended: where who followed and a fresh reader judge otherwise."""
+        self._wait(lambda: self.follower.poll() is not None, f"{self.log}: --follow does not end")
+        fresh = subprocess.run(microscope("check", self.log, "--json"), stdout=-1)
+        last = (self.folder / "follow.txt").read_text().strip().rpartition("\n")[2]
+        one, other = (json.loads(text)["runs"][0]["findings"] for text in (last, fresh.stdout))
+        same = one == other and self.follower.wait() == fresh.returncode
+        return [] if same else [f"{self.log}: --follow judged {one}, a fresh reader {other}"]
 
     def lose_log(self, remove: Callable[[Path], object]) -> None:
         """Let ``remove`` take it away, after a copy."""
@@ -135,24 +149,6 @@ class Foreign:
         return [] if one == other else [f"{self.path}: followed {one}, read afresh {other}"]
 
 
-class Follow:
-    """``check --follow``, its output in a file."""
-
-    def __init__(self, path: Path, output: Path) -> None:
-        self.path, self.output = path, output
-        with output.open("ab") as file:
-            command = microscope("check", path, "--follow", "--json")
-            self.process = subprocess.Popen(command, stdout=file, stderr=file)
-
-    def faults(self) -> list[str]:
-        """Once it has ended: where a fresh reader judges otherwise."""
-        fresh = subprocess.run(microscope("check", self.path, "--json"), stdout=-1)
-        last = self.output.read_text().strip().rpartition("\n")[2]
-        one, other = (json.loads(text)["runs"][0]["findings"] for text in (last, fresh.stdout))
-        same = one == other and self.process.wait() == fresh.returncode
-        return [] if same else [f"{self.path}: --follow judged {one}, a fresh reader {other}"]
-
-
 class Memory:
     """Resident megabytes of a process, less those of the history that ``watch`` has."""
 
@@ -179,29 +175,30 @@ class Memory:
 
 
 class Soak:
-    def __init__(self, folder: Path, disk: Path, seed: int) -> None:
-        self.faults, self.done, self.chance = list[str](), Counter[str](), random.Random(seed)
-        self._disk, self._weigh_at, self._memories = disk, 0.0, list[Memory]()
-        self._screens, self._watches = list[Terminal](), list[RunWatch]()
+    def __init__(self, folder: Path, disk: Path, seed: int, faults: list[str]) -> None:
+        self.faults, self.chance, self._disk = faults, random.Random(seed), disk
+        self._memories: list[Memory] = []
+        self._screens: list[Terminal] = []
+        self._watches: list[RunWatch] = []
+        self._weigh_at = 0.0
         self.big = folder / "big" / "metrics.jsonl"
         write_bulk(self.big, steps=12_000, routers=8, num_experts=64, top_k=4, tokens=4096)
         self.foreign = [Foreign(form, folder / "foreign") for form in SOUND]
-        self.one = Training(folder / "one", disk, self.wait, [])
-        self.two = Training(folder / "two", folder / "two", self.wait, _RANKS)
-        self.ranks = tree(self.two.process.pid)[1:]
-        self.follows = [Follow(run.log, run.folder / "follow.txt") for run in (self.one, self.two)]
+        self.one = Training(folder / "one", disk, self.wait)
+        self.two = Training(folder / "two", folder / "two", self.wait, *_RANKS)
+        self.ranks = tree(self.two.process.pid)[1:]  # without the launcher
         for run in (self.one, self.two):
-            watch, screen = watch_of(run.log), self.viewer(run.log)
-            self._watches.append(watch)
-            self._screens.append(screen)
-            self._memories.append(Memory(f"viewer of {run.folder.name}", screen.pid, watch))
-        pid = self.follows[1].process.pid  # the first one ends with every SIGTERM
+            self._watches.append(watch := watch_of(run.log))
+            pid = self.viewer(run.log).pid
+            self._memories.append(Memory(f"viewer of {run.folder.name}", pid, watch))
+        pid = self.two.follower.pid  # the other one ends with every SIGTERM
         self._memories.append(Memory("check --follow", pid, self._watches[1]))
         self._memories += [Memory("a rank", pid) for pid in self.ranks]
 
     def viewer(self, path: Path) -> Terminal:
         columns, rows = self.chance.randrange(20, 220), self.chance.randrange(5, 60)
-        return Terminal(microscope(path), columns, rows)
+        self._screens.append(Terminal(microscope(path), columns, rows))
+        return self._screens[-1]
 
     def pump(self, seconds: float) -> None:
         """Let time pass for the terminals and readers that are open all the time."""
@@ -226,14 +223,14 @@ class Soak:
 
     def kill(self) -> None:
         self.one.end(SIGKILL)
-        self.one.start()
+        self.one.resume()
 
     def terminate(self) -> None:
         if (code := self.one.end(SIGTERM)) != 75:
             self.faults.append(f"a terminated training ended with {code}")
-        self.end_follow(self.follows[0])
-        self.follows[0] = Follow(self.one.log, self.follows[0].output)
-        self.one.start()
+        self.faults += self.one.differs()
+        self.one.follow()
+        self.one.resume()
 
     def rotate(self) -> None:
         self.one.lose_log(Path.unlink)
@@ -252,9 +249,9 @@ class Soak:
 
     def stop_a_judge(self) -> None:
         screen = self.viewer(self.big)
-        self.wait(lambda: judges(screen), "a viewer has no second process")
-        self.stop(judges(screen)[0])
-        self.wait(lambda: not judges(screen), "a judge that was continued does not end")
+        self.wait(lambda: tree(screen.pid)[1:], "a viewer has no second process")
+        self.stop(tree(screen.pid)[1])
+        self.wait(lambda: not tree(screen.pid)[1:], "a judge that was continued does not end")
         if "judging again" in screen.text:
             self.faults.append(f"a judge that was continued was given up:\n{screen.text}")
         self.end_viewer(screen, "q")
@@ -279,11 +276,10 @@ class Soak:
         logs = [self.one.log.parent, self.two.log, self.big]
         screen = self.viewer(self.chance.choice([*logs, *[foreign.path] * 6]))
         for _ in range(self.chance.randrange(2, 12)):
-            screen.read(0.3)
+            self.pump(0.4)
             screen.press(self.chance.choice(_KEYS))
             foreign.grow(self.chance.random())
             foreign.watch.advance()
-            self.pump(0.1)
         self.end_viewer(screen, *self.chance.choice([("\x03", 0), ("", SIGTERM)]))
 
     def end_viewer(self, screen: Terminal, keys: str, number: int = 0) -> None:
@@ -295,10 +291,7 @@ class Soak:
         if begun and not (b"\x1b[?1049l" in shown and b"\x1b[?25h" in shown):
             self.faults.append("a terminal was not restored")
         screen.close()
-
-    def end_follow(self, follow: Follow) -> None:
-        self.wait(lambda: follow.process.poll() is not None, f"{follow.path}: --follow goes on")
-        self.faults += follow.faults()
+        self._screens.remove(screen)
 
     def finish(self) -> None:
         """End everything, and compare what is left."""
@@ -308,20 +301,17 @@ class Soak:
         for memory in self._memories:
             self.faults += memory.faults()
         self._memories = []
-        for training, follow in zip((self.one, self.two), self.follows, strict=True):
-            training.end(SIGTERM)
-            self.end_follow(follow)
-            self.faults += training.faults()
-        while self._screens:
-            self.end_viewer(self._screens.pop(), "q")
-        for foreign in self.foreign:
-            foreign.grow(1.0)
+        for run in (self.one, self.two):
+            run.end(SIGTERM)
+            self.faults += [*run.differs(), *run.faults()]
+        for screen in self._screens[:]:
+            self.end_viewer(screen, "q")
         time.sleep(3.0)  # at rest, what is torn counts
         for foreign in self.foreign:
             self.faults += foreign.faults()
-        self.faults += [f"still there: {command_of(pid)}" for pid in started()]
+        self.faults += [f"process {pid} is still there" for pid in started()]
 
-    def run(self, seconds: float, *, fills: bool) -> None:
+    def run(self, seconds: float, done: Counter[str], *, fills: bool) -> None:
         weights = {
             self.kill: 3, self.terminate: 2, self.rotate: 2, self.truncate: 2, self.look: 18,
             self.stop_a_rank: 2, self.stop_a_judge: 2, self.fill_the_disk: 2 * fills,
@@ -330,27 +320,16 @@ class Soak:
         while time.monotonic() < until:
             (act,) = self.chance.choices([*weights], [*weights.values()])
             act()
-            self.done[act.__name__] += 1
+            done[act.__name__] += 1
             self.pump(self.chance.uniform(0.0, 3.0))
         self.finish()
-
-
-def judges(screen: Terminal) -> list[int]:
-    screen.read(0.05)
-    return [pid for pid in tree(screen.pid)[1:] if "judge_for_parent" in command_of(pid)]
-
-
-def command_of(pid: int) -> str:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    return ""
 
 
 def started() -> list[int]:
     """Processes that we started, or they."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
+        with suppress(OSError):  # it has ended
             if f"{_MARK}={os.getpid()}\0".encode() in (process / "environ").read_bytes():
                 found.append(int(process.name))
     return found
@@ -358,28 +337,28 @@ def started() -> list[int]:
 
 def main() -> None:
     seed = random.SystemRandom().randrange(1 << 32)
-    options = options_of(__doc__, seconds=1200.0, seed=seed, keep=str)
-    folder = Path(options.keep or mkdtemp(prefix="moe-microscope-soak-"))
+    options = options_of(__doc__, seconds=1200.0, seed=seed)
+    folder = Path(mkdtemp(prefix="moe-microscope-soak-"))
     print(f"{machine()}\nseed {options.seed}, {options.seconds:.0f} s in {folder}", flush=True)
     os.environ |= {_MARK: str(os.getpid()), "OMP_NUM_THREADS": "1", "XDG_STATE_HOME": str(folder)}
     disk = folder / "disk"
-    disk.mkdir(parents=True)
+    disk.mkdir()
     has_disk = not subprocess.call(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk])
     if not has_disk:
         print("skipped: a full disk; run as root, or in `unshare -Urm`")
+    faults, done = list[str](), Counter[str]()
     try:
-        soak = Soak(folder, disk, options.seed)
-        soak.run(options.seconds, fills=has_disk)
-    finally:
+        Soak(folder, disk, options.seed, faults).run(options.seconds, done, fills=has_disk)
+    finally:  # also if it is stuck: the traceback follows
         for pid in started():
             os.kill(pid, SIGKILL)
         if has_disk:
             subprocess.call(["umount", "-l", disk])
-    print(", ".join(f"{name} {count}" for name, count in sorted(soak.done.items())))
-    print("\n".join([f"{len(soak.faults)} faults", *soak.faults]))
-    if not soak.faults and not options.keep:
-        shutil.rmtree(folder)
-    sys.exit(1 if soak.faults else 0)
+        print(", ".join(f"{name} {count}" for name, count in sorted(done.items())))
+        print("\n".join([f"{len(faults)} faults", *faults]), flush=True)
+    if faults:
+        sys.exit(1)
+    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from microscope_tui.app import PictureRequest, draw
 from microscope_tui.app.rows import Rows, Tiles
 from microscope_tui.app.screens.chart_screens import LayerScreen
 from microscope_tui.app.screens.main_screen import MainScreen
+from microscope_tui.app.screens.runs_screen import RunsScreen
 from microscope_tui.lines import Measure, Order, Palette
 from microscope_tui.watch import Fleet
 from tests.app.pilot import AppPilot, open_app, running
@@ -268,3 +269,5 @@ async def test_a_screen_that_closes_is_not_drawn(collapsed: Path) -> None:
         closed = app.screen
         await app.app.pop_screen()
         await closed.redraw()  # type: ignore[attr-defined]  # its parts are gone already
+        app.app.exit()
+        await RunsScreen(app.session).redraw()  # has none yet

@@ -189,8 +189,8 @@ class BaseScreen(Screen[None]):
         height: int | str | None = None,
         width: int | None = None,
     ) -> None:
-        if not self.display:
-            return  # it closes: its parts are removed before it
+        if not (self.is_attached and self.display):
+            return  # it closes without its parts: they are made after it, and removed before it
         rows = self.query_one(f"#{part}", Rows)
         if height is not None:
             rows.set_class(not height, "gone")
