@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from glob import glob
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
 from statistics import linear_regression
@@ -43,10 +44,6 @@ _TRAIN += ["--save-every=20", "--force-collapse=2@200", f"--data={ROOT}/README.m
 _RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--"]
 
 
-def watch_of(path: Path) -> RunWatch:
-    return RunWatch(Search(path).runs()[0])
-
-
 class Training:
     def __init__(self, folder: Path, logs: Path, wait: Callable[..., None], *more: str) -> None:
         self.folder, self.log = folder, logs / "r" / "metrics.jsonl"
@@ -62,8 +59,8 @@ class Training:
             return subprocess.Popen(command, stdout=file, stderr=file)
 
     def follow(self) -> None:
-        command = microscope("check", self.log, "--follow", "--json")
-        self.follower = self._started(command, "follow.txt")
+        follow = microscope("check", self.log, "--follow", "--json")
+        self.follower = self._started(follow, "follow.txt")
 
     def resume(self) -> None:
         self.process = self._started(self._command, "console.txt")
@@ -125,7 +122,7 @@ class Foreign:
         self.path.parent.mkdir(parents=True)
         self._form, self._runs = form, 0
         self.grow(1.0)
-        self.watch = watch_of(self.path)
+        self.watch = RunWatch(Search(self.path).runs()[0])
 
     def grow(self, share: float) -> None:
         """Write so much of the next steps: the last one may be torn until the next time."""
@@ -142,7 +139,7 @@ class Foreign:
 
     def faults(self) -> list[str]:
         """Once it has rested: where a fresh reader judges otherwise."""
-        fresh = watch_of(self.path)
+        fresh = RunWatch(Search(self.path).runs()[0])
         self.watch.read_all()
         fresh.read_all()
         one, other = verdict_on(self.watch), verdict_on(fresh)
@@ -188,7 +185,7 @@ class Soak:
         self.two = Training(folder / "two", folder / "two", self.wait, *_RANKS)
         self.ranks = tree(self.two.process.pid)[1:]  # without the launcher
         for run in (self.one, self.two):
-            self._watches.append(watch := watch_of(run.log))
+            self._watches.append(watch := RunWatch(Search(run.log).runs()[0]))
             pid = self.viewer(run.log).pid
             self._memories.append(Memory(f"viewer of {run.folder.name}", pid, watch))
         pid = self.two.follower.pid  # the other one ends with every SIGTERM
@@ -285,6 +282,7 @@ class Soak:
     def end_viewer(self, screen: Terminal, keys: str, number: int = 0) -> None:
         screen.kill(number) if number else screen.press(keys)
         code = screen.exit_code(180.0)
+        screen.read(1.0)  # the last it sent
         _, begun, shown = screen.output.rpartition(b"\x1b[?1049h")
         if begun and (code != (128 + number if number else 0) or b"Traceback" in shown):
             self.faults.append(f"a viewer ended with {code} after {keys!r}: {shown[-4000:]!r}")
@@ -327,22 +325,17 @@ class Soak:
 
 def started() -> list[int]:
     """Processes that we started, or they."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended
-            if f"{_MARK}={os.getpid()}\0".encode() in (process / "environ").read_bytes():
-                found.append(int(process.name))
-    return found
+    mark = f"{_MARK}={os.getpid()}"
+    found = subprocess.run(["grep", "-slza", mark, *glob("/proc/[0-9]*/environ")], stdout=-1).stdout
+    return [int(path.split("/")[2]) for path in found.decode().split()]
 
 
 def main() -> None:
-    seed = random.SystemRandom().randrange(1 << 32)
-    options = options_of(__doc__, seconds=1200.0, seed=seed)
+    options = options_of(__doc__, seconds=1200.0, seed=random.randrange(1 << 32))
     folder = Path(mkdtemp(prefix="moe-microscope-soak-"))
     print(f"{machine()}\nseed {options.seed}, {options.seconds:.0f} s in {folder}", flush=True)
     os.environ |= {_MARK: str(os.getpid()), "OMP_NUM_THREADS": "1", "XDG_STATE_HOME": str(folder)}
-    disk = folder / "disk"
-    disk.mkdir()
+    (disk := folder / "disk").mkdir()
     has_disk = not subprocess.call(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk])
     if not has_disk:
         print("skipped: a full disk; run as root, or in `unshare -Urm`")

@@ -189,7 +189,7 @@ class SecondProcess:
             self.process.kill()
 
     def _end_if_stopped(self) -> None:
-        """``Ended`` if it has been stopped (SIGSTOP) for long: nobody may continue it."""
+        """``Ended`` if it has been stopped (SIGSTOP) for long: it may never be continued."""
         pid = self.process.pid
         if os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is None:
             self._ran = time.monotonic()

@@ -190,7 +190,7 @@ class BaseScreen(Screen[None]):
         width: int | None = None,
     ) -> None:
         if not (self.is_attached and self.display):
-            return  # it closes without its parts: they are made after it, and removed before it
+            return  # it closes: its parts are not made yet, or removed already
         rows = self.query_one(f"#{part}", Rows)
         if height is not None:
             rows.set_class(not height, "gone")
