@@ -194,7 +194,7 @@ class SecondProcess:
         if os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is None:
             self._ran = time.monotonic()
         elif time.monotonic() - self._ran > _STOPPED_S:
-            raise Ended(f"process {pid} was stopped for {_STOPPED_S:.0f} s")
+            raise Ended(f"process {pid} was stopped for {_STOPPED_S:g} s")
 
     def _send(self, what: object) -> None:
         self.waiting += pickle.dumps(what, pickle.HIGHEST_PROTOCOL)

@@ -92,13 +92,13 @@ def test_two_processes_judge_like_one(logs: Logs, kind: str) -> None:
     [
         ("log", signal.SIGKILL, "was killed by signal 9"),
         ("rows", signal.SIGKILL, "was killed by signal 9"),
-        ("rows", signal.SIGSTOP, "was stopped for 1 s"),
+        ("rows", signal.SIGSTOP, "was stopped for 0.2 s"),
     ],
 )
 def test_a_killed_or_stopped_process_is_named_and_the_log_judged_again(
     logs: Logs, kind: str, how: int, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judge, "_STOPPED_S", 1.0)
+    monkeypatch.setattr(judge, "_STOPPED_S", 0.2)
     watch = watch_of(logs[kind], second_from=1)
     watch.advance()
     assert watch._second is not None
