@@ -6,8 +6,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -165,12 +165,23 @@ def show_progress(text: str) -> None:
         sys.stderr.flush()
 
 
-def to_file(output: Path) -> TextIO:
-    """The file of ``-o``, opened to write; an existing one is replaced."""
+@contextmanager
+def to_file(output: Path) -> Iterator[TextIO]:
+    """The file of ``-o``, which replaces an existing one once it is whole; exits if it cannot."""
+    target = Path(os.path.realpath(output))
+    part = target.with_name(f"{target.name}.part")
     try:
-        return output.open("w", encoding="utf-8", newline="")
+        if output.exists() and not output.is_file():  # a device or a pipe
+            target = part = output
+        with part.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        part.replace(target)
     except OSError as error:
         fail(f"{output}: cannot be written: {error.strerror}; choose another path", USAGE)
+    finally:
+        if part != target:
+            with suppress(OSError):  # it has its name, or was not made
+                part.unlink()
 
 
 def print_data(text: str) -> None:

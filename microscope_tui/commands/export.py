@@ -66,7 +66,7 @@ def export(
     run = newest_file(reading.search(path))
     output = None if output == PIPE else output
     columns = EXPERT_COLUMNS if experts else ROUTER_COLUMNS
-    rows = rows_of(run, experts=experts)
+    rows = _read(run, experts)
     try:
         if (first := next(rows, None)) is None:
             what = "no step with counts" if experts else "no step"
@@ -83,11 +83,17 @@ def export(
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (OSError, UnknownFormat) as error:
-        fail_to_read(run, error)
     if output is not None:
         say(f"written: {output}")
     return 0
+
+
+def _read(run: RunFile, experts: bool) -> Iterator[Row]:
+    """Exits if it cannot be read."""
+    try:
+        yield from rows_of(run, experts=experts)
+    except (OSError, UnknownFormat) as error:
+        fail_to_read(run, error)
 
 
 def _write_parquet(columns: Sequence[str], rows: Iterator[Row], output: Path | None) -> None:
@@ -102,9 +108,7 @@ def _write_parquet(columns: Sequence[str], rows: Iterator[Row], output: Path | N
     types |= {name: pa.string() for name in columns if name in _TEXTS}
     types |= {name: pa.int64() for name in columns if name in _INTEGERS}
     schema = pa.schema(types)
-    with to_file(output):
-        pass  # a path that cannot be written is a usage error
-    with pq.ParquetWriter(output, schema) as writer:
+    with to_file(output) as file, pq.ParquetWriter(file.buffer, schema) as writer:
         while group := list(itertools.islice(rows, _ROW_GROUP)):
             values = dict(zip(columns, map(list, zip(*group, strict=True)), strict=True))
             writer.write_table(pa.table(values, schema=schema))

@@ -236,13 +236,15 @@ def _no_alert(view: RunView, lowest: str) -> Line:
 
 def _not_judged_yet(view: RunView, balances: Sequence[tuple[float, str]]) -> Line:
     reading = f"diagnosis at step {view.judged_step:,} ({view.judged:.0%})"
-    if view.progress < 1.0:
+    if view.state is RunState.DELETED:
+        reading = f"deleted when {view.judged:.0%} was judged"
+    elif view.progress < 1.0:
         reading = f"scanning the log ({view.progress:.0%})"
     low = [pair for pair in balances if pair[0] < CollapseLimits().warn]
     if not low:
         return [dim(f"nothing found so far, {reading}")]
     more = f" and {len(low) - 1} more" if len(low) > 1 else ""
-    return [Span(f"{_lowest(low)}{more} now", "warn"), dim(f"; verdict to come, {reading}")]
+    return [Span(f"{_lowest(low)}{more} now", "warn"), dim(f"; no verdict: {reading}")]
 
 
 def _lowest(balances: Sequence[tuple[float, str]]) -> str:

@@ -224,7 +224,7 @@ class Tail(Source):
                 self._look(file)
                 return Chunk(self._next(file, max_bytes), self._restarted)
         except FileNotFoundError:
-            self.deleted = self._stamp is not None
+            self.deleted = self._stamp is not None or self.size > 0  # it was sampled
             self.exhausted = True
             return Chunk(b"")
 

@@ -100,6 +100,9 @@ _ANSWER_S = 1.0
 _NICE = 10  # from its first import on: a training goes first, and so does the first picture
 _SIZE = struct.Struct("<Q")
 _PIPE_BYTES = 1 << 20
+_STOPPED_S = 10.0
+_CGROUP = Path("/proc/self/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
 _PROGRAM = (
     f"import os, sys; os.nice({_NICE}); sys.path[:] = sys.argv[1:]; "
     "from microscope_tui.watch.judge import judge_for_parent; judge_for_parent()"
@@ -121,6 +124,7 @@ class SecondProcess:
         """What it has not taken yet."""
         self._answer = bytearray()
         self._asked = -1
+        self._ran = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", _PROGRAM, *sys.path],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -166,6 +170,8 @@ class SecondProcess:
                 if not (data := os.read(self._out, _PIPE_BYTES)):
                     raise Ended(self._how_it_ended())
                 self._answer += data
+        if self._out not in found:
+            self._end_if_stopped()
         newest = bytearray()
         while (start := _SIZE.size) <= len(self._answer):
             end = start + _SIZE.unpack_from(self._answer)[0]
@@ -182,6 +188,14 @@ class SecondProcess:
         with self.process:  # closes the pipes and waits
             self.process.kill()
 
+    def _end_if_stopped(self) -> None:
+        """``Ended`` if it has been stopped (SIGSTOP) for long: it may never be continued."""
+        pid = self.process.pid
+        if os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is None:
+            self._ran = time.monotonic()
+        elif time.monotonic() - self._ran > _STOPPED_S:
+            raise Ended(f"process {pid} was stopped for {_STOPPED_S:g} s")
+
     def _send(self, what: object) -> None:
         self.waiting += pickle.dumps(what, pickle.HIGHEST_PROTOCOL)
 
@@ -192,7 +206,13 @@ class SecondProcess:
 
 
 def second_process_helps() -> bool:
-    return sys.platform == "linux" and bool(sys.executable) and len(os.sched_getaffinity(0)) > 1
+    if sys.platform != "linux" or not sys.executable or len(os.sched_getaffinity(0)) == 1:
+        return False
+    with suppress(OSError, ValueError):  # no such file, or "max"
+        group = _CGROUP.read_text().partition("0::/")[2].strip()
+        quota, period = (_CGROUPS / group / "cpu.max").read_text().split()
+        return int(quota) > int(period)
+    return True
 
 
 def judge_for_parent() -> None:

@@ -326,8 +326,8 @@ class RunWatch:
         try:
             answer = second.exchange(timeout_s)
         except Ended as error:
-            self.judged_again = self.judged_again or str(error)
             if not self.source.deleted:  # else what was read stays
+                self.judged_again = self.judged_again or str(error)
                 self._read_again()
             return
         if answer is not None:

@@ -341,7 +341,8 @@ def preview(
 
 def _samples(source: Source, file: RunFile, least_bytes: int) -> Overview | None:
     if source.seekable and source.kept() == EVERYTHING:
-        if source.path.stat().st_size < least_bytes:
+        source.size = source.path.stat().st_size
+        if source.size < least_bytes:
             return None
         return sample(source.path, file.name, _SAMPLES)
     lines = source.sampled(_SAMPLES) if file.size >= least_bytes else b""

@@ -11,6 +11,7 @@ from microscope_tui.app import PictureRequest, draw
 from microscope_tui.app.rows import Rows, Tiles
 from microscope_tui.app.screens.chart_screens import LayerScreen
 from microscope_tui.app.screens.main_screen import MainScreen
+from microscope_tui.app.screens.runs_screen import RunsScreen
 from microscope_tui.lines import Measure, Order, Palette
 from microscope_tui.watch import Fleet
 from tests.app.pilot import AppPilot, open_app, running
@@ -260,3 +261,13 @@ async def test_the_command_palette_has_action_and_keys_in_one_line(collapsed: Pa
         commands = list(app.app.get_system_commands(app.screen))
         assert "next alert, unseen first   a" in [command.title for command in commands]
         assert {command.help for command in commands} == {""}
+
+
+async def test_a_screen_that_closes_is_not_drawn(collapsed: Path) -> None:
+    async with open_app(collapsed) as app:
+        await app.go("placement")
+        closed = app.screen
+        await app.app.pop_screen()
+        await closed.redraw()  # type: ignore[attr-defined]  # its parts are gone already
+        app.app.exit()
+        await RunsScreen(app.session).redraw()  # has none yet

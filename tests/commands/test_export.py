@@ -2,12 +2,14 @@
 
 import csv
 import io
+import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from microscope_tui import measures
+from microscope_tui.console import USAGE
 from microscope_tui.report import ROUTER_COLUMNS, rows_of
 from microscope_tui.runlog import RunFile
 from tests.conftest import Call, header, step
@@ -68,6 +70,34 @@ def test_parquet_holds_the_same_rows_with_types(call: Call, log: Path, tmp_path:
     for row, values in zip(expected, found.to_pylist(), strict=True):
         assert [str(value) for value in row[:5]] == [str(v) for v in list(values.values())[:5]]
         assert values["balance"] == row[ROUTER_COLUMNS.index("balance")]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("export", "run", "-o", "old"),
+        ("export", "run", "--format", "parquet", "-o", "old"),
+        ("snapshot", "run", "-o", "old"),
+        ("placement", "run", "--ranks", 2, "--hidden-layers", 3, "--write", "sglang", "old"),
+    ],
+    ids=str,
+)
+def test_a_full_disk_is_named_and_keeps_the_file_that_was_there(
+    call: Call, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("old").write_text("kept")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))  # as a disk of 20 bytes
+    try:
+        code, _, err = call(*(log if word == "run" else word for word in command))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == USAGE
+    assert ": cannot be written: File too large; choose another path" in err
+    assert str(log) not in err
+    assert Path("old").read_text() == "kept"
+    assert not [*Path.cwd().glob("*.part")]
 
 
 def test_a_run_without_a_step_or_counts_has_nothing_to_export(call: Call, write_log: Any) -> None:

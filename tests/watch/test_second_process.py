@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,9 +17,10 @@ import pytest
 
 from benchmarks.bulk import write_bulk
 from microscope_tui.diagnosis import ANYTHING, save
+from microscope_tui.lines import snapshot_text
 from microscope_tui.runlog import RunFile
 from microscope_tui.sources import Search
-from microscope_tui.watch import RunWatch
+from microscope_tui.watch import RunWatch, judge
 from microscope_tui.watch.judge import Ended, Judge, SecondProcess
 from microscope_tui.watch.verdict import verdict_on
 from tests.watch.accidents import OPERATIONS, Log
@@ -85,20 +87,42 @@ def test_two_processes_judge_like_one(logs: Logs, kind: str) -> None:
     assert state_of(watch) == state_of(read_in_one(logs[kind]))
 
 
-@pytest.mark.parametrize("kind", ["log", "rows"])
-def test_a_killed_process_is_named_and_the_log_judged_again(logs: Logs, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "how", "words"),
+    [
+        ("log", signal.SIGKILL, "was killed by signal 9"),
+        ("rows", signal.SIGKILL, "was killed by signal 9"),
+        ("rows", signal.SIGSTOP, "was stopped for 0.2 s"),
+    ],
+)
+def test_a_killed_or_stopped_process_is_named_and_the_log_judged_again(
+    logs: Logs, kind: str, how: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge, "_STOPPED_S", 0.2)
     watch = watch_of(logs[kind], second_from=1)
     watch.advance()
     assert watch._second is not None
     process = watch._second.process
-    process.kill()
+    process.send_signal(how)
     began = time.monotonic()
     while not watch.judged_again:
         watch.advance()
     assert time.monotonic() - began < 2
-    assert watch.judged_again == f"process {process.pid} was killed by signal 9"
+    assert watch.judged_again == f"process {process.pid} {words}"
     watch.read_all()
     assert state_of(watch) == state_of(read_in_one(logs[kind]))
+
+
+def test_a_process_that_is_continued_judges_on(logs: Logs) -> None:
+    watch = watch_of(logs["rows"], second_from=1)
+    watch.advance()
+    assert watch._second is not None
+    watch._second.process.send_signal(signal.SIGSTOP)
+    for _ in range(10):
+        watch.advance()
+    watch._second.process.send_signal(signal.SIGCONT)
+    watch.read_all()
+    assert (watch.judged_again, watch.judged) == ("", 1.0)
 
 
 def test_what_is_appended_later_is_judged_here(tmp_path: Path, logs: Logs) -> None:
@@ -153,6 +177,19 @@ def test_there_is_no_other_process_on_one_core(logs: Logs, monkeypatch: pytest.M
     assert watch._second is None
 
 
+@pytest.mark.parametrize(("quota", "helps"), [("100000", False), ("200000", True), ("max", True)])
+def test_a_quota_of_one_core_is_one_core(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, helps: bool
+) -> None:
+    monkeypatch.setattr(judge, "_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(judge, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    (tmp_path / "cgroup").write_text("1:cpu:/\n0::/pod\n")
+    (tmp_path / "pod").mkdir()
+    (tmp_path / "pod/cpu.max").write_text(f"{quota} 100000\n")
+    assert judge.second_process_helps() is helps
+
+
 def test_a_folder_full_of_modules_is_never_imported(
     logs: Logs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,3 +223,16 @@ def test_a_log_that_is_deleted_while_it_is_judged_stays(tmp_path: Path, logs: Lo
         assert watch.latest is not None  # what was on screen
     assert (watch.unread, watch.state()[0]) == (False, "deleted")
     watch.close()
+
+
+def test_a_log_that_is_deleted_before_its_first_byte_is_read_stays_as_sampled(
+    tmp_path: Path, logs: Logs
+) -> None:
+    watch = watch_of(path := Path(copy(logs["log"], tmp_path)))
+    watch.open_overview()
+    path.unlink()
+    watch.read_all()
+    assert (watch.state()[0], watch.sampled) == ("deleted", True)
+    shown = snapshot_text(watch)
+    assert "now; no verdict: deleted when 0% was judged" in shown
+    assert "reading" not in shown

@@ -189,6 +189,8 @@ class BaseScreen(Screen[None]):
         height: int | str | None = None,
         width: int | None = None,
     ) -> None:
+        if not (self.is_attached and self.display):
+            return  # it closes: its parts are not made yet, or removed already
         rows = self.query_one(f"#{part}", Rows)
         if height is not None:
             rows.set_class(not height, "gone")
