@@ -10,7 +10,7 @@ SAY_WHAT_IS_INSTALLED = printf '%s\n' \
 	"On Linux this takes about 5.6 GB with the CUDA build of torch (the default), or 1.2 GB with a" \
 	"CPU-only build: make $(MAKECMDGOALS) PIP_FLAGS='--extra-index-url URL' (see README, \"Install\")."
 
-.PHONY: help demo test quick test-peers test-ranks check format bench gpu-report screenshots clean
+.PHONY: help demo test quick test-peers test-ranks check format bench soak gpu-report screenshots clean
 
 help:
 	@echo "make demo         train a small MoE, collapse one layer on purpose and watch it"
@@ -21,6 +21,7 @@ help:
 	@echo "make check        format, lint, types, import contracts and the size of each package"
 	@echo "make format       format the code"
 	@echo "make bench        run the benchmarks that docs/benchmarks.md lacks, or those of ONLY='NAME ...'; fill in their numbers"
+	@echo "make soak         kill, stop, rotate and fill disks at random for 20 minutes (SOAK=3600: seconds)"
 	@echo "make gpu-report   run every check that needs a GPU and write gpu-report.json (64: no GPU)"
 	@echo "make screenshots  draw docs/screenshots from a real run"
 
@@ -84,6 +85,10 @@ bench: .venv/.dev
 	$(BIN)/python -m benchmarks.bench $(ONLY)
 
 # make exits with 2 if the module exits with 1 (a check failed) or 64 (no GPU).
+SOAK ?= 1200
+soak: .venv/.dev
+	$(BIN)/python -m benchmarks.soak --seconds $(SOAK)
+
 gpu-report: .venv/.train
 	$(BIN)/python -m benchmarks.gpu_report
 
