@@ -101,8 +101,8 @@ def parity(place: Place, dtype: torch.dtype, *most: float) -> Result:
 
 def grouped_against_in_turn(place: Place) -> Result:
     """Milliseconds of a pass of the experts, forward and backward, each way; and the same sums and
-    gradients. Two experts are empty: where they get a gradient, as from torch 2.13 on compute
-    capability 10, the grouped product must not be chosen."""
+    gradients. Two experts are empty: where they get a gradient, as pytorch 172439 reports for
+    compute capability 10, the grouped product must not be chosen."""
     width, tokens, count = (1024, 16384, 64) if place.large else (64, 256, 8)
     sizes = {"hidden_size": width, "moe_intermediate_size": width // 2, "n_routed_experts": count}
     layer = Experts(ModelConfig(**SHAPE | sizes)).to(place.device, torch.bfloat16)
