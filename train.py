@@ -125,8 +125,8 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
     sums = forward_and_backward(run, weights, counter)
 
     # All that the log records, in one sum over ranks and one copy, before anything changes.
-    own = torch.cat([sums, gradient_squares(model, world, run.scale)])
-    extra = counter.all_reduce(world, own)
+    own = gradient_squares(model, world, run.scale)
+    extra = counter.all_reduce(world, torch.cat([sums, own]))
 
     def update() -> None:
         """A step that is not finite changes neither the weights nor the expert bias."""

@@ -86,7 +86,7 @@ class _RMSNorm(torch.autograd.Function):
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None, None
 
 
-@_by(_RMSNorm, cpu_only=True)  # torch's is one kernel on a GPU
+@_by(_RMSNorm, cpu_only=True)  # a GPU has one kernel
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """``x · rsqrt(mean(x²) + eps) · weight`` over the last dimension, in fp32 or better."""
     wide = torch.promote_types(x.dtype, torch.float32)

@@ -145,8 +145,8 @@ class Layout:
     def read(
         self, vector: Tensor, ranks: int, biases: Sequence[Any], meanwhile: Any = lambda: None
     ) -> StepSums:
-        """The numbers of a sum over ranks and the biases, in one copy to the host; it calls
-        ``meanwhile``, then waits."""
+        """The numbers of a sum over ranks and the biases, in one copy; ``meanwhile`` runs
+        before the host waits."""
         E, table_LN = self.num_experts, self.table(vector)
         maxima_RL, extra = vector[table_LN.numel() :].tensor_split([ranks * len(self.rows)])
         summed_LN = table_LN.to(self._dtype)

@@ -376,7 +376,7 @@ def _is_elsewhere(weight: Any) -> bool:
 def _largest(grads: Sequence[Tensor], is_stack: bool) -> Tensor:
     """The largest absolute value of each, or of each row."""
     rows = [one.flatten(1) if is_stack else one.reshape(1, -1) for one in grads]
-    if grads[0].device.type == "cpu":  # the norm takes eight times as long there
+    if grads[0].device.type == "cpu":  # eight times as fast there
         low, high = (torch.cat([f(row, 1) for row in rows]) for f in (torch.amin, torch.amax))
         return torch.maximum(-low, high)
     if is_stack:
