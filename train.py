@@ -43,7 +43,7 @@ from moe_model.training.checkpoint import BEST, COLLAPSE, LATEST, Checkpoints, s
 from moe_model.training.console import Console, introduction, places, sample
 from moe_model.training.machine import run_lock
 from moe_model.training.options import Options
-from moe_model.training.parallel import synchronised
+from moe_model.training.parallel import all_experts, synchronised
 from moe_model.training.resolving import option_facts, read_option_sources, resolve
 from moe_model.training.run import ENDINGS, Run, TrainingFailedError, describe, layer_names, traced
 from moe_model.training.setup import prepare
@@ -125,22 +125,26 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
     sums = forward_and_backward(run, weights, counter)
 
     # All that the log records, in one sum over ranks and one copy, before anything changes.
-    extra = torch.cat([sums, gradient_squares(model, world, run.scale)])
-    extra = counter.all_reduce(world, extra)
-    seen = counter.read()
+    own = gradient_squares(model, world, run.scale)
+    extra = counter.all_reduce(world, torch.cat([sums, own]))
+
+    def update() -> None:
+        """A step that is not finite changes neither the weights nor the expert bias."""
+        finite = extra[-1].isfinite()
+        run.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # AdamW reads it
+        if options.optimizer == "adamw" or finite:  # for Muon the host waits
+            clip_gradients(model, extra[-1].sqrt(), run.scale, options.clip)
+            run.optimizer.step()
+        rate = bias_rate_at(step, options.steps, options.bias_update_rate)
+        update_expert_bias(model.routers, counter.counts, rate * finite)
+        run.optimizer.zero_grad()
+
+    seen = counter.read(update)
     loss, *other_losses = seen.extra[: len(sums)]
     *squares, square = seen.extra[len(sums) :]
     grad_norm = math.sqrt(square)
-
-    # A step that is not finite changes neither the weights nor the expert bias.
-    if math.isfinite(grad_norm):
-        clip_gradients(model, extra[-1].sqrt(), run.scale, options.clip)
-        run.optimizer.step()
-        rate = bias_rate_at(step, options.steps, options.bias_update_rate)
-        update_expert_bias(model.routers, counter.counts, rate)
     if run.loss_scale is not None:
         run.loss_scale.update(finite=math.isfinite(grad_norm))
-    run.optimizer.zero_grad()
     seconds = time.perf_counter() - started
     tokens = run.sequences_per_step * options.seq_len
     return {
@@ -162,18 +166,21 @@ def forward_and_backward(
 ) -> torch.Tensor:
     """Compute gradients and count routings; return this rank's share of the loss, then of each loss
     in ``weights``, fp64."""
-    options, world = run.options, run.world
+    options, model, world = run.options, run.model, run.world
     length = options.seq_len
     sums = torch.zeros(1 + len(weights), dtype=torch.float64, device=world.device)
     drawn = run.batches.draw()
     num_passes = world.size * len(drawn.micro_batches)
     counts_LE = None
     if options.balance_scope == "step":
-        counts_LE = torch.stack([router.counts_E for router in run.model.routers])
+        counts_LE = torch.stack([router.counts_E for router in model.routers])
+    whole = not (model.sharded or model.recompute or options.compile)
     for place, on_host in enumerate(drawn.micro_batches, 1):
+        for experts in all_experts(model) if whole else ():
+            experts.again = place < len(drawn.micro_batches)
         first = ((place - 1) * world.size + world.rank) * options.batch_size
         rows = range(first, first + options.batch_size)
-        seed_noise(run.model.routers, f"{options.seed}/{run.progress.step}", rows)
+        seed_noise(model.routers, f"{options.seed}/{run.progress.step}", rows)
         batch = on_host.to(world.device)
         with synchronised(run.forward, place == len(drawn.micro_batches)):
             with mixed_precision(world.device, run.dtype):

@@ -27,7 +27,7 @@ def bias_rate_at(step: int, steps: int, rate: float) -> float:
 
 
 @torch.no_grad()
-def update_expert_bias(routers: Sequence[Router], counts_LE: Tensor, rate: float) -> None:
+def update_expert_bias(routers: Sequence[Router], counts_LE: Tensor, rate: float | Tensor) -> None:
     """``b += rate · sign(mean count − count)``, in place, for every router that is not held.
 
     ``counts_LE`` are the tokens per expert of the whole optimizer step, integers: an expert exactly
@@ -57,9 +57,10 @@ def sequence_balance_loss(routings: Sequence[Routing], sequences: int) -> Tensor
     zero. Returns ``(L,)``, differentiable through P.
     """
     K, E = routings[0].expert_ids_TK.shape[-1], routings[0].scores_TE.shape[-1]
-    scores_LBSE = torch.stack([r.scores_TE.view(sequences, -1, E) for r in routings])
-    chosen_LBSE = torch.zeros_like(scores_LBSE).scatter(-1, scores_LBSE.topk(K).indices, 1.0)
-    return _share_times_probability(chosen_LBSE.mean(dim=-2), scores_LBSE).mean(dim=-1) * E / K
+    scores = [r.scores_TE.view(sequences, -1, E) for r in routings]
+    shares = [_share(one_BSE, one_BSE.topk(K).indices) for one_BSE in scores]
+    losses_LB = torch.stack([*map(_share_times_probability, shares, scores)])
+    return losses_LB.mean(dim=-1) * E / K
 
 
 def balance_loss(routings: Sequence[Routing], counts_LE: Tensor | None = None) -> Tensor:
@@ -70,13 +71,12 @@ def balance_loss(routings: Sequence[Routing], counts_LE: Tensor | None = None) -
     each has collapsed.
     """
     K, E = routings[0].expert_ids_TK.shape[-1], routings[0].scores_TE.shape[-1]
-    scores_LTE = torch.stack([r.scores_TE for r in routings])
     if counts_LE is None:
-        ids_LTK = torch.stack([r.expert_ids_TK for r in routings])
-        share_LE = torch.zeros_like(scores_LTE).scatter(-1, ids_LTK, 1.0).mean(dim=-2)
+        shares = [_share(r.scores_TE, r.expert_ids_TK) for r in routings]
     else:
-        share_LE = K * counts_LE / counts_LE.sum(dim=-1, keepdim=True).clamp(min=1)
-    return _share_times_probability(share_LE, scores_LTE) * E / K
+        shares = [*(K * counts_LE / counts_LE.sum(dim=-1, keepdim=True).clamp(min=1))]
+    scores = [r.scores_TE for r in routings]
+    return torch.stack([*map(_share_times_probability, shares, scores)]) * E / K
 
 
 def router_z_loss(routings: Sequence[Routing]) -> Tensor:
@@ -84,8 +84,12 @@ def router_z_loss(routings: Sequence[Routing]) -> Tensor:
 
     It keeps router logits small: large ones round coarsely and saturate the scores.
     """
-    z_LT = torch.stack([r.logits_TE.logsumexp(dim=-1) for r in routings])
-    return z_LT.square().mean(dim=-1)
+    return torch.stack([r.logits_TE.logsumexp(dim=-1).square().mean() for r in routings])
+
+
+def _share(scores_XTE: Tensor, ids_XTK: Tensor) -> Tensor:
+    """Of the tokens that chose each expert: ``(X, E)``."""
+    return torch.zeros_like(scores_XTE).scatter(-1, ids_XTK, 1.0).mean(dim=-2)
 
 
 def _share_times_probability(share_XE: Tensor, scores_XTE: Tensor) -> Tensor:

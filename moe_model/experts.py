@@ -60,6 +60,9 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(E, D, width))
         nn.init.normal_(self.gate_up_proj, std=config.initializer_range)
         nn.init.normal_(self.down_proj, std=config.initializer_range)
+        self.again = False
+        """Another pass comes before the weights change."""
+        self._cast: list[Tensor] = []
         self.group: dist.ProcessGroup | None = None
         """The ranks that share the experts; the parameters are then DTensors over them."""
 
@@ -85,10 +88,11 @@ class Experts(nn.Module):
 
     def _outputs(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """As :meth:`forward`, by the experts of this rank, in the dtype of ``x_TD``."""
-        weights: list[Any] = [self.gate_up_proj, self.down_proj]
+        weights: list[Any] = self._cast or [self.gate_up_proj, self.down_proj]
         if self.group is not None:
             weights = [weight.to_local() for weight in weights]
         gate_up_EFD, down_EDF = (weight.to(x_TD.dtype) for weight in weights)
+        self._cast = [gate_up_EFD, down_EDF] if self.again else []
         # Only the host knows the number of padded rows: a compiled graph would break here.
         padded = x_TD.device.type == "cpu" and x_TD.dtype in _HALF_DTYPES
         block = _BLOCK_ON_CPU if padded and not torch.compiler.is_compiling() else 1
@@ -125,9 +129,10 @@ def _grouped_is_better(x_PD: Tensor, *weights_EXX: Tensor) -> bool:
     """Whether one grouped product for all experts is possible and faster.
 
     ``F.grouped_mm`` rejects fp64, no rows at all, rows that are not a multiple of 16 bytes, and all
-    but bf16 when compiled. On a GPU it is one kernel only in bf16 and from compute capability 9.0
-    (H100) on; elsewhere it waits for the row counts in each product, :func:`experts_in_turn` once.
-    On a CPU in fp32 many rows of one expert after the other are faster: 4 to 8 % of a step.
+    but bf16 when compiled. On a GPU it is one kernel in bf16 on compute capability 9 (H100) and
+    10, where experts without rows get a wrong gradient (pytorch 172439); elsewhere it waits for the
+    row counts in each product, :func:`experts_in_turn` once. On a CPU in fp32 many rows of one
+    expert after the other are faster: 4 to 8 % of a step.
     """
     if x_PD.dtype not in _GROUPED_DTYPES or not len(x_PD):
         return False
@@ -137,7 +142,7 @@ def _grouped_is_better(x_PD: Tensor, *weights_EXX: Tensor) -> bool:
         return False
     if x_PD.device.type == "cuda":
         capability = torch.cuda.get_device_capability(x_PD.device)
-        return x_PD.dtype == torch.bfloat16 and capability >= (9, 0)
+        return x_PD.dtype == torch.bfloat16 and capability[0] == 9
     if x_PD.dtype != torch.float32:
         return True
     return len(x_PD) < _ENOUGH_ROWS * len(weights_EXX[0])

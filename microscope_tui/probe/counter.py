@@ -299,10 +299,10 @@ class RoutingCounter:
         """Selected pairs ``[L, E]`` after ``all_reduce``, int64."""
         return self._layout.table(self._vector)[:, : self._num_experts].long()
 
-    def read(self) -> StepSums:
-        """One copy to the host, after ``all_reduce``."""
+    def read(self, meanwhile: Any = lambda: None) -> StepSums:
+        """One copy to the host, after ``all_reduce``; see ``Layout.read``."""
         biases = [router.expert_bias for router in self._routers]
-        return self._layout.read(self._vector, self._ranks, biases)
+        return self._layout.read(self._vector, self._ranks, biases, meanwhile)
 
     def record(self, sums: StepSums, grad_squares: Sequence[float]) -> dict[str, Any]:
         """The arguments of ``RunRecorder.record_step`` that follow from the routings."""

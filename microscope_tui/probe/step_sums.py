@@ -142,8 +142,11 @@ class Layout:
         before = len(self.rows) * (self._width + ranks)
         return bool(vector[before + EXTRA.index("stop")] > 0)
 
-    def read(self, vector: Tensor, ranks: int, biases: Sequence[Tensor | None]) -> StepSums:
-        """The numbers of a sum over ranks and the biases, in one copy to the host."""
+    def read(
+        self, vector: Tensor, ranks: int, biases: Sequence[Any], meanwhile: Any = lambda: None
+    ) -> StepSums:
+        """The numbers of a sum over ranks and the biases, in one copy; ``meanwhile`` runs
+        before the host waits."""
         E, table_LN = self.num_experts, self.table(vector)
         maxima_RL, extra = vector[table_LN.numel() :].tensor_split([ranks * len(self.rows)])
         summed_LN = table_LN.to(self._dtype)
@@ -158,7 +161,13 @@ class Layout:
         ]
         numbers_LM = torch.cat(parts, dim=1)
         there = [bias.to(vector.device) for bias in biases if bias is not None]
-        flat = torch.cat([numbers_LM.reshape(-1), extra, *there]).tolist()
+        whole = torch.cat([numbers_LM.reshape(-1), extra, *there])
+        copy = whole.to("cpu", non_blocking=whole.is_cuda)
+        done = torch.cuda.current_stream(whole.device).record_event() if whole.is_cuda else None
+        meanwhile()
+        if done:
+            done.synchronize()
+        flat = copy.tolist()
         width = numbers_LM.shape[1]
         at = numbers_LM.numel() + len(extra)
         found = StepSums(flat[numbers_LM.numel() : at])

@@ -235,7 +235,7 @@ class Looks:
         found_N = torch.zeros(len(self._numbers), dtype=torch.float64, device=device)
         found_N[blind] = math.nan
         for (*_, is_stack), some in grads.items():
-            largest_M = torch.cat(_largest([grad for _, grad in some], is_stack))
+            largest_M = _largest([grad for _, grad in some], is_stack)
             at_M = torch.tensor([number for at, _ in some for number in at], device=device)
             found_N.index_add_(0, at_M, (largest_M != 0).to(found_N))
         return found_N
@@ -262,8 +262,9 @@ class Looks:
             if new.element_size() < 4:  # rounding may lose the updates of a part
                 changed_P = changed_P.sum().expand(len(changed_P))
             changed.append(changed_P.to(changed_N))
-        for part, n in zip(self._parts, torch.cat(changed), strict=True):
-            changed_N[[self._numbers[key] for key in part.keys]] += n
+        pairs = [(self._numbers[k], at) for at, part in enumerate(self._parts) for k in part.keys]
+        at_M, part_M = torch.tensor(pairs, device=device).view(-1, 2).long().T
+        changed_N.index_add_(0, at_M, torch.cat(changed)[part_M])
         if self._logged % EVERY == 0:
             self._kept = self._samples
         return torch.cat([tokens_SE.flatten(), self._moves.to(device), changed_N])
@@ -372,11 +373,15 @@ def _is_elsewhere(weight: Any) -> bool:
     return held or (weight.grad is None and bool(hooks))
 
 
-def _largest(grads: Sequence[Tensor], is_stack: bool) -> list[Tensor]:
+def _largest(grads: Sequence[Tensor], is_stack: bool) -> Tensor:
     """The largest absolute value of each, or of each row."""
+    rows = [one.flatten(1) if is_stack else one.reshape(1, -1) for one in grads]
+    if grads[0].device.type == "cpu":  # eight times as fast there
+        low, high = (torch.cat([f(row, 1) for row in rows]) for f in (torch.amin, torch.amax))
+        return torch.maximum(-low, high)
     if is_stack:
-        return [torch.linalg.vector_norm(one.flatten(1), torch.inf, dim=1) for one in grads]
-    return [norm[None] for norm in torch._foreach_norm(list(grads), torch.inf)]
+        return torch.cat([torch.linalg.vector_norm(row, torch.inf, dim=1) for row in rows])
+    return torch.stack(torch._foreach_norm(rows, torch.inf))
 
 
 def _sample_of(weights: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
@@ -385,4 +390,4 @@ def _sample_of(weights: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
     share = 2 * SAMPLE // len(weights) + 1
     pieces = [one.flatten()[:: max(1, one.numel() // share) | 1] for one in weights]
     sample = torch.cat([one.to(pieces[0].device) for one in pieces])
-    return sample.clone(), [0, *itertools.accumulate(map(len, pieces))]
+    return sample, [0, *itertools.accumulate(map(len, pieces))]

@@ -96,7 +96,9 @@ def _replicated(
     ignore(model, shared)
     model = model.to(world.device)
     model.sharded = bool(shared)
-    ddp = DistributedDataParallel(model, device_ids=own_gpu, **_WITHOUT_BUFFERS)
+    ddp = DistributedDataParallel(
+        model, device_ids=own_gpu, gradient_as_bucket_view=True, **_WITHOUT_BUFFERS
+    )
     ddp.register_comm_hook(None, lambda _, bucket: _summed(bucket.buffer()))
     ddp.replicas = replicas  # type: ignore[assignment]  # torch allows modules and tensors
     return ddp

@@ -79,16 +79,13 @@ def gradient_squares(model: LanguageModel, world: World, loss_scale: float) -> T
     """This rank's part of the squared gradient norm of every router, and last of all: ``(L + 1,)``,
     fp64, without ``loss_scale``. Every rank contributes what it holds, divided by the number of
     ranks that hold it too."""
-    squares: dict[Tensor, Tensor] = {}
-    for parameter in model.parameters():
-        gradient = parameter.grad
-        square = torch.zeros((), dtype=torch.float64, device=world.device)
-        if gradient is not None:
-            wide = torch.promote_types(gradient.dtype, torch.float32)
-            part = torch.linalg.vector_norm(local_part(gradient), dtype=wide)
-            square = (part.double() / loss_scale).square() / _copies(gradient, world)
-        squares[parameter] = square
-    total = torch.stack([*squares.values()]).sum()
+    gradients = {p: p.grad for p in model.parameters() if p.grad is not None}
+    norms_N = torch.stack(torch._foreach_norm([*map(local_part, gradients.values())]))
+    squares_N = (norms_N.double() / loss_scale).square()
+    copies = [_copies(gradient, world) for gradient in gradients.values()]
+    parts = torch._foreach_div(squares_N.unbind(), copies)
+    squares = dict(zip(gradients, parts, strict=True))
+    total = torch.stack(parts).sum()
     return torch.stack([*(squares[router.weight] for router in model.routers), total])
 
 

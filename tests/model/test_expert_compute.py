@@ -97,16 +97,18 @@ def test_the_grouped_product_is_used_where_it_is_possible_and_faster(
     ("capability", "dtype", "grouped"),
     [
         ((9, 0), torch.bfloat16, True),
-        ((10, 0), torch.bfloat16, True),
+        ((10, 0), torch.bfloat16, False),
+        ((12, 0), torch.bfloat16, False),
         ((8, 0), torch.bfloat16, False),
         ((9, 0), torch.float16, False),
         ((9, 0), torch.float32, False),
     ],
 )
-def test_a_gpu_groups_only_where_it_has_one_kernel_for_all_experts(
+def test_a_gpu_groups_only_where_it_has_one_right_kernel_for_all_experts(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, grouped: bool
 ) -> None:
-    """Elsewhere torch runs the experts in turn inside the grouped product, and waits for each."""
+    """Elsewhere torch runs the experts in turn inside the grouped product, and waits for each; on
+    10.x an expert without rows gets a gradient that is not zero (pytorch 172439)."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     with FakeTensorMode():
         x_PD = torch.empty(4096, 64, dtype=dtype, device="cuda:0")

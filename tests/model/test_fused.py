@@ -101,6 +101,14 @@ def test_norm_is_as_exact_when_the_backward_pass_runs_inside_autocast() -> None:
         torch.testing.assert_close(within, outside, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_norm_is_hand_written_on_a_cpu_only(device: str) -> None:
+    weight = torch.ones(6, device=device, requires_grad=True)
+    y = fused.rms_norm(weight[None], weight, 1e-6, torch.float32)
+    assert y.grad_fn is not None
+    assert (y.grad_fn.name() == "_RMSNormBackward") is (device == "cpu")
+
+
 def test_second_derivatives_are_refused_rather_than_wrong() -> None:
     leaves, rest = cases("causal_attention", torch.float64)
     loss = fused.causal_attention(*leaves, *rest).square().sum()

@@ -420,6 +420,17 @@ def test_a_sample_may_be_of_weights_on_several_devices() -> None:
     assert len(still._sample_of([torch.ones(3, device="meta"), torch.ones(2)])[0]) == 5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_stack", [False, True])
+def test_the_largest_of_a_gradient_is_its_maximum_norm(dtype: Any, is_stack: bool) -> None:
+    """Also where a square would underflow."""
+    rows = [[0, -0.0], [1e-38, 0], [-1e-38, -2], [torch.nan, 1], [-torch.inf, 3]]
+    grad = torch.tensor(rows, dtype=dtype)
+    found = still._largest([grad] if is_stack else [*grad], is_stack)
+    expected = torch.linalg.vector_norm(grad, torch.inf, dim=1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
 def test_nothing_is_looked_at_in_evaluation(tmp_path: Path) -> None:
     model, ids = small_mixtral().eval(), torch.arange(512).view(8, 64)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)

@@ -52,21 +52,27 @@ class Operators(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("way", "more", "expected"),
     [
-        ("grouped", (), ["tolist"]),
-        ("grouped", ("--capacity-factor=1.0", "--drop-policy=weight"), ["tolist"]),
-        ("grouped", ("--mtp", "--grad-accum=2"), ["tolist"]),
-        ("in turn", (), ["tolist"] * (ROUTERS + 1)),
+        ("grouped", (), []),
+        ("grouped", ("--capacity-factor=1.0", "--drop-policy=weight"), []),
+        ("grouped", ("--mtp", "--grad-accum=2"), []),
+        ("in turn", (), ["tolist"] * ROUTERS),
+        ("grouped", ("--optimizer=muon",), ["_local_scalar_dense"]),
     ],
 )
 def test_a_step_reads_its_report_and_nothing_else(
     train: Any, trainer: ModuleType, monkeypatch: Any, way: str, more: Any, expected: Any
 ) -> None:
-    """One read a step with grouped products, one more a router and pass without.
+    """One read a step with grouped products, after the optimizer started; one more a router and
+    pass without, and with Muon.
 
     Batches are drawn by the host from tensors of its own, which is not counted.
     """
     steps: list[list[str]] = []
-    plain, draw = trainer.optimizer_step, TrainingBatches.draw
+    plain, draw, clear = (
+        trainer.optimizer_step,
+        TrainingBatches.draw,
+        torch.optim.Optimizer.zero_grad,
+    )
     counting: list[HostReads] = []
 
     def drawn(batches: TrainingBatches) -> Any:
@@ -83,11 +89,16 @@ def test_a_step_reads_its_report_and_nothing_else(
         steps.append(reads.names)
         return record
 
+    def cleared(optimizer: Any) -> None:
+        counting[-1].names.append("updated")
+        clear(optimizer)
+
+    monkeypatch.setattr(torch.optim.Optimizer, "zero_grad", cleared)
     monkeypatch.setattr(experts, "_grouped_is_better", lambda *_: way == "grouped")
     monkeypatch.setattr(trainer, "optimizer_step", counted)
     monkeypatch.setattr(TrainingBatches, "draw", drawn)
     assert train("--run=r", "--steps=2", *more) == 0
-    assert steps == [expected, expected]
+    assert steps == [[*expected, "updated", "tolist"]] * 2
 
 
 def test_deterministic_operations_are_asked_for(train: Any, monkeypatch: Any) -> None:
