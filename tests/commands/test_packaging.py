@@ -47,8 +47,6 @@ def test_a_shell_completes_commands_and_options(tmp_path: Path) -> None:
     script = tmp_path / "completion"
     install = ["--install-completion", "--shell", "bash", "-o", str(script)]
     environment = os.environ | {"HOME": str(tmp_path)}
-    output_of(
-        sys.executable, "-m", "microscope_tui.cli", *install, folder=ROOT, env=environment
-    )
+    output_of(sys.executable, "-m", "microscope_tui.cli", *install, folder=ROOT, env=environment)
     asks = f". {script}; COMP_WORDS=(moe-microscope check --j) COMP_CWORD=2; _moe_microscope"
     assert output_of("bash", "-c", f"{asks}; echo $COMPREPLY", folder=tmp_path) == "--json\n"
