@@ -24,7 +24,7 @@ from moe_model.training.help import SAVED_BYTES_PER_PARAMETER, answer_without_to
 
 if __name__ == "__main__":
     answer_without_torch(__doc__)  # --help and --version print at once
-    choose_waiting("train.py")
+    choose_waiting()
 
 import torch
 from cyclopts import CycloptsError, Parameter

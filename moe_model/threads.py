@@ -25,7 +25,7 @@ _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
-def choose_waiting(program: str) -> None:
+def choose_waiting() -> None:
     """Let waiting threads sleep on a busy machine, before torch is imported.
 
     Only for a process that trains or probes by itself."""
@@ -39,7 +39,6 @@ def choose_waiting(program: str) -> None:
         others = _threads_of_trainings()  # last: those that start now are not in the load yet
         if idle < threads - 0.5 or others + threads > processors():
             os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-            say(f"{program}: the machine is busy: waiting threads sleep (OMP_WAIT_POLICY=PASSIVE)")
 
 
 def settle_threads(saved: object = None, report: Callable[[str], None] = say) -> None:

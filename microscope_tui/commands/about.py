@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from microscope_tui.commands.config import default_config, keymap_from, read_config
 from microscope_tui.commands.options import AsJson, Output, Switch
+from microscope_tui.commands.version import own_version
 from microscope_tui.console import USAGE, fail, print_data, print_json, say
 from microscope_tui.diagnosis import RULES
 from microscope_tui.lines import glyphs_for
@@ -83,7 +84,8 @@ def keys() -> int:
 
 def doctor() -> int:
     """Report what this terminal can show, how that was detected, and what would help."""
-    versions = {name: metadata.version(name) for name in ("moe-microscope", "textual", "rich")}
+    versions = {"moe-microscope": own_version()}
+    versions |= {name: metadata.version(name) for name in ("textual", "rich")}
     versions |= {"Python": platform.python_version(), platform.system(): platform.release()}
     streams = (sys.stderr, sys.stdout, sys.stdin)  # the screens use standard error
     size = next((os.get_terminal_size(s.fileno()) for s in streams if s.isatty()), None)

@@ -132,9 +132,9 @@ class _Page(DefaultFormatter):
 
 
 def _version() -> str:
-    from importlib.metadata import version  # takes as long as to parse all options
+    from microscope_tui.commands.version import own_version  # takes as long as all options
 
-    return version("moe-microscope")
+    return own_version()
 
 
 def run(tokens: Sequence[str], commands: Mapping[str, tuple[str, str]]) -> int | None:
@@ -158,6 +158,7 @@ def run(tokens: Sequence[str], commands: Mapping[str, tuple[str, str]]) -> int |
         place = f"microscope_tui.commands.{place}"
         app.command(place, name=name, help=help_, help_formatter=page, sort_key=order)
     app.command(app.help_print, name="--help-all", help="Display every option.")
+    app.register_install_completion_command(show=everything)
     if everything:
         tokens = ["--help" if token == "--help-all" else token for token in tokens]
     try:

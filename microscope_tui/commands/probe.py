@@ -58,7 +58,7 @@ def probe(model: str, /, *text: str, options: ProbeOptions = DEFAULT_PROBE) -> i
 
     from microscope_tui.probe import choose_waiting, settle_threads
 
-    choose_waiting("moe-microscope probe")
+    choose_waiting()
 
     from microscope_tui.probe import BadText, CannotProbe
 

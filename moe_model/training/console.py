@@ -6,9 +6,11 @@ import contextlib
 import io
 import math
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 import torch
@@ -195,7 +197,15 @@ def introduction(run: Run) -> list[str]:
     ]
     if run.resumed_from is not None:
         lines.append(f"resumes after step {run.progress.step} from {run.resumed_from}")
-    return [*lines, f"watch it: moe-microscope {options.log_dir / options.run}"]
+    log = shlex.quote(str(options.log_dir / options.run))
+    return [*lines, f"watch it: {_command('moe-microscope')} {log}"]
+
+
+def _command(program: str) -> str:
+    """With its path if this environment has the program and the shell would not find it."""
+    beside = Path(sys.executable).with_name(program)
+    found = not beside.exists() or shutil.which(program) == str(beside)
+    return program if found else shlex.quote(str(beside))
 
 
 def places(run: Run, reason: str, onset: int | None = None) -> dict[str, str]:
@@ -215,7 +225,7 @@ def places(run: Run, reason: str, onset: int | None = None) -> dict[str, str]:
         found["resume"] = f"{_again(run, 'auto')} --on-collapse log"
     if reason == "finished":
         best = shlex.quote(str(checkpoints / (BEST if (checkpoints / BEST).exists() else LATEST)))
-        found["try it"] = f"python -m moe_model.generate {best}"
+        found["try it"] = f"{_command('python')} -m moe_model.generate {best}"
     return found
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -31,12 +32,13 @@ def test_a_run_writes_log_and_checkpoints_and_exits_0(
     output, narration = process.communicate()
     assert process.returncode == 0, narration
     assert output == "", "standard output is data, and a training run has none"
-    assert "watch it: moe-microscope" in narration
+    watch = re.search(r"watch it: (\S*moe-microscope) '.*/a run'\n", narration)
+    assert watch and shutil.which(watch[1]), "as printed, also where no environment is activated"
     assert "finished at step 6/6" in narration
     assert re.search(r"balance c +L1 0\.\d\d +L2 0\.\d\d  \(1 = even, 0 = coll", narration)
     assert re.search(r"verdict +not judged yet \(warm-up until step 100\)\n", narration)
     best = tmp_path / "ck" / "a run" / "best"
-    assert re.search(rf"try it +python -m moe_model.generate '{best}'\n", narration)
+    assert re.search(rf"try it +\S*python -m moe_model.generate '{best}'\n", narration)
 
     head, *rest = read_log("a run")
     assert (head["kind"], head["planned_steps"], head["balance"]["method"]) == ("run", 6, "bias")
