@@ -33,7 +33,8 @@ def test_a_run_writes_log_and_checkpoints_and_exits_0(
     assert process.returncode == 0, narration
     assert output == "", "standard output is data, and a training run has none"
     watch = re.search(r"watch it: (\S*moe-microscope) '.*/a run'\n", narration)
-    assert watch and shutil.which(watch[1]), "as printed, also where no environment is activated"
+    assert watch is not None
+    assert shutil.which(watch[1]), "as printed, also where no environment is activated"
     assert "finished at step 6/6" in narration
     assert re.search(r"balance c +L1 0\.\d\d +L2 0\.\d\d  \(1 = even, 0 = coll", narration)
     assert re.search(r"verdict +not judged yet \(warm-up until step 100\)\n", narration)
