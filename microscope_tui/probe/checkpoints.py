@@ -67,8 +67,8 @@ def probed_model_of(model: Any, tokenizer: Any, name: str, stop_ids: Any = ()) -
     characters = isinstance(tokenizer, CharTokenizer)
     pieces = CharacterPieces(tokenizer) if characters else TokenizerPieces(tokenizer.library)
 
-    def forward(ids_BS: Tensor, real_BS: Tensor | None) -> Tensor | None:
-        logits_BSV: Tensor = model(ids_BS, real_BS).logits_BSV
+    def forward(ids_BS: Tensor, _: Tensor | None) -> Tensor | None:
+        logits_BSV: Tensor = model(ids_BS).logits_BSV  # padding on the right changes no real token
         return logits_BSV
 
     def write(ids: list[int], most: int) -> list[int]:

@@ -113,6 +113,7 @@ class _Run:
                 self._progress("tokens", self.tokens, self._whole)
                 ids_BS, real_BS = tensors(batch, self._probed.device)
                 self._tracer.take()
+                probe.hooks.mask = real_BS  # not every model takes one
                 with torch.inference_mode():
                     logits_BSV = self._probed.forward(ids_BS, real_BS)
                     loss = next_token_loss(logits_BSV, ids_BS, real_BS)
