@@ -84,11 +84,11 @@ format: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks.bench $(ONLY)
 
-# make exits with 2 if the module exits with 1 (a check failed) or 64 (no GPU).
 SOAK ?= 1200
 soak: .venv/.dev
 	$(BIN)/python -m benchmarks.soak --seconds $(SOAK)
 
+# make exits with 2 if the module exits with 1 (a check failed) or 64 (no GPU).
 gpu-report: .venv/.train
 	$(BIN)/python -m benchmarks.gpu_report
 

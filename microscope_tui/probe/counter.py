@@ -114,7 +114,7 @@ class Calls:
 
     @property
     def tallies(self) -> list[Tally]:
-        """Of all calls since ``clear``; a router may be in several, or several times in one."""
+        """Since ``clear``; a router may be in several, or several times in one."""
         return list(self._tallies.values())
 
     @property

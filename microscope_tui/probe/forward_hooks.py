@@ -4,9 +4,8 @@ A pass counts if the model is in training mode with gradients enabled when its f
 what activation checkpointing runs again in the backward pass, nor a reference model.
 
 A hook never waits for the device and never raises: after the first failure nothing is counted any
-more, with one warning. Between the products of a model its code is not in the caches and takes
-several times as long as in a loop: so a hook only keeps what a router chose, and all else is done
-for all of them when the step is logged.
+more, with one warning. Between the products of a model Python runs from cold caches: the hook of a
+router only keeps its choice, the end of the pass finds the tokens, and the step counts.
 """
 
 from __future__ import annotations
@@ -58,7 +57,6 @@ class _Hook:
 class _Seen(NamedTuple):
     """One call of a router, until it is counted."""
 
-    batch: Batch
     place: int
     own_T: Tensor | None
     """Places of its tokens in the batch, where the site knows them."""
@@ -89,7 +87,7 @@ class ForwardHooks:
         self.modules = modules
         self.model = modules[0] if len(modules) == 1 else nn.ModuleList(modules)
         self.padded = set[int]()
-        """Places of the routers whose padding was left out."""
+        """Routers whose padding was left out."""
         self.sees_part = False
         """Routers saw a part of the sequences; other tensor-parallel ranks saw the rest."""
         self.trains = mode == "train"
@@ -102,7 +100,7 @@ class ForwardHooks:
         self._inside = 0
         self._seen: list[_Seen] = []
         self._seen_bytes = 0
-        self._logits: dict[int, Any] = {}
+        self._outputs: dict[int, tuple[int, Any]] = {}  # and where the logits are
         self._counted: dict[int, tuple[Counted, tuple[Any, ...]]] = {}
         self._handles: list[Any] = []
         self._install()
@@ -112,6 +110,7 @@ class ForwardHooks:
         self._inside, self._batch = 0, None  # also after a pass that Ctrl-C ended
         self.mask = None
         self._seen, self._seen_bytes = [], 0
+        self._outputs.clear()
         self.calls.clear()
         if self.losses is not None:
             self.losses.reset()
@@ -147,7 +146,7 @@ class ForwardHooks:
                 self._after(site.module, place, self._see)
             scores = site.scores
             if scores is not None and scores.index is not None:  # it runs before the one above
-                take = partial(self._take_logits, scores.index, place)
+                take = partial(self._take_output, scores.index, place)
                 self.hook(scores.module.register_forward_hook, take, prepend=True)
             if self._saliency and site.experts is not None:
                 self._after(site.experts, place, self._measure_norms)
@@ -185,7 +184,6 @@ class ForwardHooks:
         trains, number, of = _micro_batch() or (self.trains, 0, 1)
         if trains != self.trains:
             return
-        self._logits.clear()
         given = dict(zip(names, args, strict=False)) | kwargs
         self.asked = given.get("output_router_logits")
         mask = given.get("attention_mask")
@@ -206,30 +204,35 @@ class ForwardHooks:
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._inside = max(0, self._inside - 1)
         if self._inside == 0 and self._batch is not None:
-            batch, self._batch = self._batch, None
-            batch.is_over = torch.compiler.is_compiling() or output is not None
+            batch = self._batch
+            self.attempt(self._place)
+            self._batch = None
+            self._outputs.clear()
             if self._compiled:  # a replayed graph writes its tensors again
-                self.attempt(self.count)
+                self.attempt(self.calls.count)
             if not torch.compiler.is_compiling() and hasattr(output, "aux_loss"):
                 self.returned = output.aux_loss is not None
+            self._check_rows(batch, output)
             if self.losses is not None:
                 self.losses.add(output, batch.divides_loss)
 
     def count(self) -> None:
         """Count all calls so far."""
-        seen, self._seen, self._seen_bytes = self._seen, [], 0
+        self._place()
+        self._seen_bytes = 0
+        self.calls.count()
+
+    def _place(self) -> None:
+        seen, self._seen = self._seen, []
         for one in seen:
             self.calls.add(self._placed(one))
-        self.calls.count()
-        for batch in {id(one.batch): one.batch for one in seen if one.batch.is_over}.values():
-            self._check_rows(batch)
 
-    def _check_rows(self, batch: Batch) -> None:
+    def _check_rows(self, batch: Batch, output: Any) -> None:
         """Fail if a router saw only some of the tokens, of a sequence that is split over ranks."""
         for place, rows in batch.seen.items():
             site = self.sites[place]
             of_batch = batch.rows(site.stack)
-            if not of_batch or rows % of_batch == 0:
+            if not of_batch or rows % of_batch == 0 or output is None:  # None: an exception
                 continue
             if rows * self._ranks.tensor_size % of_batch == 0:
                 self.sees_part = True
@@ -237,10 +240,9 @@ class ForwardHooks:
                 what = f"{site.name} ({site.path}) saw {rows % of_batch} of {of_batch} tokens"
                 self.fail(ValueError(f"{what} of the batch: it is not known which these are"))
 
-    def _take_logits(
-        self, index: int, place: int, module: nn.Module, args: Any, output: Any
-    ) -> None:
-        self._logits[place] = output[index] if isinstance(output, tuple | list) else output
+    def _take_output(self, index: int, place: int, module: Any, args: Any, output: Any) -> None:
+        if self._batch is not None:
+            self._outputs[place] = index, output
 
     def _see_arguments(
         self, place: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -254,18 +256,18 @@ class ForwardHooks:
         site = self.sites[place]
         self._compiled = self._compiled or torch.compiler.is_compiling()
         choice = site.read(module, args, output)
-        logits = self._logits.pop(place, None)
+        index, scored = self._outputs.pop(place, (0, None))
+        logits = scored[index] if isinstance(scored, tuple | list) else scored
         if choice.logits_TE is not None:
             logits = choice.logits_TE
         call = Call.of(site, place, choice, logits)
         if not (rows := len(call.ids_TK)):
             return
-        assert self._batch is not None
         own_T = None
         if site.own_rows is not None and (own_N := site.own_rows()) is not None:
             # Without waiting for the device: the number of rows is known from the call.
             own_T = torch.nonzero_static(own_N.reshape(-1), size=rows)[:, 0]
-        seen = _Seen(self._batch, place, own_T, call)
+        seen = _Seen(place, own_T, call)
         if self.tracer is None and not self._saliency:
             self._seen.append(seen)
             self._seen_bytes += call.bytes
@@ -284,9 +286,10 @@ class ForwardHooks:
 
     def _placed(self, seen: _Seen) -> Call:
         """With its pass through the router, and what is known of its tokens."""
-        call, batch, site = seen.call, seen.batch, self.sites[seen.place]
+        call, batch, site = seen.call, self._batch, self.sites[seen.place]
+        assert batch is not None
         rows = len(call.ids_TK)
-        number, at = self._rows_of(seen, rows)
+        number, at = self._rows_of(batch, seen, rows)
         real_T, loss_T = call.real_T, None
         if at is not None:
             masks = batch.real(site.stack), batch.loss(site.stack)
@@ -297,9 +300,9 @@ class ForwardHooks:
             self.padded.add(seen.place)
         return call.placed((seen.place, number), real_T, loss_T)
 
-    def _rows_of(self, seen: _Seen, rows: int) -> tuple[int, Any]:
+    def _rows_of(self, batch: Batch, seen: _Seen, rows: int) -> tuple[int, Any]:
         """Which pass through the site this is, and its rows of the batch; ``None`` if unknown."""
-        batch, place, site = seen.batch, seen.place, self.sites[seen.place]
+        place, site = seen.place, self.sites[seen.place]
         if seen.call.real_T is not None or not site.sees_text:
             return 0, None
         of_batch = batch.rows(site.stack)
@@ -373,8 +376,6 @@ class Batch:
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         self._given = given
-        self.is_over = False
-        """The model has returned, and not raised."""
         self.seen: defaultdict[int, int] = defaultdict(int)
         """Rows of each router so far."""
         self.divides_loss = given.get("num_items_in_batch") is not None

@@ -1,5 +1,6 @@
 """Calls of routers that are counted together, against the same calls counted one by one."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from microscope_tui.probe import attach, forward_hooks as hooks
 from microscope_tui.probe.counter import Call, Calls
 from microscope_tui.probe.sites import Choice, Scores, Site
 from tests.probe.layers import PAIRS, ROUTERS, TOP_K, Block, Model, sums, tokens, watched
+from tests.probe.real_text import small_mixtral
 
 KINDS = ("softmax", "sigmoid", "sqrtsoftplus", None)
 Made = tuple[tuple[int, int], Choice, Tensor | None]
@@ -112,7 +114,19 @@ def test_calls_that_are_too_large_to_wait_are_counted_before_the_step_ends(
             probe.step()
             assert not probe.hooks.problem
         assert sums(folder) == [[2 * PAIRS] * 2]
-    assert waiting == ([1, 2, 3, 4] if limit else [0] * 4) + [0] * 4  # saliency never waits
+    assert waiting == ([1, 2] * 2 if limit else [0] * 4) + [0] * 4  # saliency never waits
+
+
+def test_nothing_of_a_batch_is_kept_after_its_pass(tmp_path: Path) -> None:
+    """The batch of a pipeline's stage is activations."""
+    with watched(tmp_path) as (model, probe):
+        batch = tokens()
+        kept = weakref.ref(batch)
+        model(batch)
+        del batch
+        assert kept() is None
+        probe.step()
+    assert sums(tmp_path) == [[PAIRS] * 2]
 
 
 def test_a_compiled_model_is_counted_when_the_number_of_tokens_changes(tmp_path: Path) -> None:
@@ -122,3 +136,14 @@ def test_a_compiled_model_is_counted_when_the_number_of_tokens_changes(tmp_path:
             compiled(tokens(length=length)).sum().backward()
             probe.step()
     assert sums(tmp_path) == [[2 * length * TOP_K] * 2 for length in (12, 16, 20)]
+
+
+def test_no_output_of_a_router_is_kept_outside_of_a_counted_pass(tmp_path: Path) -> None:
+    """It would keep the graph that made it."""
+    model, ids_BS = small_mixtral().train(), torch.arange(16).view(2, 8)
+    with attach(model, tmp_path, every=2) as probe:
+        for _ in range(2):  # the second one counts
+            model(ids_BS)
+            assert not probe.hooks._outputs
+            probe.step()
+        assert not probe.hooks.problem

@@ -107,7 +107,7 @@ def test_a_killed_or_stopped_process_is_named_and_the_log_judged_again(
     began = time.monotonic()
     while not watch.judged_again:
         watch.advance()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     assert watch.judged_again == f"process {process.pid} {words}"
     watch.read_all()
     assert state_of(watch) == state_of(read_in_one(logs[kind]))
