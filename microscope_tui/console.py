@@ -177,11 +177,15 @@ def to_file(output: Path) -> Iterator[TextIO]:
             yield file
         part.replace(target)
     except OSError as error:
-        fail(f"{output}: cannot be written: {error.strerror}; choose another path", USAGE)
+        fail_to_write(output, error)
     finally:
         if part != target:
             with suppress(OSError):  # it has its name, or was not made
                 part.unlink()
+
+
+def fail_to_write(path: Path, error: OSError) -> NoReturn:
+    fail(f"{path}: cannot be written: {error.strerror}; choose another path", USAGE)
 
 
 def print_data(text: str) -> None:

@@ -322,7 +322,6 @@ def unit(x_SD: Tensor, eps: float) -> Tensor:
 
 
 def normed(x_SD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """RMSNorm in fp32."""
     return unit(x_SD.float(), eps).mul_(weight_D)
 
 

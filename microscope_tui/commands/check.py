@@ -344,7 +344,6 @@ class Notifier:
         self._pending.append(self._pool.submit(self._run, line))
 
     def finish(self, within_s: float = 60.0) -> None:
-        """Wait for commands, up to a timeout."""
         try:
             if left := wait(self._pending, within_s).not_done:
                 self._say(f"{len(left)} alerts not delivered within {within_s:.0f} s; dropped")
@@ -379,7 +378,6 @@ class Notifier:
                 self._say(f"{how}; alerts continue, test it with a finding on its input")
 
     def _say(self, message: str) -> None:
-        """Report each problem once."""
         if message not in self._said:
             self._said.add(message)
             say(f"--notify-command: {message} (reported once)")

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +18,7 @@ from microscope_tui.console import (
     USAGE,
     fail,
     fail_to_read,
+    fail_to_write,
     file_name,
     newest_file,
     print_data,
@@ -169,9 +171,7 @@ def _write_log(run: RunFile, folder: Path) -> bool:
             if chunk.restarted and lines:
                 log.write_bytes(b"")
             if data:
-                folder.mkdir(parents=True, exist_ok=lines > 0)
-                with log.open("ab") as file:
-                    file.write(data)
+                _append(log, data)
                 lines += data.count(b"\n")
             elif source.exhausted:
                 break
@@ -190,3 +190,16 @@ def _write_log(run: RunFile, folder: Path) -> bool:
     if source.parts:
         say(f"{run.path}: {source.missing}")
     return not source.parts
+
+
+def _append(log: Path, data: bytes) -> None:
+    """Exits if it cannot, without half a log."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:
+            file.write(data)
+    except OSError as error:
+        with suppress(OSError):  # it was not made
+            log.unlink()
+            log.parent.rmdir()
+        fail_to_write(log, error)

@@ -26,7 +26,6 @@ class Severity(IntEnum):
 
     @property
     def label(self) -> str:
-        """The word in JSON and on screen."""
         return {1: "info", 2: "warn", 3: "crit", 4: "error"}[self.value]
 
     @property

@@ -43,7 +43,6 @@ class Section(msgspec.Struct, frozen=True):
 
     @property
     def row(self) -> int:
-        """Bytes of one token."""
         return self.per_token * self.itemsize
 
 

@@ -81,7 +81,6 @@ class StepEntry:
 
     @property
     def length(self) -> int:
-        """With its newline."""
         return len(self._line) + 1
 
     def matrices(self) -> Matrices:
@@ -106,7 +105,6 @@ class StepEntry:
         return self.matrices().expert_bias[router_index]
 
     def means(self) -> tuple[Rows, Rows]:
-        """See ``decode_means``."""
         return decode_means(self._line.strip(b"\0 "), self.routers)
 
     def numbers(self) -> dict[str, float | Values]:

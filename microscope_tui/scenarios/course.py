@@ -28,7 +28,6 @@ def sharpening(router: int, step: int) -> float:
 
 
 def falling_loss(shape: Shape) -> ByStep:
-    """The loss of a run that learns."""
     return lambda step: 1.4 + 3.0 * math.exp(-4 * step / shape.steps)
 
 

@@ -82,7 +82,6 @@ class Run:
 
 
 def around(step: float, rng: random.Random) -> int:
-    """A step number at most a tenth away from ``step``."""
     return max(1, round(step * rng.uniform(0.9, 1.1)))
 
 

@@ -88,7 +88,6 @@ class Bytes:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Bytes]:
-    """See ``runlog.opened``."""
     with runlog.opened(path) as file:
         yield Bytes(file, path.name)
 

@@ -198,7 +198,6 @@ class MegatronReader(CountsReader):
         return Batch(records)
 
     def _find(self) -> None:
-        """Notice ranks that are new in the folder."""
         for path in files_of(self.path, self.names, MOST_FILES) if self.path.exists() else ():
             found = self.names.fullmatch(path.name)
             rank = int(found[1]) if found else 0

@@ -68,7 +68,6 @@ class Span:
 
 
 def numbers(run: bytes) -> list[Any]:
-    """Those in the bytes of a ``Span``."""
     return [_NUMBERS[one[:1]].unpack(one[1:])[0] for one in _NUMBER.findall(run) if len(one) > 1]
 
 

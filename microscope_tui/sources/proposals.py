@@ -152,7 +152,6 @@ class _Matrix(msgspec.Struct, frozen=True):
 
     @property
     def right(self) -> bool:
-        """Whether the sums of the layers agree in every step."""
         return bool(self.sums) and all(map(_agree, self.sums))
 
     @property

@@ -31,7 +31,6 @@ class StreamlitReader(RowReader):
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
-        """An array that begins with loads of layers."""
         return re.match(rb"\s*\[\s*\{", head) is not None and bool(_LOAD_BYTES.search(head))
 
     def __init__(self, path: Path, keys: Keys, run: str = "") -> None:

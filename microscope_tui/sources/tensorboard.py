@@ -138,7 +138,6 @@ class TensorBoardReader(RowReader):
         return [rows[place] for place in sorted(rows)]
 
     def _look(self) -> None:
-        """Find files that are new, or gone."""
         if found := files_of(self.path, self.names, MAX_FILES) if self.path.exists() else []:
             self._files = {
                 path: self._files.get(path) or _EventFile(path, self._decoder) for path in found

@@ -74,7 +74,6 @@ class Console:
         self._bar.stop()
 
     def say(self, line: str) -> None:
-        """Print one line above the progress bar."""
         self._rich.print(Text(plain_text(line)), soft_wrap=True)
 
     def step(self, progress: Progress, evidence: str = "") -> None:

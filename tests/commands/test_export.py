@@ -13,6 +13,7 @@ from microscope_tui.console import USAGE
 from microscope_tui.report import ROUTER_COLUMNS, rows_of
 from microscope_tui.runlog import RunFile
 from tests.conftest import Call, header, step
+from tests.sources.truth import GOLDEN
 
 ROWS = [[900, 100, 0, 0], [250, 250, 250, 250]]
 
@@ -79,6 +80,7 @@ def test_parquet_holds_the_same_rows_with_types(call: Call, log: Path, tmp_path:
         ("export", "run", "--format", "parquet", "-o", "old"),
         ("snapshot", "run", "-o", "old"),
         ("placement", "run", "--ranks", 2, "--hidden-layers", 3, "--write", "sglang", "old"),
+        ("import", GOLDEN / "wandb", "new"),
     ],
     ids=str,
 )
@@ -93,11 +95,11 @@ def test_a_full_disk_is_named_and_keeps_the_file_that_was_there(
         code, _, err = call(*(log if word == "run" else word for word in command))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert code == USAGE
+    assert code == USAGE, err
     assert ": cannot be written: File too large; choose another path" in err
     assert str(log) not in err
     assert Path("old").read_text() == "kept"
-    assert not [*Path.cwd().glob("*.part")]
+    assert not [*Path.cwd().rglob("*.part"), *Path.cwd().rglob("new/*")]
 
 
 def test_a_run_without_a_step_or_counts_has_nothing_to_export(call: Call, write_log: Any) -> None:

@@ -73,7 +73,6 @@ class CollapseLimits(RuleLimits, frozen=True):
 
     @property
     def persistence(self) -> int:
-        """Steps; see ``Rule``."""
         return self.window
 
 
