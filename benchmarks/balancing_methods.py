@@ -1,13 +1,9 @@
-"""The classic experiment, redone: ten layers on TinyShakespeare, balanced in five ways.
+"""The classic experiment: ten layers on TinyShakespeare, balanced in four ways.
 
     python -m benchmarks.balancing_methods --data tinyshakespeare [--seeds 3] [--only bias ...]
 
-An older MoE-Microscope is known for a run whose loss looked perfect while eight of ten layers had
-collapsed on single experts. Its bias was added to the *logits* before a softmax, went into the
-weights as well, was updated inside the forward pass at rate 1e-3, and lost to the growing logits.
-``as it was`` is that router, here and nowhere else in this project; the others are ``train.py`` as
-it is. The shape is the shakespeare preset, scaled down to what two CPU cores finish: ten layers,
-eight experts, top 2.
+The shape is the shakespeare preset, scaled down to what two CPU cores finish: ten layers, eight
+experts, top 2.
 
 For every run: held-out loss, c per layer and MaxVio over the last tenth of the steps (counts
 summed), and the alerts, and when. Runs go two at a time, one thread each. Logs are
@@ -42,7 +38,6 @@ METHODS = {
     "bias": ["--balance=bias", "--bias-update-rate=0.01", "--seq-aux-weight=0"],
     "bias + sequence": ["--balance=bias", "--bias-update-rate=0.01", "--seq-aux-weight=1e-4"],
     "auxiliary": ["--balance=aux", "--aux-weight=0.01"],
-    "as it was": ["--balance=none", "--model.scoring_func=softmax"],
 }
 
 
@@ -76,9 +71,8 @@ def one_run(method: str, seed: int, asked: argparse.Namespace, folder: Path) -> 
     name = f"{method.replace(' ', '-').replace('+', 'and')}-{seed}"
     log = folder / "logs" / name / "metrics.jsonl"
     if not (log.exists() and '"reason":"finished"' in log.read_text("utf-8")[-300:]):
-        module = "benchmarks.older_router" if method == "as it was" else "train"
         command = [
-            sys.executable, "-m", module, f"--run={name}", "--resume=auto", f"--seed={seed}",
+            sys.executable, "-m", "train", f"--run={name}", "--resume=auto", f"--seed={seed}",
             f"--steps={asked.steps}", f"--eval-every={asked.steps // 10}", f"--data={asked.data}",
             f"--log-dir={folder / 'logs'}", f"--checkpoint-dir={folder / 'checkpoints'}",
             *SHAPE, *METHODS[method],

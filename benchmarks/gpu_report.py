@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import socket
 import sys
 import tempfile
@@ -19,11 +20,13 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 from safetensors.torch import load_file
 
 import train as trainer
+from microscope_tui.probe import attach
 from moe_model import LanguageModel, ModelConfig, experts
 from moe_model.experts import Experts
 from moe_model.sampling import generate
@@ -157,15 +160,9 @@ def train(place: Place, run: str, *more: str, rank: bool = False, own_shape: boo
     data = text if own_shape else "python-docs"
     own = [f"--data={data}", f"--run={run}", f"--device={place.device.type}", "--batch-size=4"]
     flags = [*own, *folders, *fields, "--dtype=fp32", *more]
-    names = names_of_a_rank()
-    try:
-        if rank:
-            os.environ.update(names)
+    with mock.patch.dict(os.environ, names_of_a_rank() if rank else {}):
         code = trainer.run_command(trainer.app, list({f.split("=")[0]: f for f in flags}.values()))
-    finally:
-        torch.use_deterministic_algorithms(False)
-        for name in names if rank else ():
-            del os.environ[name]
+    torch.use_deterministic_algorithms(False)
     if code:
         raise RuntimeError(f"train.py ended with {code}; its message is above")
     return place.folder / "ck" / run / "latest"
@@ -203,35 +200,61 @@ def resumed_bit_for_bit(place: Place) -> Result:
     return not different, {"tensors": len(one), "different": len(different)}
 
 
+def losses_apart(place: Place, more: list[str], others: list[str], rank: bool = False) -> float:
+    """The losses of three steps with the options ``more`` against those with ``others``."""
+    losses = []
+    for run, flags in (("one", more), ("other", others)):
+        train(place, run, "--steps=3", *flags, rank=rank and flags is more)
+        losses.append(logged(place, run, "loss"))
+        shutil.rmtree(place.folder / "logs" / run)
+        shutil.rmtree(place.folder / "ck" / run)
+    return max(abs(one - other) for one, other in zip(*losses, strict=True))
+
+
+def options_against_cpu(place: Place) -> Result:
+    """Options with kernels of their own."""
+    options = ("--optimizer=muon", "--document-mask", "--balance=aux", "--router-noise=1")
+    apart = {one: losses_apart(place, [one], [one, "--device=cpu"]) for one in options}
+    return max(apart.values()) < 1e-3, apart
+
+
 def sharded_on_one(place: Place) -> Result:
     """FSDP2 with one rank against no FSDP."""
-    train(place, "alone", "--steps=3")
-    train(place, "sharded", "--steps=3", "--parallel=fsdp", rank=True)
-    one, other = logged(place, "alone", "loss"), logged(place, "sharded", "loss")
-    apart = max(abs(a - b) for a, b in zip(one, other, strict=True))
-    return apart < 1e-3, {"losses_apart": apart, "last_loss": other[-1]}
+    apart = losses_apart(place, ["--parallel=fsdp"], [], rank=True)
+    return apart < 1e-3, {"losses_apart": apart}
+
+
+def probed(place: Place) -> Result:
+    """What the probe counts in a step, against a CPU: few of the pairs may move between experts."""
+    counts = []
+    for device in (torch.device("cpu"), place.device):
+        model = small_model(device)
+        ids_BN = torch.randint(0, 97, (4, 66), generator=torch.Generator().manual_seed(1))
+        with attach(model, place.folder / "logs" / f"probe-{len(counts)}") as probe:
+            model(ids_BN.to(device)).logits_BSV.logsumexp(-1).sum().backward()
+            probe.step()
+        counts.append(torch.tensor(logged(place, f"probe-{len(counts)}", "tokens_per_expert")))
+    moved = int((counts[0] - counts[1]).abs().sum()) // 2
+    return moved <= 4, {"pairs": int(counts[0].sum()), "moved": moved}
 
 
 def exchanged_with_itself(place: Place) -> Result:
     """The exchange of expert parallelism of one rank, over NCCL, against experts without it."""
-    names = names_of_a_rank()
     generator = torch.Generator().manual_seed(0)
     x_TD = torch.randn(512, 64, generator=generator).to(place.device)
     ids_TK = torch.rand(512, 8, generator=generator).topk(2).indices.to(place.device)
     found = []
-    os.environ.update(names)
-    try:
-        with join_world(place.device) as world:
-            for shared in (False, True):
-                layer = small_model(place.device).layers[-1]
-                if shared:
-                    parallel._share_experts(layer, parallel._expert_mesh(world, 1)["experts"])
-                y_TD = layer.mlp.experts(x_TD, ids_TK, torch.ones(512, 2, device=place.device))
-                y_TD.square().sum().backward()
-                found.append([local_part(p.grad) for p in layer.mlp.experts.parameters()])
-    finally:
-        for name in names:
-            del os.environ[name]
+    with (
+        mock.patch.dict(os.environ, names_of_a_rank()),
+        join_world(place.device) as world,
+    ):
+        for shared in (False, True):
+            layer = small_model(place.device).layers[-1]
+            if shared:
+                parallel._share_experts(layer, parallel._expert_mesh(world, 1)["experts"])
+            y_TD = layer.mlp.experts(x_TD, ids_TK, torch.ones(512, 2, device=place.device))
+            y_TD.square().sum().backward()
+            found.append([local_part(p.grad) for p in layer.mlp.experts.parameters()])
     apart = max(float((a - b).norm() / b.norm()) for a, b in zip(*found, strict=True))
     return apart < 1e-4, {"gradients_apart": apart}
 
@@ -262,6 +285,8 @@ CHECKS = {
     "parity bf16": lambda place: parity(place, torch.bfloat16, 0.05, 0.3),
     "grouped products": grouped_against_in_turn,
     "compile": compiled,
+    "options": options_against_cpu,
+    "probe": probed,
     "resume bit for bit": resumed_bit_for_bit,
     "fsdp on one": sharded_on_one,
     "exchange on one": exchanged_with_itself,
