@@ -49,13 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _run(given: Sequence[str]) -> int | None:
     if raises := signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # raised in msgspec's imports it can crash
+        # Raised in an import, KeyboardInterrupt can be lost, or crash msgspec.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from pathlib import Path
 
     from microscope_tui.console import DEFAULT_PATH, PIPE
 
-    if raises:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     # A lone hyphen would be parsed as an option; spelled like this it is the same path.
     tokens = [f"./{PIPE}" if token == str(PIPE) else token for token in given]
     if tokens:
@@ -64,6 +63,8 @@ def _run(given: Sequence[str]) -> int | None:
         from microscope_tui.commands import read_config, watch_with
 
         return watch_with(Path(tokens[0]) if tokens else DEFAULT_PATH, read_config())
+    if raises:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     from microscope_tui.commands import run
 
     gc.freeze()  # the end of the process would search it, too

@@ -71,7 +71,6 @@ def newest_file(search: Search) -> RunFile:
 
 
 def say_size(path: Path) -> None:
-    """Of a large file, before it is read."""
     if path.is_file() and (size := path.stat().st_size) >= _PROGRESS_FROM_BYTES:
         say(f"{path}: {size / 1e9:.1f} GB to read")
 

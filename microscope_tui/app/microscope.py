@@ -65,15 +65,17 @@ class Microscope(App[None]):
         """The main screen; it stays below the others for the whole session."""
         return MainScreen(self.session)
 
+    def on_load(self) -> None:
+        """Before the terminal changes: from then on these signals restore it."""
+        for signal_, code in ((signal.SIGINT, 0), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
+            with suppress(ValueError, RuntimeError):  # tests run outside the main thread
+                asyncio.get_running_loop().add_signal_handler(
+                    signal_, partial(self.exit, return_code=code)
+                )
+
     async def on_mount(self) -> None:
         self.session.reader.first_look.wait(_FIRST_LOOK_S)
         self.set_timer(_FREEZE_S, _collect_from_now_on)
-        # Without this a terminated process leaves the alternate screen on.
-        for signal_ in (signal.SIGTERM, signal.SIGHUP):
-            with suppress(ValueError, RuntimeError):  # tests run outside the main thread
-                asyncio.get_running_loop().add_signal_handler(
-                    signal_, partial(self.exit, return_code=128 + signal_)
-                )
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """The command palette: a line per binding of the screen."""

@@ -328,7 +328,6 @@ class Session:
         return view_of(watch, columns, ribbon, self.time.pin, only, self.time.window)
 
     def glance(self) -> RunView | None:
-        """Without any history."""
         return self.view(1, 1, range(0))
 
 

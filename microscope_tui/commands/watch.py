@@ -97,6 +97,7 @@ def _dismiss_writers(descriptor: int) -> list[str]:
 def _open(fleet: Fleet, user: UserConfig, cost: CostRequest) -> int:
     view = user.view
     _prepare_terminal(view.color)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # see cli.py; and asyncio would cancel a task
     from microscope_tui.app import Preferences, begin
 
     preferences = Preferences(

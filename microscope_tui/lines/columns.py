@@ -36,7 +36,6 @@ class Table(msgspec.Struct, frozen=True):
         return cls(kept, width, [column.name for column in columns if column not in kept])
 
     def used(self, *without: str) -> int:
-        """Cells of the columns with their gaps."""
         return sum(c.gap + c.width for c in self.columns if c.name not in without)
 
     def width_of(self, name: str) -> int:

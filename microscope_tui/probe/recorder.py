@@ -98,7 +98,7 @@ class RunRecorder:
         self._counts_every, self._left_out = counts_every, set[str]()
         self._path = Path(run_dir) / LOG_NAME
         if resumed_at_step is None and self._path.exists() and self._path.stat().st_size:
-            self._warn("holds a run already: name another folder, or pass resumed_at_step")
+            self._warn("holds a run, and this one follows: take another folder, or resumed_at_step")
         self._log = BackgroundLog(RunLogWriter(self._path), finish=_finished)
         head = plain(RunHeader(
             run=run or Path(run_dir).resolve().name, time=time.time(), planned_steps=planned_steps,

@@ -99,7 +99,6 @@ class Mismatch:
 
     @property
     def compared(self) -> int:
-        """One per token and layer."""
         return sum(layer.compared for layer in self.layers)
 
     @property

@@ -235,7 +235,6 @@ class Fleet:
             self._told.add(watch.path)
 
     def close(self) -> None:
-        """End the second process of the open run."""
         if self.open is not None:
             self.open.close()
 

@@ -92,7 +92,7 @@ def test_the_recorder_example_of_the_readme_logs_a_collapse_that_check_finds(
     ).stdout
     assert printed.splitlines() == ["CRIT COLLAPSE: Router collapse in L2 since step 1"]
     checked = subprocess.run(
-        [sys.executable, "-m", "microscope_tui.cli", "check", "logs/mine"],
+        [sys.executable, "-m", "microscope_tui.cli", "check", "logs/counts"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -5,14 +5,7 @@ import tomllib
 
 import pytest
 
-from tests.architecture.sizes import (
-    PRODUCT,
-    ROOT,
-    branches_of,
-    dense_functions,
-    files_of,
-    size_of,
-)
+from tests.architecture.sizes import PRODUCT, ROOT, branches_of, dense_functions, files_of, size_of
 
 LIMITS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["limits"]
 

@@ -33,10 +33,7 @@ def log(scenario: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(
     ("arguments", "printed"),
-    [
-        (["check", "--all"], "healthy at step 150"),
-        (["snapshot", "--screen", "runs"], "COLLAPSE"),
-    ],
+    [(["check", "--all"], "healthy at step 150"), (["snapshot", "--screen", "runs"], "COLLAPSE")],
 )
 def test_only_a_snapshot_of_the_list_reads_kept_verdicts_and_nothing_writes_them(
     call: Any, log: Path, scenario: Any, tmp_path: Path, arguments: list[str], printed: str

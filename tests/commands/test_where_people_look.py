@@ -113,7 +113,7 @@ def test_the_epilogue_writes_the_verdict_and_marks_a_job_with_a_collapse(workpla
     *verdict, last = (workplace / "moe-17.txt").read_text().splitlines()
     assert verdict[0].startswith("sft: CRITICAL at step 240")
     assert last == "job 17: TIMEOUT, moe-microscope check: 2"
-    assert "JobId=17 AdminComment=router collapse" in (workplace / "updates").read_text()
+    assert "JobId=17 AdminComment=MoE routers critical" in (workplace / "updates").read_text()
 
 
 @pytest.mark.usefixtures("workplace")

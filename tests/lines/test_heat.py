@@ -158,10 +158,7 @@ def test_rows_of_lines_have_the_highest_above_and_both_midway(height: int, texts
 
 
 def test_shares_have_two_values_and_overflow_only_the_highest() -> None:
-    for measure, roles in (
-        (Measure.SHARE, "seq:12|seq:1"),
-        (Measure.OVERFLOW, "seq:12"),
-    ):
+    for measure, roles in ((Measure.SHARE, "seq:12|seq:1"), (Measure.OVERFLOW, "seq:12")):
         (line,) = heat_lines((), [0.75, 0.1], Heat(Look(measure)), 1, 1)
         assert line[0].role == roles
 

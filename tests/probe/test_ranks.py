@@ -69,8 +69,7 @@ def sharded(model: Any) -> Any:
 
 
 def train(model: Any, inner: Any, folder: Path, breaks: bool = False) -> list[Counts]:
-    """Three steps; what the experts of this rank were called with. The probe ``breaks`` in the
-    second."""
+    """Three steps; what the experts of this rank got. The probe ``breaks`` in the second."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     chosen: list[Any] = []
     for layer in inner.model.layers:

@@ -146,10 +146,7 @@ def test_damage_of_any_form_is_refused_in_one_line_or_read(form: Any, tmp_path: 
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        (
-            {"samples": [{"tokens": [], "rollout_routed_experts": 5}]},
-            r"1: rollout\w+ is not",
-        ),
+        ({"samples": [{"tokens": [], "rollout_routed_experts": 5}]}, r"1: rollout\w+ is not"),
         ({"samples": [{"rollout_routed_experts": np.zeros((1, 1, 1), "i4")}]}, "1: its tokens are"),
         ({"samples": [sample([1], np.zeros((9, 2, 2), "f4"))]}, "is not integers"),
         ({"samples": [sample([1] * 9, np.zeros((5, 2, 2), "i4"))]}, r"1: choices \[5, 2, 2\]"),

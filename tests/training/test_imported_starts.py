@@ -20,8 +20,7 @@ Imported = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def imported(trained: GetTrained, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A model that was trained a little, published, and imported again; none of the tests
-    changes it."""
+    """A model that was trained, published, and imported again; no test changes it."""
 
     @cache
     def make(*flags: str) -> Path:

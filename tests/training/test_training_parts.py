@@ -21,12 +21,7 @@ from moe_model.training.options import RUN_DEFAULTS, Options
 from moe_model.training.parallel import refuse_layout
 from moe_model.training.resolving import resolve
 from moe_model.training.run import Progress, TrainingFailedError
-from moe_model.training.step import (
-    evaluate,
-    make_optimizer,
-    memory_bytes,
-    weights_at,
-)
+from moe_model.training.step import evaluate, make_optimizer, memory_bytes, weights_at
 from moe_model.training.world import World
 from tests.forked import ROOT
 from tests.training.story import Capsys

@@ -74,7 +74,6 @@ class PlotScreen(RunScreen):
         return self.room.width - 1
 
     def plot_area(self) -> tuple[int, int]:
-        """Start and width of the time axis."""
         return plot_area(self.columns())
 
     def ribbon_columns(self) -> int:
