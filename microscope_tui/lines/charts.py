@@ -151,7 +151,6 @@ class Chart:
 
 
 def names_width(width: int, *, named: bool) -> int:
-    """Cells right of a chart for the names of its lines."""
     return _NAMES if named and width > 3 * _NAMES else 0
 
 

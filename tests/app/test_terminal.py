@@ -19,16 +19,14 @@ SHOWS_CURSOR = b"\x1b[?25h"
 REMOTE = {"COLORTERM": "", "SSH_CONNECTION": "192.0.2.1 22 192.0.2.2 22"}
 TERMINATED = """
 from signal import SIGTERM, raise_signal
-from microscope_tui.app.screens.main_screen import MainScreen
-compose = MainScreen.compose
-MainScreen.compose = lambda screen: raise_signal(SIGTERM) or compose(screen)
+from microscope_tui.app import Microscope
+screen = Microscope.get_default_screen
+Microscope.get_default_screen = lambda app: raise_signal(SIGTERM) or screen(app)
 """
 INTERRUPTED = """
-import signal, sys
-class Finder:
-    def find_spec(name, *_):
-        signal.raise_signal(signal.SIGINT) if name == "textual.app" else None
-sys.meta_path.insert(0, Finder)
+import signal, sys, types
+find = lambda name, *_: signal.raise_signal(signal.SIGINT) if name == "textual.app" else None
+sys.meta_path.insert(0, types.SimpleNamespace(find_spec=find))
 """
 
 

@@ -286,6 +286,8 @@ def test_the_update_that_is_not_called_explains_a_collapse_and_the_rate_stays() 
     assert not any("aise" in advice.next for _, advice in found)
     (why,) = (advice.why for finding, advice in found if finding.rule == "LINT")
     assert "did not change in 200 steps although the rate is 0.001: the update is not" in why
+    records[0]["balance"]["force_collapse"] = "1@9"
+    assert not settings(records)
 
 
 def test_a_bias_that_moved_and_stands_may_be_held_in_bf16() -> None:

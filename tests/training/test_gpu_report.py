@@ -16,9 +16,9 @@ def test_every_check_passes_on_a_cpu_and_the_report_names_no_host(tmp_path: Path
     out = tmp_path / "r.json"
     assert gpu_report.main(["--device", "cpu", "--out", str(out)]) == 0
     text = out.read_text("utf-8")
-    report = json.loads(text)
-    assert [*report["checks"]] == [*gpu_report.CHECKS]
-    assert all(check["passed"] and check["numbers"] for check in report["checks"].values())
+    checks = json.loads(text)["checks"]
+    assert [*checks] == [*gpu_report.CHECKS]
+    assert all(check["passed"] and check["numbers"] for check in checks.values())
     for private in (socket.gethostname(), str(Path.home()), "/tmp", getpass.getuser() + "@"):
         assert private not in text
 

@@ -236,7 +236,8 @@ class Lint(Rule[LintLimits, Memory]):
             and run.balance.get("bias_update_rate") != 0
         )
         """Whether there is a bias with an update rate."""
-        self.has_rate = isinstance(run.balance.get("bias_update_rate"), int | float)
+        held = "force_collapse" in run.balance  # the bias of one router
+        self.has_rate = not held and isinstance(run.balance.get("bias_update_rate"), int | float)
         choices, method = {router.top_k for router in self.routers}, run.balance.get("method")
         self.pools = method == "aux" and len(choices) == 1 and choices != {0}
         """Whether the auxiliary loss may pool all layers. It has one floor in Transformers."""
