@@ -2,10 +2,10 @@
 
 import itertools
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -171,7 +171,7 @@ def _write_log(run: RunFile, folder: Path) -> bool:
             if chunk.restarted and lines:
                 log.write_bytes(b"")
             if data:
-                _append(log, data)
+                _append(log, data, first=not lines)
                 lines += data.count(b"\n")
             elif source.exhausted:
                 break
@@ -192,14 +192,15 @@ def _write_log(run: RunFile, folder: Path) -> bool:
     return not source.parts
 
 
-def _append(log: Path, data: bytes) -> None:
+def _append(log: Path, data: bytes, *, first: bool) -> None:
     """Exits if it cannot, without half a log."""
     try:
-        log.parent.mkdir(parents=True, exist_ok=True)
+        log.parent.mkdir(parents=True, exist_ok=not first)
+    except OSError as error:
+        fail_to_write(log, error)
+    try:
         with log.open("ab") as file:
             file.write(data)
     except OSError as error:
-        with suppress(OSError):  # it was not made
-            log.unlink()
-            log.parent.rmdir()
+        shutil.rmtree(log.parent, ignore_errors=True)
         fail_to_write(log, error)

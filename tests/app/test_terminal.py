@@ -17,6 +17,7 @@ Start = Callable[..., Any]
 LEAVES_ALTERNATE_SCREEN = b"\x1b[?1049l"
 SHOWS_CURSOR = b"\x1b[?25h"
 REMOTE = {"COLORTERM": "", "SSH_CONNECTION": "192.0.2.1 22 192.0.2.2 22"}
+MOST_PER_S = 10_000
 TERMINATED = """
 from signal import SIGTERM, raise_signal
 from microscope_tui.app import Microscope
@@ -188,6 +189,6 @@ def test_a_live_uneven_run_costs_little_over_ssh(terminal: Start, tmp_path: Path
     late = [(at, sent) for at, sent in samples if at >= 3]
     for at, sent in late:
         after = next((total for then, total in late if then >= at + 4), None)
-        assert after is None or after - sent <= 4 * 10_000
+        assert after is None or after - sent <= 4 * MOST_PER_S
     assert len(steps) >= 3
     assert samples[-1][1] <= 3 * 80_000  # a small multiple of a full screen
