@@ -62,8 +62,6 @@ class BulkPlan:
     restarts: Sequence[tuple[int, int]] = ()
     """After which written step → the step that is written next, below a new run record."""
     finished: bool = True
-    bias: bool = False
-    """Write ``expert_bias`` rows too; they are twice as long as the counts."""
     started: float = STARTED
     step_time_s: float = 1.0
     run: str = "bulk"
@@ -88,68 +86,28 @@ class BulkPlan:
         lasts = [*(after for after, _ in self.restarts), self.steps]
         return [range(a, b + 1) for a, b in zip(firsts, lasts, strict=True)]
 
-    def is_spike(self, attempt: int, step: int) -> bool:
-        """A spike is in the first attempt at its step only."""
-        if step not in self.spikes:
-            return False
-        return all(step not in steps for steps in self.attempts[:attempt])
-
     def loss(self, attempt: int, step: int) -> float:
-        """The loss of a step; another attempt at the same step has another one."""
-        if self.is_spike(attempt, step):
+        """The loss of a step: another one in another attempt, which repeats no spike."""
+        is_first = all(step not in steps for steps in self.attempts[:attempt])
+        if step in self.spikes and is_first:
             return self.spikes[step]
         hashed = 43758.5453 * math.sin(12.9898 * step + 78.233 * (attempt + 1) + self.seed)
         noise = hashed - math.floor(hashed)
         return round(1.37 + 3.0 * math.exp(-4.0 * step / self.steps) + 0.06 * noise, 5)
 
-    def surviving(self) -> Iterator[tuple[int, int]]:
-        """Attempt and step of every record that no later attempt supersedes."""
-        for attempt, steps in enumerate(self.attempts):
-            later = [again.start for again in self.attempts[attempt + 1 :]]
-            for step in range(steps.start, min([steps.stop, *later])):
-                yield attempt, step
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BulkTruth:
-    """What a right reader finds in the log; superseded records do not count."""
-
-    last_step: int
-    lowest_loss: float
-    highest_loss: float
-    spikes: tuple[int, ...]
-    collapse_onset: int | None
-    size: int
-
-
-def write_bulk(path: Path, **options: Any) -> BulkTruth:
-    """Append a whole run, a :class:`BulkPlan` of these options, to ``path``; return its truth."""
-    plan = BulkPlan(**options)
+def write_bulk(path: Path, **options: Any) -> None:
+    """Append a whole run, a :class:`BulkPlan` of these options, to ``path``."""
+    every = bulk_lines(**options)
     path.parent.mkdir(parents=True, exist_ok=True)
-    size = 0
     with path.open("ab", buffering=0) as file:
-        every = _lines(plan)
         while batch := b"".join(islice(every, _LINES_PER_WRITE)):
-            size += file.write(batch)
-    return _truth(plan, size)
+            file.write(batch)
 
 
 def bulk_lines(**options: Any) -> Iterator[bytes]:
     """The same run line by line, newline included, for a writer with a pace of its own."""
     return _lines(BulkPlan(**options))
-
-
-def _truth(plan: BulkPlan, size: int) -> BulkTruth:
-    surviving = list(plan.surviving())
-    losses = [loss for at in surviving if math.isfinite(loss := plan.loss(*at))]
-    return BulkTruth(
-        last_step=plan.steps,
-        lowest_loss=min(losses),
-        highest_loss=max(losses),
-        spikes=tuple(step for attempt, step in surviving if plan.is_spike(attempt, step)),
-        collapse_onset=plan.collapse[1] if plan.collapse else None,
-        size=size,
-    )
 
 
 def _lines(plan: BulkPlan) -> Iterator[bytes]:
@@ -273,10 +231,9 @@ def _encoded(plan: BulkPlan, counts: list[int], rng: random.Random) -> _Columns:
         "selected_mass": round(0.6 + 0.01 * rng.random(), 5),
         "margin": round(0.04 + 0.002 * rng.random(), 5),
     }
-    bias = [float(f"{rng.gauss(0, 0.1):.4g}") for _ in counts] if plan.bias else []
     return (
         *(msgspec.json.encode(values[name]) for name in _SUMMARIES),
-        msgspec.json.encode(bias),
+        b"[]",  # no bias
         msgspec.json.encode(counts),
     )
 
@@ -287,7 +244,6 @@ def _joined(rows: Sequence[_Columns]) -> _Columns:
 
 def _header(plan: BulkPlan, now: float, resumed_at_step: int | None) -> dict[str, object]:
     depths = list(range(3, 3 + plan.routers))
-    bias = {"method": "bias", "bias_update_rate": 0.001}
     return RunHeader(
         run=plan.run,
         time=now,
@@ -304,6 +260,6 @@ def _header(plan: BulkPlan, now: float, resumed_at_step: int | None) -> dict[str
             "norm_top_k": True,
             "capacity_factor": None,
         },
-        balance=bias if plan.bias else {"method": "aux", "aux_weight": 0.001},
+        balance={"method": "aux", "aux_weight": 0.001},
         source={"writer": "moe-microscope bulk", "counts": "exact"},
     ).to_json()

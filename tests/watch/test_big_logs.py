@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.bulk import BulkTruth, write_bulk
+from benchmarks.bulk import write_bulk
 from microscope_tui.runlog import RunFile, reader
 from microscope_tui.watch import DEFAULT_MEMORY, RunWatch, pin_at, view_of
 from microscope_tui.watch.scan import new_history
@@ -20,10 +20,11 @@ MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def long_log(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BulkTruth]:
+def long_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("long") / "run" / "metrics.jsonl"
     spikes = {3_001: 99.0, 7_777: 0.001}
-    return path, write_bulk(path, steps=9_000, collapse=(2, 6_000), spikes=spikes, **SHAPE)
+    write_bulk(path, steps=9_000, collapse=(2, 6_000), spikes=spikes, **SHAPE)
+    return path
 
 
 @cache
@@ -52,8 +53,8 @@ def scan(watch: RunWatch) -> RunWatch:
 
 
 @pytest.fixture(scope="module")
-def scanned(long_log: tuple[Path, BulkTruth]) -> RunWatch:
-    return scan(watch_of(long_log[0]))
+def scanned(long_log: Path) -> RunWatch:
+    return scan(watch_of(long_log))
 
 
 def losses(watch: RunWatch, count: int = 50) -> list[Any]:
@@ -66,15 +67,14 @@ def single(value: float) -> float:
 
 
 def test_a_sample_holds_values_of_the_file_from_its_first_to_its_last_step(long_log: Any) -> None:
-    path, truth = long_log
-    watch = watch_of(path)
+    watch = watch_of(long_log)
     watch.open_overview()
     assert watch.sampled
     history = watch.history
     assert 200 < len(history) <= 250
-    assert (history.steps[0], history.steps[-1]) == (1, truth.last_step)
+    assert (history.steps[0], history.steps[-1]) == (1, 9_000)
     view = view_of(watch, 40)
-    assert (view.step, view.state) == (truth.last_step, "finished")
+    assert (view.step, view.state) == (9_000, "finished")
     assert view.layers[2].balance == pytest.approx(0, abs=0.01)
 
 
@@ -87,13 +87,12 @@ def test_rows_begin_wide_enough_for_the_steps_that_are_to_come(
 
 @pytest.mark.parametrize("is_scanned", [False, True])
 def test_any_step_is_found_again_with_its_counts(
-    long_log: tuple[Path, BulkTruth], scanned: RunWatch, is_scanned: bool
+    long_log: Path, scanned: RunWatch, is_scanned: bool
 ) -> None:
-    path, truth = long_log
-    watch = scanned if is_scanned else watch_of(path)
+    watch = scanned if is_scanned else watch_of(long_log)
     if not is_scanned:
         watch.open_overview()
-    records = surviving(path)
+    records = surviving(long_log)
     for step in [1, 2, 38, 39, 4_499, 4_500, 6_010, 8_998, *range(100, 9_000, 997)]:
         moment = pin_at(watch, step)
         assert moment.step == step
@@ -101,20 +100,19 @@ def test_any_step_is_found_again_with_its_counts(
         view = view_of(watch, 10, at=moment)
         assert view.layers[3].counts == records[step][1]["tokens_per_expert"][3]
     last, first = pin_at(watch, 10**9), pin_at(watch, -5)
-    assert (first.step, last.step) == (1, truth.last_step)
+    assert (first.step, last.step) == (1, 9_000)
 
 
 def test_a_small_memory_makes_the_history_coarser_and_says_so(
-    long_log: tuple[Path, BulkTruth], scanned: RunWatch
+    long_log: Path, scanned: RunWatch
 ) -> None:
-    path, truth = long_log
-    small = scan(watch_of(path, memory_bytes=MIB // 2))
+    small = scan(watch_of(long_log, memory_bytes=MIB // 2))
     rows, stride = len(small.history), small.history.stride
     assert rows * 21 * 12 < MIB // 2  # 21 curves of three single floats
     assert stride > 1
     assert view_of(small).memory_limit == MIB // 2
     assert view_of(scanned).memory_limit is None
-    assert max(c.high for c in losses(small)) == single(truth.highest_loss)
+    assert max(c.high for c in losses(small)) == single(99.0)
     moment = pin_at(small, 4_321)
     assert moment.step == 4_321
 
@@ -139,5 +137,5 @@ def test_the_log_is_scanned_without_decoding_a_matrix(long_log: Any, monkeypatch
     decoded: list[int] = []
     real: Callable[..., Any] = reader.decode_matrices
     monkeypatch.setattr(reader, "decode_matrices", lambda *a: (decoded.append(1), real(*a))[1])
-    with closing(scan(watch_of(long_log[0], size=MIB, second_from=1))):
+    with closing(scan(watch_of(long_log, size=MIB, second_from=1))):
         assert decoded == []
