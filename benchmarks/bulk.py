@@ -73,11 +73,6 @@ class BulkPlan:
             raise ValueError("routers, tokens and steps must be at least 1")
         if self.collapse is not None and not 0 <= self.collapse[0] < self.routers:
             raise ValueError(f"collapse in router {self.collapse[0]}: there are {self.routers}")
-        first = 1
-        for after, back_to in self.restarts:
-            if not first <= after <= self.steps or not 1 <= back_to <= after + 1:
-                raise ValueError(f"restart after step {after} at step {back_to} cannot happen")
-            first = back_to
 
     @property
     def attempts(self) -> list[range]:

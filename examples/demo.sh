@@ -60,6 +60,7 @@ finish() {
   if [ -e "$log" ]; then
     say "watch it again:  .venv/bin/moe-microscope logs/$run"
     if [ -e "checkpoints/$run/latest" ]; then
+      [ "$stopped" = yes ] && say "train on:        .venv/bin/python train.py --run $run --resume auto"
       say "generate text:   .venv/bin/python -m moe_model.generate checkpoints/$run"
       say "probe it (20 s): .venv/bin/moe-microscope probe checkpoints/$run README.md train.py -o logs/$run-probe"
       say "see tokens (7):  .venv/bin/moe-microscope logs/$run-probe"

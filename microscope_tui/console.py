@@ -4,7 +4,9 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -36,6 +38,7 @@ DEFAULT_PATH = Path("logs")
 _PROGRESS_FROM_BYTES = 64 << 20
 _FIRST_BYTES = 1 << 16
 _MOST_LOOKED_AT = 8
+_LABEL = re.compile(r"^ *(?:(?:why|next|cause) +)?")
 _UNSAFE = re.compile(r"[^\w.@+=-]+")
 _LONGEST_NAME = 100
 
@@ -195,6 +198,19 @@ def print_data(text: str) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_wrapped(text: str) -> None:
+    """In a terminal, its lines are wrapped; what follows a label stays beside it."""
+    lines = text.splitlines()
+    if sys.stdout.isatty():
+        wrapper = textwrap.TextWrapper(
+            shutil.get_terminal_size().columns, break_long_words=False, break_on_hyphens=False
+        )
+        for at, line in enumerate(lines):
+            wrapper.subsequent_indent = " " * len(_LABEL.findall(line)[0])
+            lines[at] = wrapper.fill(line)
+    print_data("\n".join(lines))
 
 
 def print_json(document: object, indent: int | None = 2) -> None:

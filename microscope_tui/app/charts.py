@@ -177,7 +177,6 @@ class _Plot(NamedTuple):
                     _put(line, at, signs.get(mark.what, "'"), mark.role)
 
     def _name_onsets(self, cells: list[list[Cell]]) -> None:
-        """The rule beside its first onset, on free cells."""
         seen = [mark for mark in self.time.marks if mark.rule and self.time.window.has(mark.step)]
         seen.sort(key=lambda mark: mark.step)
         first = {mark.rule: mark for mark in reversed(seen)}

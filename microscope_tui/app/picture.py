@@ -87,7 +87,6 @@ async def _until(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def _is_read(app: Microscope) -> bool:
-    """Read and judged to its end, or there is none."""
     session, watch = app.session, app.session.watch
     if watch is None:
         return session.reader.first_look.is_set()

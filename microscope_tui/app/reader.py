@@ -129,7 +129,6 @@ class Reader:
         return self.fleet.open.source.size if self.fleet.open is not None else 0
 
     def _until_next_look(self, took: float) -> float:
-        """In seconds; ``took``: what the last look cost."""
         watch = self.fleet.open
         if watch is None or not self._is_foreign:
             return _IDLE_S * (_PATIENCE_WITH_EVENTS if self.events.mode == "events" else 1)

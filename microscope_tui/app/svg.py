@@ -184,7 +184,6 @@ def _drawn(texts: Iterable[_Text], shades: Shades, behind: str = "") -> str:
 
 @cache
 def _look(style: Style, shades: Shades) -> tuple[str, str, str]:
-    """Ink, ground, attributes."""
     ink = _hex(style.color, shades.word("value"))
     ground = _hex(style.bgcolor, shades.ground.true)
     if style.reverse:

@@ -39,6 +39,7 @@ from microscope_tui.console import (
     piped,
     print_data,
     print_json,
+    print_wrapped,
     read,
     read_pipe,
     runs_at,
@@ -130,7 +131,7 @@ def _judge_now(
     if options.as_json:
         print_json(verdict_json(judgements))
     else:
-        print_data("\n".join(verdict_text(judgement) for judgement in judgements))
+        print_wrapped("\n".join(verdict_text(judgement) for judgement in judgements))
         if options.every:
             print_data(counts_text(judgements))
     return worst_code(judgements)
@@ -229,7 +230,7 @@ def _follow(
         if options.as_json:
             print_json(verdict_json([judgement]), indent=None)
         else:
-            print_data(verdict_text(judgement))
+            print_wrapped(verdict_text(judgement))
     if notifier is not None:
         notifier.finish()
     return judgement.exit_code
@@ -250,7 +251,7 @@ def _report(file: RunFile, alert: News, options: CheckOptions, notifier: "Notifi
     if options.as_json:
         print_json(news_json(file, alert), indent=None)
     elif serious:
-        print_data(news_text(alert))
+        print_wrapped(news_text(alert))
     if notifier is not None and serious and alert.event != "recovered":
         notifier.send(news_json(file, alert))
 

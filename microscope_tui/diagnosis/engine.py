@@ -389,6 +389,8 @@ class Pending(msgspec.Struct, frozen=True):
     """``None`` for the whole run."""
     since: int
     steps: int
+    over: bool = False
+    """The run ended: no alert can follow."""
 
 
 def warm_up_left(diagnosis: Diagnosis, step: int | None = None) -> int | None:
@@ -449,7 +451,7 @@ def pending(diagnosis: Diagnosis) -> list[Pending]:
             router = diagnosis.run.routers[index] if index != WHOLE_RUN else None
             since = track.began or diagnosis.last_step
             steps = max(1, diagnosis.last_step - since + 1)
-            found[index] = Pending(rule.name, index, router, since, steps)
+            found[index] = Pending(rule.name, index, router, since, steps, diagnosis.over)
     return sorted(found.values(), key=lambda p: (RULES[p.rule].cause_rank, p.since))
 
 
@@ -469,7 +471,8 @@ def gathering(found: Sequence[Pending], balance: Sequence[float | None]) -> str:
             what, span = f"{first.router.name}{more} uneven", "in most of the last"
         else:
             what = f"{first.router.name} at {f'{c:.2f}'.removeprefix('0')}{more}"
-    return f"{what} {span} {plural(first.steps, 'step')}, gathering evidence"
+    state = "too few for an alert" if first.over else "gathering evidence"
+    return f"{what} {span} {plural(first.steps, 'step')}, {state}"
 
 
 class BadState(ValueError):

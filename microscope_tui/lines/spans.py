@@ -157,7 +157,6 @@ def spread(left: Sequence[Span], right: Sequence[Span], width: int) -> Line:
 
 
 def first_fitting(texts: Iterable[str], room: int, default: str = "") -> str:
-    """The first of the texts that fits into ``room`` cells."""
     return next((text for text in texts if width_of(text) <= room), default)
 
 

@@ -106,7 +106,6 @@ _MOST_TOKENIZER_BYTES = 256 << 20
 
 
 def load_published(folder: Path, name: str, dtype: str, device: torch.device) -> ProbedModel:
-    """The model in ``folder``; see ``checkpoints.load``."""
     fields = _config(folder)
     _refuse_pickles(folder)
     tokenizer = _tokenizer(folder)

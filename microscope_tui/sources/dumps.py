@@ -104,13 +104,11 @@ class CountsReader(RecordReader):
         self._start()
 
     def _start(self) -> None:
-        """Forget everything that was read."""
         self._run: ExactCounts | None = None
         self._failed: Unreadable | None = None
         """Why nothing follows what was returned."""
 
     def _begin(self, writer: str, **header: Any) -> "ExactCounts":
-        """The run from its first step on; see ``ExactCounts``."""
         self._run = ExactCounts(self._name, writer, self._request, **header)
         return self._run
 

@@ -56,7 +56,6 @@ class ImatrixReader(DumpReader):
 
 
 def _counts(data: Bytes, header: "GgufHeader") -> dict[Router, list[int]]:
-    """The counts of each layer, from one of its tensors."""
     chosen: dict[int, str] = {}
     for name in header.tensors:
         if found := _COUNTS.fullmatch(name):

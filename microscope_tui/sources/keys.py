@@ -271,7 +271,6 @@ class Keys(dict[str, Target | None]):
         return None
 
     def _found(self, rule: Rule, target: Target, key: str) -> None:
-        """A rule of the user matches a key."""
         self.unmatched = [one for one in self.unmatched if one is not rule]
         if target.has_role and self._chosen is None:
             self._chosen = target.role

@@ -230,7 +230,6 @@ class MegatronReader(CountsReader):
                 self._grew = time.monotonic()
 
     def _behind(self) -> int:
-        """The lowest step that a rank is writing."""
         return min((t.step for t in self._ranks.values() if not t.is_silent), default=-1)
 
     def _count(self, rank: int, call: _Line) -> None:

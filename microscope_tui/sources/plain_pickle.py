@@ -132,7 +132,6 @@ class _Interpreter:
         raise Refused(f"the pickle has more than {MOST_OPCODES:,} operations; dump more often")
 
     def _push(self, code: bytes) -> bool:
-        """Values that need nothing from the stack."""
         push = self._stack.append
         if code in _CONSTANTS:
             push(_CONSTANTS[code])
@@ -164,7 +163,6 @@ class _Interpreter:
         return Span(start, start + length)
 
     def _collect(self, code: bytes) -> bool:
-        """Tuples, and what is put into a list or a dict."""
         if code in _TUPLES:
             self._stack.append(tuple(self._pop(_TUPLES[code])))
         elif code == b"t":
@@ -184,7 +182,6 @@ class _Interpreter:
         return True
 
     def _name(self, code: bytes) -> bool:
-        """Globals, what is made with them, and persistent ids."""
         if code == b"c":
             self._stack.append(self._global(f"{self._line()}.{self._line()}"))
         elif code == b"R":

@@ -177,7 +177,6 @@ class Layout:
         self._steps = {name: self._part([Target(name)]).start for name in names}
 
     def _part(self, targets: Iterable[Target]) -> slice:
-        """The place of these numbers among all that make a record."""
         start = len(self._wanted)
         self._wanted += targets
         return slice(start, len(self._wanted))

@@ -47,7 +47,6 @@ class StepRows:
             self._grew = time.monotonic()
 
     def _continue(self, row: Row, is_started: bool) -> None:
-        """Open the last step again if ``row`` belongs to it."""
         early, self._early = self._early, None
         if early is None or early.step != row.step:
             return

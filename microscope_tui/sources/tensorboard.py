@@ -460,7 +460,6 @@ class EventRows:
         return _row_of(as_number(found.get(_STEP, 0)), wall[0] if wall else -1.0, values)
 
     def _value(self, message: bytes) -> Pairs:
-        """The numbers of a value that have a target."""
         found = dict(fields(message))
         tag = as_bytes(found.get(_TAG, b"")).decode("utf-8", "replace")
         if _HISTOGRAM in found:

@@ -163,7 +163,6 @@ class _Limited(FileIO):
 
 
 def _start_of(data: Bytes, member: ZipInfo) -> int:
-    """Where the data of a member begins."""
     header = data.read(member.header_offset, _LOCAL_BYTES, "the header of a member")
     start: int = member.header_offset + _LOCAL_BYTES + sum(struct.unpack_from("<HH", header, 26))
     if not header.startswith(b"PK\3\4") or start + member.file_size > data.size:

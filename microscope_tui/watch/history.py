@@ -180,7 +180,6 @@ class Series:
 
 
 def _mixed(one: Column, other: Column, share: float) -> Column:
-    """Two columns in one, the second with this share of the mean."""
     if other.low != other.low:
         return one
     if one.low != one.low:

@@ -109,7 +109,6 @@ def _why_not_measured(watch: RunWatch) -> str:
 
 
 def _measured(watch: RunWatch) -> bool:
-    """Whether any router has had a balance."""
     if watch.history is None or watch.run is None or watch.latest is None:
         return False
     indices = [i for i, r in enumerate(watch.run.routers) if r.num_experts > r.top_k > 0]

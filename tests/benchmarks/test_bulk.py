@@ -23,12 +23,6 @@ def steps(**changes: Any) -> list[dict[str, Any]]:
     return [record for record in records(**changes) if record["kind"] == "step"]
 
 
-def written(folder: Path, **changes: Any) -> Path:
-    path = folder / "run" / "metrics.jsonl"
-    write_bulk(path, **SMALL | changes)
-    return path
-
-
 def test_counts_are_possible_and_summaries_are_exactly_those_of_their_line() -> None:
     for record in steps(collapse=(4, 100)):
         rows = record["tokens_per_expert"]
@@ -56,7 +50,8 @@ def test_steps_are_whole_and_end_as_finished() -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
-    path = written(tmp_path, collapse=(4, 100))
+    path = tmp_path / "metrics.jsonl"
+    write_bulk(path, **SMALL, collapse=(4, 100))
     assert path.read_bytes() == b"".join(bulk_lines(**SMALL, collapse=(4, 100)))
     assert path.read_bytes() != b"".join(bulk_lines(**SMALL | {"seed": 4}, collapse=(4, 100)))
 
@@ -75,14 +70,10 @@ def test_a_loss_that_is_no_number_is_written_by_name() -> None:
     assert [log[6]["loss"], log[7]["loss"]] == ["NaN", "Infinity"]
 
 
-def test_a_restart_that_cannot_happen_is_refused() -> None:
-    with pytest.raises(ValueError, match="after step 100 at step 300"):
-        bulk_lines(**SMALL, restarts=[(100, 300)])
-
-
 @pytest.mark.parametrize("router", [0, 4, 10])
 def test_the_verdict_on_a_bulk_log_is_its_collapse(tmp_path: Path, router: int) -> None:
-    path = written(tmp_path, collapse=(router, 200))
+    path = tmp_path / "metrics.jsonl"
+    write_bulk(path, **SMALL, collapse=(router, 200))
     verdict = judge(RunFile("run", path, 0.0))
     assert (verdict.problem, verdict.last_step) == (None, SMALL["steps"])
     ((finding, _),) = verdict.findings

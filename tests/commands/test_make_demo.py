@@ -97,6 +97,7 @@ def test_q_stops_the_trainer_and_returns_the_terminal(tmux: bool, house: House, 
     assert screen.exit_code() == 0
     assert STOPPING in screen.text
     assert "watch it again:  .venv/bin/moe-microscope logs/demo-" in screen.text
+    assert " --resume auto" in screen.text
     assert house.written("end") == "SIGTERM"
     assert modes[0].read_text() == modes[1].read_text()
 

@@ -10,7 +10,7 @@ import pytest
 
 from microscope_tui.cli import COMMANDS
 from microscope_tui.commands.parser import bytes_option
-from microscope_tui.console import USAGE
+from microscope_tui.console import USAGE, print_wrapped
 from microscope_tui.diagnosis import RULES
 from tests.conftest import Call
 
@@ -222,3 +222,18 @@ def test_what_few_need_is_behind_help_all_and_works(
     assert "--help-all shows" in page(command)
     assert option in page(command, "--help-all")
     assert "Unknown option" not in call(*command.split(), *hidden.split())[2]
+
+
+def test_in_a_terminal_lines_are_wrapped_beside_their_label(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "run: healthy\n    why   one two three four five\n  note: six seven eight"
+    monkeypatch.setenv("COLUMNS", "20")
+    print_wrapped(text)
+    assert capsys.readouterr().out == text + "\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    print_wrapped(text)
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "    why   one two", "          three four", "          five",
+        "  note: six seven", "  eight",
+    ]  # fmt: skip

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from microscope_tui.diagnosis import Pending, gathering, pending, restore, save
 from microscope_tui.diagnosis.engine import warm_up_left
@@ -92,6 +93,8 @@ def test_a_layer_that_is_even_in_this_step_is_not_named_with_its_current_balance
     found = [Pending("COLLAPSE", 1, RouterInfo("L2", 2, 128, 2), 457, 43)]
     text = gathering(found, [0.9, 0.97, 0.9])
     assert text == "L2 uneven in most of the last 43 steps, gathering evidence"
+    text = gathering([replace(found[0], over=True)], [0.9, 0.97, 0.9])
+    assert text == "L2 uneven in most of the last 43 steps, too few for an alert"
 
 
 def test_other_evidence_is_named_by_its_rule() -> None:
@@ -101,6 +104,9 @@ def test_other_evidence_is_named_by_its_rule() -> None:
     spiking = steps(1, 304, grad_norm=lambda n: 1.0 if n <= 300 else 20.0)
     text = gathering(pending(judge([header(), *spiking])), [0.9] * 3)
     assert text == "gradient spike for 4 steps, gathering evidence"
+    spiked = judge([header(), *spiking])
+    spiked.conclude()
+    assert [found.over for found in pending(spiked)] == [True]
 
 
 @pytest.mark.parametrize("name", ["healthy", "small-batch", "specialised"])

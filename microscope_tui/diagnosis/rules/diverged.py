@@ -90,4 +90,5 @@ class Diverged(Rule[DivergedLimits, Memory]):
         if loss.startswith(_NOT_MEASURED):
             remedy = "log the loss in every line, or in none"
         before = f", it was {number(worst, 'last'):.3g} before" if "last" in worst.facts else ""
-        return f"the loss is {loss}{before}", remedy
+        verb = "is" if worst.active else "was"
+        return f"the loss {verb} {loss}{before}", remedy

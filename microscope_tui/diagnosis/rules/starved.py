@@ -148,7 +148,6 @@ class Starved(Rule[StarvedLimits, Memory]):
         }
 
     def _add(self, view: StepView, shares: list[float]) -> None:
-        """Add a step to the first ones, or to the block."""
         memory, limits = self.memory, self.limits
         if self.context.relative and len(memory.first) < 2 * limits.window:
             memory.first.append(shares)
