@@ -303,7 +303,6 @@ def _between(stops: Stops, where: float) -> Color:
 
 
 def _up_to(table: Sequence[tuple[int, _Entry]], level: int) -> _Entry:
-    """The first entry whose limit ``level`` does not exceed."""
     return next(entry for limit, entry in table if level <= limit)
 
 

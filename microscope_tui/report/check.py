@@ -169,9 +169,17 @@ def worst_code(judgements: Sequence[Judgement]) -> int:
 
 def counts_text(judgements: Sequence[Judgement]) -> str:
     """How many runs have which verdict."""
-    codes = [one.exit_code for one in judgements]
-    counts = [f"{codes.count(code):,} {word}" for code, word in _WORDS.items() if code in codes]
-    return f"{plural(len(codes), 'run')}: {', '.join(counts)}"
+    words = list(map(_word, judgements))
+    every = dict.fromkeys([*_WORDS.values(), *words])
+    counts = [f"{words.count(word):,} {word}" for word in every if word in words]
+    return f"{plural(len(words), 'run')}: {', '.join(counts)}"
+
+
+def _word(judgement: Judgement) -> str:
+    forgiven = any(f.severity >= Severity.WARN for f, _ in judgement.findings)
+    if judgement.exit_code == HEALTHY and forgiven:
+        return "WARNING (ignored by --fail-on crit)"
+    return _WORDS[judgement.exit_code]
 
 
 def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
@@ -261,10 +269,7 @@ def _still_active(diagnosis: Diagnosis, since_step: int) -> Iterator[str]:
 
 
 def verdict_text(judgement: Judgement) -> str:
-    word = _WORDS[judgement.exit_code]
-    forgiven = any(f.severity >= Severity.WARN for f, _ in judgement.findings)
-    if judgement.exit_code == HEALTHY and forgiven:
-        word = "warnings, ignored by --fail-on crit,"
+    word = _word(judgement)
     if judgement.exit_code == HEALTHY and any(" still active: " in n for n in judgement.notes):
         word = "nothing new"
     if judgement.waits_until is not None:

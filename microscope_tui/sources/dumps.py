@@ -297,7 +297,6 @@ class ExactCounts:
             yield {"kind": "event", "event": "end", "reason": "finished"}
 
     def _waited(self) -> Iterator[Record]:
-        """Those of the steps that still wait for the header."""
         if self._waiting and not self._started:
             self._started = True
             is_one = len(self._waiting) == 1 and not self._is_live

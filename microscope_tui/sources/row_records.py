@@ -102,7 +102,6 @@ class RowRecords(RecordReader):
         self._begin(rows)
 
     def _begin(self, source: RowReader) -> None:
-        """Begin without what was learnt of the keys."""
         self.proposed = None
         self._surveyed: object = None  # the state of the source when its keys were looked at
         self._survey_from = 0.0

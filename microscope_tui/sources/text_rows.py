@@ -48,7 +48,6 @@ class LineRows(RowReader):
         self._begin()
 
     def _begin(self) -> None:
-        """Start from the first line, also after the file was replaced."""
         self._has_rows = False
 
     @abstractmethod

@@ -307,7 +307,6 @@ def find_in(path: Path, run: RunRecord, row: Row, limit: int, end: int) -> list[
 
 
 def steps_in(path: Path, run: RunRecord, row: Row, limit: int, end: int) -> Iterator[StepEntry]:
-    """The same, one at a time in memory."""
     for _, offset in find_in(path, run, row, limit, end):
         entry = step_at(path, run, offset)
         if entry is not None:

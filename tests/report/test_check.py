@@ -95,11 +95,10 @@ def test_a_folder_means_its_newest_run_and_all_means_the_worst(
     code, out, err = call("check", tmp_path)
     assert out == "healthy-0: healthy at step 200 (finished)\n"
     assert (code, err) == (0, "moe-microscope: healthy-0: newest of 2 runs; --all judges all\n")
-    code, out, err = call("check", tmp_path, "--all")
+    scenario("dead-experts", routers=3, steps=450)
+    code, out, err = call("check", tmp_path, "--all", "--fail-on", "crit")
     assert (code, err) == (2, "")
-    assert "healthy-0" in out
-    assert "collapse-0" in out
-    assert out.endswith("\n2 runs: 1 healthy, 1 CRITICAL\n")
+    assert out.endswith(": 1 healthy, 1 CRITICAL, 1 WARNING (ignored by --fail-on crit)\n")
 
 
 @pytest.mark.parametrize("how", [[], ["--all"], ["--follow"]])
