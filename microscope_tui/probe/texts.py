@@ -178,7 +178,7 @@ def read_windows(slices: Sequence[Slice], pieces: Pieces, length: int, tokens: i
             "each without the text before it"
         )
     if unknown:
-        found.notes.append(f"left out, as the model has no token for them: {_listed(unknown)}")
+        found.notes.append(f"{_listed(unknown)} left out: the model has no token for them")
     if skipped:
         found.notes.append(f"files left out: {len(skipped):,}; the first: {skipped[0]}")
     return found
