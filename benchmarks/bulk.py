@@ -128,9 +128,8 @@ def _step_line(
     plan: BulkPlan, step: int, now: float, loss: float, blocks: list["_Block"], rng: random.Random
 ) -> bytes:
     rate = 1e-3 * min(1.0, step / 100) * 0.5 * (1 + math.cos(math.pi * step / plan.steps))
-    spoken = f'"{_named(loss)}"' if not math.isfinite(loss) else repr(loss)
     pieces = [
-        f'{{"kind":"step","step":{step},"time":{now:.3f},"loss":{spoken},'
+        f'{{"kind":"step","step":{step},"time":{now:.3f},"loss":{loss},'
         f'"learning_rate":{rate:.6g},"grad_norm":{0.8 + 0.2 * rng.random():.4f},'
         f'"tokens":{plan.tokens},"tokens_per_s":{plan.tokens / plan.step_time_s:.1f},'
         f'"step_time_s":{plan.step_time_s:.4g},'.encode()
@@ -141,10 +140,6 @@ def _step_line(
         pieces.append(b",".join(column))
     pieces.append(b"]}\n")
     return b"".join(pieces)
-
-
-def _named(loss: float) -> str:
-    return "NaN" if math.isnan(loss) else "Infinity" if loss > 0 else "-Infinity"
 
 
 @dataclass(frozen=True, slots=True)
