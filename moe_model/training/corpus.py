@@ -345,7 +345,7 @@ def _read_file(path: Path, field: str) -> Iterator[Document]:
 
 def _records(path: Path, field: str) -> Iterator[Any]:
     if path.suffix == ".jsonl":
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             yield from map(json.loads, filter(str.strip, file))
         return
     try:

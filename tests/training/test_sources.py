@@ -190,7 +190,7 @@ def test_each_record_is_a_document(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path, {"z.txt": "a file"}) / f"a{suffix}"
     records = [{"id": 1, "body": text} for text in ("one", "", "two\nlines")]
     if suffix == ".jsonl":
-        path.write_text("\n\n".join(map(json.dumps, records)), "utf-8")
+        path.write_text("\n\n".join(map(json.dumps, records)), "utf-8-sig")
     else:
         parquet.write_table(pyarrow.Table.from_pylist(records), path)
     expected = [Document(f"{path}:1", "one"), Document(f"{path}:3", "two\nlines")]
