@@ -178,7 +178,6 @@ def _present(worst: Episode, now: Present, run: RunRecord) -> str:
 
 
 def _has_changed(worst: Episode) -> bool:
-    """By more than noise from its worst."""
     now = worst.now
     if now is None or not worst.active or worst.severity is Severity.INFO:
         return False
@@ -195,8 +194,10 @@ def _remedy(finding: Finding, cause: Cause, known: Known, collapsed: bool) -> st
     if finding.active:
         return _with_way_back(cause, known)
     wants = RULES[finding.rule].wants_balance  # it was trouble of a start
-    once = "Nothing now; if it returns: " if wants or finding.severity > Severity.INFO else ""
-    return f"{once}{cause.remedy}"
+    if not wants and finding.severity is Severity.INFO:
+        return cause.remedy
+    returned = any(episode.recurrence for episode in finding.episodes)
+    return f"{'it returned' if returned else 'nothing now; if it returns'}: {cause.remedy}"
 
 
 def _with_way_back(cause: Cause, known: Known) -> str:

@@ -191,10 +191,12 @@ def test_what_lasts_is_one_finding_and_what_is_over_only_if_it_began_together() 
     assert [f.layers for f in group(over)] == [("L1", "L2"), ("L3", "L4"), ("L5",)]
 
 
-def test_a_recovered_episode_needs_nothing() -> None:
+def test_a_recovered_episode_needs_nothing_unless_it_returned() -> None:
     advice = alone(episode("COLLAPSE", recovered_at=1600))
     assert advice.verdict.endswith("from step 950 to 1,600, recovered")
     assert advice.next.startswith("Nothing now; if it returns: ")
+    again = alone(episode("COLLAPSE", recovered_at=1600, recurrence=1))
+    assert again.next.startswith("It returned: ")
 
 
 def test_findings_are_ordered_active_first_then_by_severity_then_causes_first() -> None:

@@ -301,7 +301,6 @@ class Oscillation(Rule[OscillationLimits, Memory]):
 
 
 def _usual(rows: Sequence[Sequence[int]]) -> float:
-    """The effective experts of the median step."""
     return median(measures.effective_experts(row) or 0.0 for row in rows)
 
 
