@@ -202,7 +202,7 @@ def print_data(text: str) -> None:
 
 def print_wrapped(text: str) -> None:
     """In a terminal, its lines are wrapped; what follows a label stays beside it."""
-    lines = text.splitlines()
+    lines = text.split("\n")
     if sys.stdout.isatty():
         wrapper = textwrap.TextWrapper(
             shutil.get_terminal_size().columns, break_long_words=False, break_on_hyphens=False
