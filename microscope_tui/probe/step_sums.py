@@ -85,7 +85,6 @@ class StepSums:
 
 
 def rows_of(sites: Sequence[Site], passes: Sequence[int], top_k: Sequence[int]) -> list[Row]:
-    """One for every pass."""
     rows: list[Row] = []
     for place, (site, number, k) in enumerate(zip(sites, passes, top_k, strict=True)):
         kind = site.scores.kind if site.scores else None

@@ -113,7 +113,6 @@ class CountsReader(RecordReader):
         return self._run
 
     def _flush(self) -> Iterator[Record]:
-        """The records that wait for later steps, when no more will come."""
         return iter(()) if self._run is None else self._run.flush()
 
 
@@ -186,7 +185,6 @@ class DumpReader(CountsReader):
             yield 1.0, record
 
     def _look(self) -> dict[Path, Stamp]:
-        """The files that are there now, in the order of their names."""
         paths = files_of(self.path, self.names, MOST_FILES + 1)
         if len(paths) > MOST_FILES:
             raise Unreadable(

@@ -264,7 +264,6 @@ class MegatronReader(CountsReader):
         records += self._flush()
 
     def _until(self, end: int, last: int | None = None) -> Iterator[Record]:
-        """The records of the steps before ``end``, and of the step ``last``."""
         for step in sorted(self._steps):
             if step >= end and step != last:
                 break

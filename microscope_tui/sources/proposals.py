@@ -291,7 +291,6 @@ def _matrix(
 
 
 def _word(text: str) -> str:
-    """The last word before a number, or nothing."""
     return str(_LAST_WORD.findall(text)[0]).lower()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from textual.css.query import NoMatches
 
 from microscope_tui.app import PictureRequest, draw
 from microscope_tui.app.rows import Rows, Tiles
@@ -269,5 +270,9 @@ async def test_a_screen_that_closes_is_not_drawn(collapsed: Path) -> None:
         closed = app.screen
         await app.app.pop_screen()
         await closed.redraw()  # type: ignore[attr-defined]  # its parts are gone already
+        await app.screen.query("#verdict").remove()
+        with pytest.raises(NoMatches):
+            await app.screen.redraw()
         app.app.exit()
+        await app.screen.redraw()
         await RunsScreen(app.session).redraw()  # has none yet

@@ -6,7 +6,7 @@ with a screen of its own would lose keys that are typed fast to the screen below
 
 import asyncio
 from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
 from typing import ClassVar, Literal, Union
@@ -156,6 +156,13 @@ class BaseScreen(Screen[None]):
             await self.redraw()
 
     async def redraw(self) -> None:
+        try:
+            await self.draw_all()
+        except NoMatches:  # at exit the parts of a screen are removed before the screen
+            if self.is_attached and self.is_current:
+                raise
+
+    async def draw_all(self) -> None:
         columns, rows = self.room
         view = self.session.view(self.points(), self.ribbon_columns(), self.layers_in_detail())
         if view is None or self.draw_small(view):
@@ -212,8 +219,7 @@ class BaseScreen(Screen[None]):
     async def redraw_if_current(self) -> None:
         """A screen below another one redraws when it comes back."""
         if self.is_current:
-            with suppress(NoMatches):  # at exit the parts of a screen are removed before the screen
-                await self.redraw()
+            await self.redraw()
 
     @property
     def busy(self) -> bool:

@@ -87,7 +87,7 @@ class MainScreen(RunScreen):
             return Tiles(self.session.glyphs, self.session.shades, id=part)
         return super().made(part)
 
-    async def redraw(self) -> None:
+    async def draw_all(self) -> None:
         columns, rows = self.room
         session = self.session
         watch = session.watch

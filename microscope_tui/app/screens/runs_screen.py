@@ -59,7 +59,7 @@ class RunsScreen(ListScreen):
         self._layout = None
         return (time.monotonic(),)
 
-    async def redraw(self) -> None:
+    async def draw_all(self) -> None:
         columns, rows = self.room
         layout = self._layout
         if layout is None or layout.width != columns or self._listed != self.pattern:

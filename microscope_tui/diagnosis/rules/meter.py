@@ -378,7 +378,6 @@ def _fault(**facts: float | str | tuple[int, ...]) -> Reading:
 
 
 def _unrouted(view: StepView, index: int) -> int:
-    """Pairs of a router that chose no real expert."""
     pairs = value_at(view.record.router.unrouted, index)
     return 0 if pairs is None or not 0 <= pairs < math.inf else round(pairs)
 
