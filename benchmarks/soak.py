@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from glob import glob
 from pathlib import Path
-from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
+from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM, default_int_handler, signal
 from statistics import linear_regression
 from tempfile import mkdtemp
 
@@ -344,6 +344,7 @@ def started() -> list[int]:
 
 
 def main() -> None:
+    signal(SIGINT, default_int_handler)  # a shell lets a job in the background ignore it
     options = options_of(__doc__, seconds=1200.0, seed=random.randrange(1 << 32))
     folder = Path(mkdtemp(prefix="moe-microscope-soak-"))
     print(f"{machine()}\nseed {options.seed}, {options.seconds:.0f} s in {folder}", flush=True)
