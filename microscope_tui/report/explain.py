@@ -96,4 +96,4 @@ def _typical_remedy(name: str) -> str | None:
     at: dict[str, Any] = {"onset": 1, "alarm": 1, "last": 1, "value": 0.0, "limit": 0.0}
     episode = Episode(rule=name, router_index=0, router=router, severity=Severity.WARN, **at)
     _, remedy = RULES[name].words(episode, run)
-    return f"{remedy[0].upper()}{remedy[1:]}.".replace(" 0.001 ", " (for example) 0.001 ")
+    return f"For example: {remedy}."
