@@ -73,6 +73,7 @@ TOP_K = (
     "experts_per_token", "moe_top_k", "moe_topk",
 )  # fmt: skip
 _VIO = ("max_vio", "min_vio", "avg_vio")
+_NOT_TRAINING = r"(?!(?:eval|evaluation|val|valid|validation|test|aux)(?:[_.-][\w.-]*)?/)"
 _ROLE = re.compile(r"(?:^|/)(actor|critic|ref|reward|rollout|teacher)/")
 _MOST_DEPTH = 6
 _MOST_VALUES = 20_000
@@ -126,7 +127,7 @@ class Rule(msgspec.Struct, frozen=True):
 
 
 def _known(quantity: str, pattern: str, *, of_gates: bool = False) -> Rule:
-    return Rule(quantity, re.compile(rf"(?:[\w.-]+/)?{pattern}"), of_gates)
+    return Rule(quantity, re.compile(rf"(?:{_NOT_TRAINING}[\w.-]+/)?{pattern}"), of_gates)
 
 
 _L, _E = r"(?P<layer>\d{1,5})", r"(?P<expert>\d{1,6})"

@@ -58,8 +58,8 @@ def test_a_folder_is_one_run_and_its_files_follow_each_other(tmp_path: Path) -> 
 def test_files_written_at_once_are_merged_by_their_time(tmp_path: Path) -> None:
     train = [scalar(step, 1.0) for step in range(1, 2001)]
     written(tmp_path, *train, time=1)
-    evals = [scalar(step, 2.0, "eval/loss", 1000.5 + step) for step in range(100, 2001, 100)]
-    written(tmp_path, *evals, time=2)
+    norms = [scalar(step, 2.0, "grad_norm", 1000.5 + step) for step in range(100, 2001, 100)]
+    written(tmp_path, *norms, time=2)
     reader = TensorBoardReader(tmp_path, Keys())
     rows = all_rows(reader, max_bytes=1000)
     assert [row.step for row in rows] == sorted([*range(1, 2001), *range(100, 2001, 100)])

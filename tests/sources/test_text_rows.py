@@ -97,6 +97,14 @@ def test_steps_and_times_are_found_under_their_usual_names(
     assert (found.step, found.time) == (step, at)
 
 
+@pytest.mark.parametrize("prefix", ["eval", "val", "val-core", "validation", "test", "aux"])
+def test_keys_of_an_evaluation_are_not_those_of_the_training(prefix: str) -> None:
+    keys = Keys()
+    for key in ("loss", "router/tokens_per_expert/1/2"):
+        assert keys[f"{prefix}/{key}"] is None
+        assert keys[f"train/{key}"] == keys[key] is not None
+
+
 @pytest.mark.parametrize("step", [-1, 2**62, 1.5, True, None, "x", [1], float("nan")])
 def test_a_row_without_a_possible_step_is_counted_and_skipped(tmp_path: Path, step: Any) -> None:
     path = written(tmp_path, {"step": step, "loss": 1}, {"step": 7, "loss": 2})
