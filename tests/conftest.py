@@ -119,14 +119,11 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """The log that a test writes or follows."""
     return tmp_path / "metrics.jsonl"
 
 
 @pytest.fixture
 def write_log(tmp_path: Path) -> Callable[..., Path]:
-    """Write records as ``name/metrics.jsonl`` and return the file."""
-
     def write(records: list[Any], name: str = "run") -> Path:
         path = tmp_path / name / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,8 +145,6 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def scenario(tmp_path: Path) -> Callable[..., Path]:
-    """Write a synthetic run and return its folder."""
-
     def write(name: str, seed: int = 0, **shape: Any) -> Path:
         folder = tmp_path / f"{name}-{seed}"
         write_run(folder, SCENARIOS[name], shape=Shape(**shape), seed=seed)

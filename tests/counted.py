@@ -12,7 +12,6 @@ from moe_model.training.world import World
 
 
 def counter_of(model: LanguageModel, *micro_batches: Sequence[Routing]) -> RoutingCounter:
-    """The counter after a step of one process."""
     counter = RoutingCounter(model.config, model.routers)
     for routings in micro_batches:
         counter.add(routings)

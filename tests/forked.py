@@ -69,12 +69,10 @@ class Program:
         return self.poll()
 
     def printed(self) -> tuple[str, str]:
-        """Standard output and standard error so far."""
         output, errors = (text_of(file) for file in (self._output, self._errors))
         return output, errors
 
     def communicate(self, timeout: float = 120) -> tuple[str, str]:
-        """What the program has printed, after its end."""
         self.wait(timeout)
         found = self.printed()
         self.close()
@@ -108,8 +106,6 @@ def text_of(file: IO[bytes]) -> str:
 
 
 class ForkServer:
-    """Starts programs; ends them and itself on ``close``."""
-
     def __init__(self, imports: str) -> None:
         """``imports``: what is imported beforehand, ``trainer`` or ``viewer``."""
         self._control, theirs = socket.socketpair()

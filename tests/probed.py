@@ -34,7 +34,6 @@ def tokenized(text: str) -> list[bytes]:
 
 
 def class_of(token: bytes, slice_: str) -> str:
-    """The planted class of a token."""
     text = token.decode("utf-8", "replace")
     if b"\n" in token:
         return "break"

@@ -17,8 +17,6 @@ ESCAPED = ("NO_COLOR", "COLUMNS", "LINES", "TEXTUAL_COLOR_SYSTEM")
 
 
 class Terminal:
-    """A program and its screen, kept by pyte."""
-
     def __init__(self, command: Sequence[str], columns: int, rows: int, **environment: str) -> None:
         """Start ``command``; ``environment`` is added to ours."""
         self.screen = pyte.Screen(columns, rows)
@@ -39,7 +37,6 @@ class Terminal:
         return "\n".join(self.screen.display)
 
     def read(self, seconds: float) -> bytes:
-        """Read what the program writes in the next ``seconds``."""
         end, got = time.monotonic() + seconds, b""
         while (left := end - time.monotonic()) > 0:
             if not select.select([self._file], [], [], left)[0]:
@@ -57,7 +54,6 @@ class Terminal:
         return got
 
     def wait_for(self, *texts: str) -> None:
-        """Read until each of them was on the screen."""
         for text in texts:
             end = time.monotonic() + 20.0
             while text not in self.text and time.monotonic() < end:
@@ -86,7 +82,6 @@ class Terminal:
         return self._code
 
     def hang_up(self) -> None:
-        """Close the window of the program."""
         os.close(self._file)
         self._file = os.open(os.devnull, os.O_RDWR)
 

@@ -233,7 +233,6 @@ def _canvas(
 
 
 def _cells(text: str, size: tuple[int, int], roles: Sequence[str]) -> list[list[Cell]]:
-    """The picture as cells: colours are the numbers of the series."""
     width, height = size
     rows: list[list[Cell]] = [[]]
     role = ""

@@ -132,7 +132,6 @@ def save_view(logs: Path, view: SavedView) -> str | None:
 
 
 def _place_of(logs: Path) -> tuple[str, Path]:
-    """The folder by its one real name, and the file for it."""
     folder = os.fsencode(os.path.realpath(logs))
     name = hashlib.sha256(folder).hexdigest()[:16]
     return folder.decode("utf-8", "replace"), state_folder() / "views" / f"{name}.json"

@@ -332,7 +332,6 @@ class Session:
 
 
 def _moment(pinned: PinnedRun, step: int) -> Reference | str:
-    """The step, or why there is none. Reads from the disk."""
     try:
         return pinned.at(step)
     except NothingToCompare as problem:

@@ -91,7 +91,6 @@ def export(
 
 
 def _read(run: RunFile, experts: bool) -> Iterator[Row]:
-    """Exits if it cannot be read."""
     try:
         yield from rows_of(run, experts=experts)
     except (OSError, UnknownFormat) as error:

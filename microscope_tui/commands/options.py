@@ -144,7 +144,6 @@ class CheckOptions:
             fail("--notify-command is empty: give a command for the shell", USAGE)
 
     def _for_judging(self) -> str:
-        """The given options that concern the judgement of a run."""
         judging = [entry.name for entry in fields(self) if entry.name not in _FOR_FORMATS]
         given = [name for name in judging if getattr(self, name) != getattr(DEFAULT_CHECK, name)]
         return ", ".join(f"--{_spelled(name)}" for name in given)

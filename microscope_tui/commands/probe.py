@@ -80,7 +80,6 @@ def probe(model: str, /, *text: str, options: ProbeOptions = DEFAULT_PROBE) -> i
 def _prepare(
     model: str, text: tuple[str, ...], options: ProbeOptions
 ) -> tuple[ProbedModel, list[str], Reading]:
-    """The model, the names of the slices, and the windows of all texts."""
     from microscope_tui.probe import CannotProbe, find_slices, load, read_windows, refuse_unknown
 
     slices = find_slices(text)  # before a model is loaded for minutes
@@ -153,8 +152,6 @@ def _default_folder(name: str) -> Path:
 
 
 class _Messages(logging.Handler):
-    """Prints warnings of the probe on lines of their own."""
-
     def emit(self, record: logging.LogRecord) -> None:
         say(record.getMessage())
 

@@ -83,7 +83,6 @@ def coverage(
 
 
 def _window_length(run: RunFile) -> int | None:
-    """Mean tokens of a window of a probe."""
     try:
         with Routing(run.path.with_name(FILE_NAME)) as routing:
             if not routing.tokens:

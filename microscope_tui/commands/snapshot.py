@@ -185,7 +185,6 @@ def _drawn(
 
 
 def _probe_of(run: RunFile | RunWatch) -> Routing:
-    """Exits if it cannot be read."""
     path = run.path.with_name(FILE_NAME)
     try:
         return Routing(path)

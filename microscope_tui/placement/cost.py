@@ -177,7 +177,6 @@ def _with_model(
 def _loads(
     entry: StepEntry, sizes: tuple[int, ...], ranks: int, nodes: int
 ) -> list[tuple[float, float, float, int]]:
-    """The fields of ``_Loads``, by layer; zeros without counts."""
     rows = copy(entry).matrices().tokens_per_expert  # a copy, since the entry would keep them
     found = [(0.0, 0.0, 0.0, 0)] * len(sizes)
     for index, (row, size) in enumerate(zip(rows, sizes, strict=True)):

@@ -355,7 +355,6 @@ def text_config(model: Any) -> Any:
 
 
 def _family(module: nn.Module) -> str:
-    """The folder of transformers that a class comes from, if any."""
     parts = type(module).__module__.split(".")
     return parts[2] if parts[:2] == ["transformers", "models"] else ""
 

@@ -55,8 +55,6 @@ class _Hook:
 
 
 class _Seen(NamedTuple):
-    """One call of a router, until it is counted."""
-
     place: int
     own_T: Tensor | None
     """Places of its tokens in the batch, where the site knows them."""
@@ -75,6 +73,8 @@ class ForwardHooks:
         """Whether the current step is counted."""
         self.passes = 0
         """Forward passes of the step that count."""
+        self.spoiled = False
+        """A pass of the step raised after a part of it was counted."""
         self.losses: StepLosses | None = None
         self.tracer: Tracer | None = None
         self.asked: bool | None = None
@@ -108,6 +108,7 @@ class ForwardHooks:
     def reset(self, on: bool) -> None:
         self.on, self.passes, self.outside = on, 0, 0
         self._inside, self._batch = 0, None  # also after a pass that Ctrl-C ended
+        self.spoiled = False
         self.mask = None
         self._seen, self._seen_bytes = [], 0
         self._outputs.clear()
@@ -184,7 +185,7 @@ class ForwardHooks:
         trains, number, of = _micro_batch() or (self.trains, 0, 1)
         if trains != self.trains:
             return
-        given = dict(zip(names, args, strict=False)) | kwargs
+        given = _named(names, args, kwargs)
         self.asked = given.get("output_router_logits")
         mask = given.get("attention_mask")
         if mask is None and self.mask is not None:
@@ -205,19 +206,32 @@ class ForwardHooks:
         self._inside = max(0, self._inside - 1)
         if self._inside == 0 and self._batch is not None:
             batch = self._batch
+            compiling = torch.compiler.is_compiling()
+            if not compiling and output is None and sys.exc_info()[0] is not None:
+                self._discard(batch)
+                return
             self.attempt(self._place)
             self._batch = None
             self._outputs.clear()
             if self._compiled:  # a replayed graph writes its tensors again
                 self.attempt(self.calls.count)
-            if not torch.compiler.is_compiling() and hasattr(output, "aux_loss"):
+            if not compiling and hasattr(output, "aux_loss"):
                 self.returned = output.aux_loss is not None
-            self._check_rows(batch, output)
+            self._check_rows(batch)
             if self.losses is not None:
                 self.losses.add(output, batch.divides_loss)
 
+    def _discard(self, batch: Batch) -> None:
+        """Forget a pass that raised: out of memory, its batch may come again in parts."""
+        self._seen, self._batch = [], None
+        self._outputs.clear()
+        self.passes -= 1
+        self.spoiled = self.spoiled or batch.is_counted
+
     def count(self) -> None:
         """Count all calls so far."""
+        if self._batch is not None:
+            self._batch.is_counted = True
         self._place()
         self._seen_bytes = 0
         self.calls.count()
@@ -227,16 +241,16 @@ class ForwardHooks:
         for one in seen:
             self.calls.add(self._placed(one))
 
-    def _check_rows(self, batch: Batch, output: Any) -> None:
+    def _check_rows(self, batch: Batch) -> None:
         """Fail if a router saw only some of the tokens, of a sequence that is split over ranks."""
         for place, rows in batch.seen.items():
             site = self.sites[place]
             of_batch = batch.rows(site.stack)
-            if not of_batch or rows % of_batch == 0 or output is None:  # None: an exception
+            if not of_batch or rows % of_batch == 0:
                 continue
             if rows * self._ranks.tensor_size % of_batch == 0:
                 self.sees_part = True
-            elif self._ranks.size > 1 or batch.real(site.stack) is not None:
+            elif self._ranks.tensor_size > 1 or batch.real(site.stack) is not None:
                 what = f"{site.name} ({site.path}) saw {rows % of_batch} of {of_batch} tokens"
                 self.fail(ValueError(f"{what} of the batch: it is not known which these are"))
 
@@ -274,6 +288,8 @@ class ForwardHooks:
             if self._seen_bytes > WAITING_BYTES:
                 self.count()
             return
+        assert self._batch is not None
+        self._batch.is_counted = True
         self.calls.add(self._placed(seen))
         (counted,) = self.calls.count()
         weights_TK = choice.weights_TK
@@ -312,6 +328,8 @@ class ForwardHooks:
         if of_batch is None:
             return before // rows, None
         if before % of_batch + rows > of_batch:
+            if batch.real(site.stack) is None and self._ranks.tensor_size == 1:
+                return before // rows, None  # all are real, as where the model adds tokens
             raise ValueError(
                 f"{site.name} ({site.path}) is called with {rows} rows and the batch has "
                 f"{of_batch} tokens: it is not known which of them these are"
@@ -339,6 +357,14 @@ class ForwardHooks:
             _logger.warning("no mean_output_norm of %s: %r", self.sites[place].name, error)
             return
         counted.tally.add_values(NORMS, torch.stack(norms, dim=-1), counted.slots_LTK)
+
+
+def _named(names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    given = dict(zip(names, args, strict=False)) | kwargs
+    for value in [*given.values()]:
+        if isinstance(value, Mapping) and "input_ids" in value:  # the whole batch
+            given = {**value, **given}
+    return given
 
 
 def _micro_batch() -> tuple[bool | None, int, int] | None:
@@ -378,6 +404,8 @@ class Batch:
         self._given = given
         self.seen: defaultdict[int, int] = defaultdict(int)
         """Rows of each router so far."""
+        self.is_counted = False
+        """Some of its calls are in the sums of the step."""
         self.divides_loss = given.get("num_items_in_batch") is not None
         """The model divides its loss by the tokens of the whole step, not of this batch."""
         self._real: dict[str, Tensor | None] = {}

@@ -88,7 +88,6 @@ def profile(model: nn.Module) -> str:
 def _balance(
     model: nn.Module, config: Any, sites: Sequence[Site], aux: AuxLoss, frozen: int
 ) -> dict[str, Any]:
-    """How the routers are balanced, as far as the model and its configuration show."""
     always = {"frozen_routers": frozen} if frozen else {}
     if known := next((site.balance for site in sites if site.balance), None):
         return known | always

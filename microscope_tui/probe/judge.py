@@ -202,7 +202,6 @@ def _word(finding: Finding) -> str:
 
 
 def _settings(run: RunRecord) -> RunRecord:
-    """The part of a header that a resumed run has in common with the run before."""
     return replace(run, run="", time=None, resumed_at_step=None)
 
 

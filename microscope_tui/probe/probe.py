@@ -69,7 +69,7 @@ class Probe:
         self.stops = self.wants_stop = False
         """``stops``: the training should end, on all ranks. Rank 0 requests it by ``wants_stop``;
         the sum of the next logged step passes it on."""
-        self._folder, self._mode, self._every = folder, mode, every
+        self.folder, self._mode, self._every = folder, mode, every
         self._saliency, self._on_alert, self._trainer_args = saliency, on_alert, trainer_args
         self._planned_steps, self._part = planned_steps, part
         self.layout: Layout | None = None
@@ -98,6 +98,7 @@ class Probe:
         If ``resumed``, the log has earlier steps; ``judgement``: state of the judge after them.
         """
         self._step, self._resumed = step - 1, resumed or step > 1
+        self._timed_step = self._step
         self._judgement = judgement
         self._tick = time.perf_counter()
         self._next()
@@ -128,12 +129,15 @@ class Probe:
 
         Args:
             loss: Next-token cross-entropy of this rank in nats; the log holds the mean over ranks.
-            losses: Other loss terms, unweighted, by name.
+            losses: Other loss terms, unweighted, a mapping by name.
             step: Its number, if it is not the next one.
             scalars: Other numbers for the line, for example ``learning_rate`` (or ``lr``).
         """
         if "lr" in scalars:
             scalars.setdefault("learning_rate", scalars.pop("lr"))
+        if losses is not None and not isinstance(losses, Mapping):
+            self._once("losses is a %s and left out: pass a mapping", type(losses).__name__)
+            losses = None
         self._step = self._step + 1 if step is None else int(step)
         due, self.hooks.on = self.hooks.on, False
         if due:
@@ -179,7 +183,8 @@ class Probe:
         """
         self.hooks.detach()
         self._read_sum()
-        claimed.discard(self._folder)
+        self.is_over, self.hooks.on = True, False
+        claimed.discard(self.folder)
         if self._log is not None:
             self._log.end(self._step, reason)
             self._log = None
@@ -220,8 +225,9 @@ class Probe:
             vector = layout.vector((), extra, ranks.rank, ranks.size)
         self._together(ranks.start, vector, self._step)
         now = time.perf_counter()
-        seconds, self._tick = (now - self._tick) / self._every, now
-        own = {"step": self._step, "step_time_s": seconds, "memory_bytes": _memory_bytes()}
+        self._seconds = (now - self._tick) / max(1, self._step - self._timed_step)
+        self._tick, self._timed_step = now, self._step
+        own = {"step": self._step, "step_time_s": self._seconds, "memory_bytes": _memory_bytes()}
         self._sum = vector, _now(losses or {}), own | _now(scalars)
         if ranks.size == 1:
             self._read_sum()
@@ -252,7 +258,6 @@ class Probe:
             self._unpadded = [site.name for site, own in pairs if site.sees_text and not own]
 
     def _seen(self) -> list[tuple[Any, int, int, bool]]:
-        """Of every router: a mark of its weights, passes, k, and whether padding is left out."""
         found: list[tuple[Any, int, int, bool]] = []
         for place, site in enumerate(self.sites):
             calls = {n: k for (at, n), k in self.hooks.calls.seen.items() if at == place}
@@ -291,8 +296,7 @@ class Probe:
             return
         self._logged = scalars["step"]
         self._stop_requested = sums.extra[EXTRA.index("stop")] > 0
-        seconds = scalars["step_time_s"]
-        rate = max(sums.tokens, default=0) / seconds if seconds > 0 else None
+        rate = max(sums.tokens, default=0) / self._seconds if self._seconds > 0 else None
         scalars = {"tokens_per_s": rate, **scalars}
         record = hooks.attempt(step_record, sums, layout.rows, self._saliency, losses, scalars)
         if record is None:
@@ -317,15 +321,18 @@ class Probe:
     def _vector(self, layout: Layout, loss: Any) -> Tensor:
         """What this rank adds to the step; only its state if it does not count."""
         hooks, ranks = self.hooks, self.ranks
-        counts = ranks.counts(hooks.sees_part) and not hooks.problem
+        lost = bool(hooks.problem) or hooks.spoiled
+        counts = ranks.counts(hooks.sees_part) and not lost
         parts = list(hooks.calls.parts(layout.num_experts))
         device = parts[0][1].device if parts else torch.device("cpu")
         extra = torch.zeros(len(EXTRA), dtype=torch.float64, device=device)
-        extra[0] = float(bool(hooks.problem))
+        extra[0] = float(lost)
         extra[1] = float(hooks.passes if counts else 0)
         extra[2] = float(self.wants_stop)
         if counts and hooks.losses is not None:
             extra[3:7] = hooks.losses.read(device)
+        listed = {(row.place, row.number) for row in layout.rows}
+        extra[7] = len(hooks.calls.seen.keys() - listed)
         if counts and loss is not None:
             loss = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
             extra[3], extra[4] = loss.double().mean(), 1.0
@@ -377,9 +384,12 @@ class Probe:
             )
         elif lacking:
             self._once(
-                "%s not seen; where layers were replaced after attach, detach and attach again",
+                "%s not seen; where layers were replaced after attach, detach and attach again; "
+                "of a layer that runs a varying number of times only some passes are logged",
                 shortened(lacking),
             )
+        if sums.extra[EXTRA.index("unlisted")]:
+            self._once("layers run more often than in the first logged step: not all is logged")
         if self.hooks.outside:
             self._once(
                 "routers run outside the forward of the model that was given to attach, and are "
@@ -406,8 +416,8 @@ class Probe:
         if not self._is_whole:  # these are of one stage
             del described["model"]["parameters"]
         return RunRecorder(
-            self._folder,
-            run=(self._folder.parent if self._part else self._folder).name,
+            self.folder,
+            run=(self.folder.parent if self._part else self.folder).name,
             part=self._part or UNSET,
             planned_steps=self._planned_steps,
             resumed_at_step=self._logged if self._resumed else None,
@@ -431,7 +441,6 @@ def _report(alert: Alert, when: str) -> None:
 
 
 def _memory_bytes() -> int:
-    """Peak memory of the device, else of the process."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return int(torch.cuda.max_memory_allocated())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

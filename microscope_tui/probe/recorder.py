@@ -221,8 +221,6 @@ class RunRecorder:
     def _judge_step(
         self, head: Mapping[str, Any], counts: _Counts, biases: Sequence[array[float]]
     ) -> list[Mapping[str, Any]]:
-        """Judge the step; return the events of its alerts, to be written right after its line."""
-
         def counted(index: int) -> list[int] | None:
             row = counts[index] if counts else None
             return None if row is None else row.tolist()

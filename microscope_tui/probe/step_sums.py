@@ -25,10 +25,10 @@ Values = list[float | None]
 SUMS = ("entropy", "z_loss", "selected_mass", "margin")
 """Sums over the real tokens that had logits."""
 MEANS = (*SUMS, "mean_entropy", "max_logit")
-EXTRA = ("failed", "passes", "stop", "loss", "losses", "aux", "auxes")
+EXTRA = ("failed", "passes", "stop", "loss", "losses", "aux", "auxes", "unlisted")
 """Further numbers in the vector of a probe: failed ranks, forward passes, whether rank 0 requests
-the training to stop, sums of losses and how many; then the squared gradient norm of every row, what
-``Looks.vector`` returns."""
+the training to stop, sums of losses and how many, passes through routers that the log has no row
+for; then the squared gradient norm of every row, what ``Looks.vector`` returns."""
 _OWN_KEYS = ("kind", "time", "expert_bias", "mean_weight", "mean_output_norm", "incomplete")
 """Keys of a line that no further number may replace."""
 
@@ -211,7 +211,8 @@ def step_record(
     counts = [None if none else row for none, row in zip(unseen, sums.counts, strict=True)]
     record = {name: value for name, value in scalars.items() if name not in _OWN_KEYS}
     record |= {"tokens": max(sums.tokens, default=0) or None, "tokens_per_expert": counts}
-    record["router"] = summaries(sums, rows, sums.extra[len(EXTRA) :][: len(rows)])
+    record["router"] = _mapping(scalars.get("router"))
+    record["router"] |= summaries(sums, rows, sums.extra[len(EXTRA) :][: len(rows)])
     record["loss"] = _mean(extra["loss"], extra["losses"])
     record["losses"] = {**(losses or {})}
     if (aux := _mean(extra["aux"], extra["auxes"])) is not None:
@@ -224,6 +225,10 @@ def step_record(
     if lacking := _incomplete(extra, rows, unseen):
         record["incomplete"] = lacking
     return record
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
 
 
 def _mean(total: float, number: float) -> float | None:
@@ -245,6 +250,8 @@ def _incomplete(extra: Mapping[str, float], rows: Sequence[Row], unseen: Sequenc
     lacking = [f"{failed} ranks did not count"] if failed else []
     if extra["passes"] and names:
         lacking.append(f"not seen: {shortened(names)}")
+    if extra["unlisted"]:
+        lacking.append("more passes through routers than in the first logged step")
     return "; ".join(lacking) or ("" if extra["passes"] else "no forward pass was counted")
 
 

@@ -26,6 +26,8 @@ from microscope_tui.probe.probe import Probe
 from microscope_tui.probe.sites import Adapter, Site
 
 _logger = logging.getLogger(__name__)
+_running: dict[Path, Probe] = {}
+"""By run folder; a training that raised leaves its probe here."""
 
 
 class MicroscopeCallback(TrainerCallback, ExportableState):
@@ -77,15 +79,17 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         """A Trainer that resumes has set its step already."""
-        if self.probe is not None:
-            self.probe.detach("stopped")
         kept = (state.stateful_callbacks or {}).get(type(self).__name__)
         attributes = kept["attributes"] if isinstance(kept, dict) else vars(self)
         text, marked = attributes.get("kept"), attributes.get("marks") or []
         run = self._run or args.run_name or Path(args.output_dir).name or "run"
-        self.probe = attach(
+        folder = (self._logs / run).resolve()
+        for left in (self.probe, _running.pop(folder, None)):
+            if left is not None:
+                left.detach("failed")
+        self.probe = _running[folder] = attach(
             kw["model"],
-            self._logs / run,
+            folder,
             every=self._every,
             routers=self._routers,
             saliency=self._saliency,
@@ -159,6 +163,7 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
                 _logger.info("%s", verdict)
             reason = "finished" if state.global_step >= state.max_steps else "stopped"
             self.probe.detach("collapse" if self.probe.stops else reason)
+            _running.pop(self.probe.folder, None)
             self.probe = None
 
     def state(self) -> dict[str, Any]:

@@ -133,7 +133,6 @@ def no_run(path: Path, problem: str) -> Judgement:
 
 
 def _read_to(watch: RunWatch) -> str | None:
-    """How far a log was read, if not to its end."""
     if watch.complete or watch.latest is None:
         return None
     last = glance(watch.path).last

@@ -100,7 +100,6 @@ def format_json(report: FormatReport) -> dict[str, Any]:
 
 
 def _read(chunks: Iterator[bytes], validator: LogValidator, splitter: LineSplitter) -> None:
-    """Check all lines, and what the splitter hides from the validator."""
     torn = False
     for chunk in chunks:
         validator.line = splitter.line_number + 1

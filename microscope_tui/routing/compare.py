@@ -193,8 +193,6 @@ def _refuse_others(a: Routing, b: Routing, token_ids: bool) -> None:
 
 
 class _Piece:
-    """Some tokens of one layer in both files."""
-
     def __init__(
         self, a: Routing, b: Routing, layer: int, start: int, end: int, flags: bytearray
     ) -> None:

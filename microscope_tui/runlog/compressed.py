@@ -108,7 +108,6 @@ class _Gzip:
 
 
 def _new_decoder(path: Path) -> tuple[Any, type[Exception]]:
-    """A decoder, and what it raises for damage."""
     if path.suffix != ".zst":
         return _Gzip(), zlib.error
     try:

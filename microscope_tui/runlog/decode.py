@@ -344,7 +344,6 @@ def _balance(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _training(fields: dict[str, Any]) -> dict[str, Any]:
-    """What is trained; what cannot be read is left out."""
     adapters = [*_mapping(fields, "adapters").items()][:20]
     share = fields.get("expert_weights")
     missing = fields.get("missing_targets")
@@ -394,7 +393,6 @@ def _number(value: Any) -> float | None:
 
 
 def _integer(value: Any) -> int | None:
-    """A finite JSON number without a fraction."""
     known = _number(value)
     if known is None or not math.isfinite(known) or known != int(known):
         return None

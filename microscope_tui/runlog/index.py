@@ -263,7 +263,6 @@ def find_step(path: Path, run: RunRecord, step: int, start: int, end: int) -> St
 
 
 def _step_after(file: int, start: int, end: int) -> tuple[int, int] | None:
-    """Offset and number of the first step that begins between ``start`` and ``end``."""
     while (found := line_after(file, start, end)) is not None:
         at, line = found
         with suppress(BadLine, UnknownFormat):

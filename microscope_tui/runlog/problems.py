@@ -320,7 +320,6 @@ def shown(value: Any, max_cells: int = 40) -> str:
 
 @lru_cache(maxsize=1024)
 def _likely(key: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    """What ``key`` may mean, best first."""
     plain = key.lower().replace("-", "_")
     other = _MEANT.get(plain)
     if other in known:

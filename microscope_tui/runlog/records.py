@@ -117,7 +117,7 @@ RUN: dict[str, Rule] = {
     **dict.fromkeys(("run", "part"), str),
     "time": TIME,
     "planned_steps": POSITIVE,
-    "resumed_at_step": POSITIVE,
+    "resumed_at_step": COUNT,
     "profile": ("pretrain", "finetune", "eval"),
     "world_size": POSITIVE,
     "expert_parallel_size": POSITIVE,

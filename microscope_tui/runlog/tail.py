@@ -265,7 +265,6 @@ class Tail(Source):
         return True
 
     def _next(self, file: int, max_bytes: int) -> bytes:
-        """What follows ``offset``, which moves behind it."""
         if self._max_line_bytes is not None:
             return self._next_lines(file, max_bytes, self._max_line_bytes)
         data = os.pread(file, max_bytes, self.offset)

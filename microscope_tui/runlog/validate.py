@@ -152,7 +152,6 @@ class LogValidator(Problems):
             self.unexpected(key, key, missing, "a list of names")
 
     def _model(self, model: Any, source: dict[str, Any]) -> _Promise:
-        """What the model of a run record declares."""
         counts = source.get("counts") or "exact"
         if not isinstance(model, dict):
             self.routers = None
@@ -239,7 +238,6 @@ class LogValidator(Problems):
                 self.say("reason", value=said["reason"], known=", ".join(form.END_REASONS))
 
     def _contents(self, record: dict[str, Any]) -> None:
-        """All of a step but its place in the run."""
         keys = list(record)
         present = [key for key in form.MATRICES if key in record]
         if keys[0] != "kind" or keys[len(keys) - len(present) :] != present:

@@ -104,8 +104,6 @@ def run_along(
 
 
 class _Biases:
-    """The balancing biases, counted in updates."""
-
     def __init__(self, shape: Shape, course: Course, rng: random.Random) -> None:
         self._rng, self._unheeded = rng, course.unheeded
         self._per_unit = 1 / course.bias_update_rate if course.bias_update_rate else None
@@ -138,8 +136,6 @@ class _Biases:
 
 
 class _Signals:
-    """What a trainer logs besides the counts."""
-
     def __init__(self, shape: Shape, course: Course, rng: random.Random) -> None:
         self._shape, self._course, self._rng = shape, course, rng
         self._even = math.log(shape.num_experts)

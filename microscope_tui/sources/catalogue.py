@@ -315,7 +315,6 @@ class Search:
     def _found(
         self, file: Path, place_of: Callable[[Format], Path | None]
     ) -> tuple[list[RunFile], bool]:
-        """The runs in ``file``, and whether readings of routers are known in them."""
         named = self.request.source
         for rules in (self.request.rules, _ANY):
             for form in [FORMATS[named]] if named else FORMATS.values():

@@ -127,7 +127,6 @@ class DatabaseReader(RowReader):
         """The row of the selected columns; ``BadLine`` if it is skipped."""
 
     def _ended(self, tables: Tables, run: Run) -> str:
-        """Why the run ended, if the database holds that."""
         return ""
 
     def read(self, max_bytes: int = 1 << 20) -> Rows:

@@ -148,8 +148,6 @@ def float32(data: Bytes, header: GgufHeader, name: str) -> list[float]:
 
 
 class _Cursor:
-    """Reads the header from its start on."""
-
     def __init__(self, data: Bytes) -> None:
         self.data = data
         self.at = 0

@@ -319,7 +319,6 @@ def _as_matrix(
 def _rows(
     keys: Mapping[tuple[str, ...], str], columns: Mapping[int, str], values: Mapping[str, _Series]
 ) -> Mapping[int, Mapping[int, _Series]] | None:
-    """The numbers by layer and expert; ``None`` if a layer lacks an expert."""
     at = {name: column for column, name in columns.items()}
     rows: dict[int, dict[int, _Series]] = {}
     for numbers, key in keys.items():

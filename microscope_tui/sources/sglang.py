@@ -191,7 +191,6 @@ def _load(data: Bytes, path: Path) -> Tensor | list[Pass]:
 
 
 def _rows_of(data: Bytes, counts: Tensor, index: int | None = None) -> list[list[int]]:
-    """``[layers][experts]`` of one forward pass."""
     flat = counts.numbers(data, index)
     if flat and not 0 <= min(flat) <= max(flat) <= _MOST_COUNT:
         raise data.broken("a count is negative or too large; is it such a dump?")

@@ -204,7 +204,6 @@ def _state(path: Path, head: int) -> _State:
 
 @contextmanager
 def _readable(path: Path, changed: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Errors of SQLite as ``Unreadable`` or ``Busy``."""
     name = safe_text(path.name)
     try:
         yield

@@ -145,8 +145,6 @@ class TensorBoardReader(RowReader):
 
 
 class _EventFile:
-    """One event file, and its rows that are not handed out yet."""
-
     def __init__(self, path: Path, decoder: "EventRows") -> None:
         self.bytes = Tail(path, None)
         self.rows: deque[Row] = deque()
@@ -487,7 +485,6 @@ class EventRows:
         return matched({f"{tag}/{expert}": count for expert, count in found.items()}, keys)
 
     def _numbers(self, tag: str, shape: Sequence[int], numbers: Sequence[float]) -> Pairs:
-        """One number, or those of a tensor as of lists in JSON."""
         keys = self._keys
         if len(numbers) < 2:
             target = keys[tag]

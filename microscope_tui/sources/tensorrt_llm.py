@@ -116,8 +116,6 @@ def _ranks(files: "Mapping[int, tuple[Path, bool]]") -> "list[_Rank]":
 
 
 class _Rank:
-    """The tensors of one rank, by iteration; their numbers stay in the file."""
-
     def __init__(self, path: Path, is_raw: bool) -> None:
         self.path = path
         self._is_raw = is_raw

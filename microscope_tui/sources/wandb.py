@@ -438,7 +438,6 @@ class HistoryRows:
         return row if row.targets and 0 <= step < MAX_STEP else None
 
     def _row(self, found: dict[bytes, bytes]) -> tuple[Row, dict[Head, float]]:
-        """The numbers that have a target, and those that the row itself needs."""
         try:
             if len(found) != self._count:
                 raise KeyError
@@ -466,7 +465,6 @@ class HistoryRows:
         return row, {what: number for what, number in others if abs(number) < MAX_STEP}
 
     def _learn(self, found: dict[bytes, bytes]) -> None:
-        """Which items are needed: those with a target, then those that the row itself needs."""
         heads = {head: self._heads[head] for head in found}
         targets = {head: what for head, what in heads.items() if isinstance(what, Target)}
         known = targets | {head: what for head, what in heads.items() if isinstance(what, str)}

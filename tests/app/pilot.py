@@ -30,8 +30,6 @@ def compressed(log: Path) -> Path:
 
 
 class AppPilot:
-    """An app that is running, and its keys."""
-
     def __init__(self, pilot: Pilot[None]) -> None:
         assert isinstance(pilot.app, Microscope)
         self.app, self._pilot = pilot.app, pilot
@@ -50,11 +48,9 @@ class AppPilot:
 
     @property
     def newest_step(self) -> int:
-        """The newest step that was read, shown or not."""
         return self.session.time.newest_step
 
     def view(self) -> RunView:
-        """What the shown step holds, without history."""
         return self.session.glance()
 
     def text(self, *parts: str) -> str:

@@ -23,7 +23,6 @@ SICK = {1: range(100, 999)}
 
 
 def moment(app: AppPilot, which: str) -> list[str]:
-    """Run and step of A or of B."""
     lines = [line.split() for line in app.text("moments").split("\n")]
     return next((line[1:3] for line in lines if line and line[0] == which), ["", ""])
 

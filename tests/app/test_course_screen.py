@@ -18,7 +18,6 @@ def diverging(scenario: Any) -> Path:
 
 
 def listed(app: AppPilot) -> list[str]:
-    """The names in the list, without marks and values."""
     lines = [line[5:].rsplit("  ", 1)[0].strip() for line in app.text("numbers").split("\n")]
     return [line for line in lines[1:] if line]
 

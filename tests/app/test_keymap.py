@@ -37,7 +37,6 @@ SCREENS = {
 
 
 def keymap(text: str) -> dict[str, str]:
-    """The keymap of a config file with these lines in its table."""
     return dict(app.keymap_of(tomllib.loads(f"[keys]\n{text}")["keys"], SCREENS))
 
 

@@ -54,7 +54,6 @@ def sent(colour: Color | None, system: str) -> Color:
 
 
 def seen(colour: Color | None, system: str) -> RGB:
-    """The colour that a terminal shows."""
     arrived = sent(colour, system)
     if system == "standard":
         return tuple(STANDARD_PALETTE[arrived.number])

@@ -162,7 +162,6 @@ def versions() -> str:
 
 
 def words(svg: str) -> list[str]:
-    """The text of a picture alone."""
     return [unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
 
 

@@ -16,7 +16,6 @@ TOKEN_PARTS = ("token-text", "token-panel", "token-title", "token-legend")
 
 
 def routing_of(app: AppPilot) -> Routing:
-    """The file that the screen shows."""
     anatomy = app.session.anatomy
     assert anatomy.routing is not None, anatomy.problem
     return anatomy.routing
@@ -185,7 +184,6 @@ async def test_the_cursor_stays_in_view(probed: Path) -> None:
 
 
 def experts(app: AppPilot) -> list[int]:
-    """The experts of the rows, from above."""
     rows = [line.replace("▶", " ").split() for line in app.text("slice-rows").split("\n")]
     return [int(row[0]) for row in rows if row]
 

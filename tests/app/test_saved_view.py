@@ -31,7 +31,6 @@ in_one_folder = settings(max_examples=60, suppress_health_check=list(HealthCheck
 
 @pytest.fixture(autouse=True)
 def views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the files, below the user's state folder."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     return tmp_path / "state" / "moe-microscope" / "views"
 
@@ -43,7 +42,6 @@ def logs(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def saved(logs: Path, views: Path) -> Path:
-    """The file of the view that is saved of the logs."""
     assert save_view(logs, CHOSEN) is None
     (path,) = views.iterdir()
     return path

@@ -41,7 +41,6 @@ def painted(svg: str) -> dict[str, set[tuple[float, float, float, float]]]:
 
 
 def dots(svg: str) -> list[tuple[int, int]]:
-    """The centres of all dots."""
     found = []
     for path in re.findall(r'<path stroke="#\w+"[^>]* d="([^"]+)"/>', svg):
         for x, y, length in re.findall(r"M(\d+) (\d+)h(\d+)", path):

@@ -108,7 +108,6 @@ async def test_a_long_name_is_shortened_before_state_step_and_loss(scenario: Any
 
 
 def everything(app: AppPilot) -> dict[str, str]:
-    """The text of all parts of the screen that are shown."""
     parts = app.screen.query(Rows).results(Rows)
     return {str(part.id): "\n".join(part.texts) for part in parts if part.size.area}
 

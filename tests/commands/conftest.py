@@ -23,8 +23,6 @@ main()
 
 
 class Following:
-    """``check --follow`` beside us."""
-
     def __init__(self, program: Program) -> None:
         self.program = program
 
@@ -33,14 +31,12 @@ class Following:
         return self.program.poll() is None
 
     def wait_for(self, text: str) -> None:
-        """Until it has printed ``text``, on either stream."""
         until = time.monotonic() + 30.0
         while not any(text in stream for stream in self.program.printed()):
             assert time.monotonic() < until, (text, self.program.printed())
             time.sleep(0.01)
 
     def end(self) -> tuple[int, str, str]:
-        """Wait for its end: exit code, standard output, standard error."""
         code = self.program.wait(60)
         return code, *self.program.communicate()
 

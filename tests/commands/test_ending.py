@@ -34,7 +34,6 @@ class Followed:
         return self.ending.is_over()
 
     def fall_silent(self) -> None:
-        """As if nothing had been written for an hour."""
         long_ago = time.time() - 3600
         os.utime(self.log, (long_ago, long_ago))
         self.watch.read_all()
@@ -48,7 +47,6 @@ def a_step(balanced: Any) -> Callable[[int], dict[str, Any]]:
 
 @pytest.fixture
 def log(write_log: Any, a_step: Any) -> Path:
-    """Twenty steps, no end."""
     return write_log([header(), *map(a_step, range(1, 21))])  # type: ignore[no-any-return]
 
 

@@ -14,8 +14,6 @@ END = {"kind": "event", "event": "end", "step": 450}
 
 
 class Written:
-    """A log that a test writes piece by piece."""
-
     def __init__(self, log: Path) -> None:
         self.lines = log.read_bytes().splitlines(keepends=True)
         self.path = log

@@ -16,7 +16,6 @@ def collapsed(scenario: Any) -> Path:
 
 
 def shown(text: str) -> int:
-    """The step in the header of a snapshot."""
     found = re.search(r"step ([\d,]+)", text.splitlines()[0])
     assert found
     return int(found[1].replace(",", ""))

@@ -18,7 +18,6 @@ GOLDEN = Path(__file__).parents[1] / "sources" / "golden"
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A run of W&B that is at rest."""
     path = tmp_path / "wandb" / "run-1" / "run-a.wandb"
     path.parent.mkdir(parents=True)
     shutil.copy(GOLDEN / "wandb", path)

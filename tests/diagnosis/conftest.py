@@ -66,7 +66,6 @@ def steps(first: int, last: int, sick: Counts = even, **changes: Any) -> list[Re
 
 
 def judge(records: Sequence[Record], criteria: Criteria | None = None) -> Diagnosis:
-    """The diagnosis of these records as lines of a log."""
     judging = Judge("run", criteria or Criteria())
     for entry in RunReader("run").feed(b"".join(json.dumps(r).encode() + b"\n" for r in records)):
         judging.take(entry)
@@ -75,8 +74,6 @@ def judge(records: Sequence[Record], criteria: Criteria | None = None) -> Diagno
 
 @pytest.fixture
 def judged(write_log: Any) -> Any:
-    """Judges records as ``check`` does."""
-
     def read(records: Sequence[Any], **request: Any) -> Judgement:
         path: Path = write_log(records)
         return check(RunFile("run", path, 0.0), CheckRequest(**request))
@@ -85,7 +82,6 @@ def judged(write_log: Any) -> Any:
 
 
 def of(diagnosis: Diagnosis, rule: str) -> Episode:
-    """The one episode of a rule."""
     (found,) = [episode for episode in diagnosis.episodes if episode.rule == rule]
     return found
 

@@ -46,7 +46,6 @@ def explained(
 
 
 def alone(*found: Episode, run: RunRecord = RUN, **known: Any) -> Advice:
-    """The advice on the only finding of a run."""
     ((_, advice),) = explained(*found, run=run, **known)
     return advice
 

@@ -32,8 +32,6 @@ SPREAD = 0.05
 
 @dataclass
 class Routers:
-    """Routers whose bias is updated from their load."""
-
     rate: float
     seed: int = 0
     every: int = 1
@@ -191,7 +189,6 @@ def test_a_fixed_bias_is_not_tested(balance: dict[str, Any], profile: str, moves
 
 
 def log_of(routers: Routers, steps: int, rate: float = 0.001, **changes: Any) -> list[Record]:
-    """The next steps of a run whose header has this rate."""
     names = [f"L{i + 1}" for i in range(len(routers.signs))]
     model = {"layers": [*range(len(names))], "layer_names": names, "score_function": "sigmoid"}
     balance = {"method": "bias", "bias_update_rate": rate, "update": "sign"}

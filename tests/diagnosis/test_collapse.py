@@ -49,7 +49,6 @@ def one_router(
 
 
 def without(records: list[Record], *names: str) -> list[Record]:
-    """The records without some of their numbers."""
     for record in records[1:]:
         for name in names:
             record.pop(name, None)

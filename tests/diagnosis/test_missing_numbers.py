@@ -20,7 +20,6 @@ SUMMARIES: dict[str, Any] = {"model": ONE, "source": {"writer": "test", "counts"
 
 
 def loads(first: int, last: int, load: float) -> list[Record]:
-    """Steps with nothing but ``max_load``."""
     numbers = range(first, last + 1)
     return [{"kind": "step", "step": n, "router": {"max_load": [load]}} for n in numbers]
 

@@ -103,7 +103,6 @@ def weights(kind: str, row: Sequence[float], step: int, period: int) -> Row:
 
 
 def pair(first: str, second: str, method: str, period: int = 2) -> Scenario:
-    """Two sick layers beside one that is well."""
     sick = {1: first, 2: second}
 
     def build(shape: Shape, rng: random.Random) -> Run:

@@ -25,7 +25,6 @@ def advised(diagnosis: Diagnosis, rule: str, step: int | None = None) -> Advice:
 
 
 def sick_then(after: Any) -> Diagnosis:
-    """Collapsed from 200 up to 300."""
     sick: Any = lambda n: even(n) if n < 200 else COLLAPSED if n < 300 else after(n)  # noqa: E731
     return judge([header(), *steps(1, 440, sick)])
 

@@ -38,7 +38,6 @@ def rotating(n: int, experts: int, groups: int, hold: int = 1) -> list[int]:
 
 
 def looked_at(rows: Sequence[list[int]], top_k: int) -> tuple[int, float, float]:
-    """What one look of the rule finds."""
     router = RouterInfo("L1", 1, len(rows[0]), top_k)
     return Oscillation(Context(RunRecord("r", (router,))))._swing(0, list(rows))
 

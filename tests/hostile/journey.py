@@ -115,7 +115,6 @@ def follow(path: Path, rng: random.Random) -> RunWatch:
 
 
 def look(watch: RunWatch, rng: random.Random) -> None:
-    """One picture of the run as it is now."""
     view = view_of(watch, rng.choice([1, 7, 60]), rng.choice([1, 40]), pin(watch))
     if view.step < 0 or not 0.0 <= view.progress <= 1.0 or not 0.0 <= view.judged <= 1.0:
         raise Hurt(f"step {view.step}, read {view.progress}, judged {view.judged}")

@@ -35,7 +35,6 @@ def hostile_log(seed: int) -> bytes:
 
 
 def spoilt_records(rng: random.Random) -> list[Any]:
-    """Records of a run, some of them wrong."""
     writer = Writer(rng)
     length = rng.choice([1, 2, 4, 6, 8, 12, 12, 20]) if rng.random() < 0.93 else 120
     records: list[Any] = [writer.header()] if rng.random() < 0.9 else []
@@ -161,7 +160,6 @@ class Writer:
 
 
 def _replaced(rng: random.Random, record: Record) -> Record:
-    """One value anywhere in the record is another one."""
     spoilt = dict(record)
     place: Any = spoilt
     while True:
@@ -189,7 +187,6 @@ def _renamed(rng: random.Random, record: Record) -> Record:
 
 
 def _resized(rng: random.Random, record: Record) -> Record:
-    """A layer appears, vanishes, or an expert does."""
     key = rng.choice(["tokens_per_expert", "expert_bias", "router", "model"])
     found = record.get(key)
     if isinstance(found, dict):

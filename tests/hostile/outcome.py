@@ -82,7 +82,6 @@ def plain(value: Any) -> Any:
 
 
 def difference(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """Where two outcomes differ; empty where they do not."""
     return "; ".join(
         f"{key}: {str(one[key])[:400]} is not {str(other.get(key))[:400]}"
         for key in one

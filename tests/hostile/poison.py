@@ -55,7 +55,6 @@ RAW_PIECES = [
 
 
 def value(rng: random.Random, depth: int = 0) -> Any:
-    """Anything that JSON can say, and some of what it cannot."""
     chance = rng.random()
     if chance < 0.45 or depth > 3:
         return rng.choice(NUMBERS)

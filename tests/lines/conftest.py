@@ -32,5 +32,4 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunWatc
 
 @pytest.fixture(scope="session")
 def routing(tmp_path_factory: pytest.TempPathFactory) -> Routing:
-    """A probe with planted choices."""
     return Routing(write_probed(tmp_path_factory.mktemp("probe") / "run") / FILE_NAME)

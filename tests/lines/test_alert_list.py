@@ -35,7 +35,6 @@ def roles(entry: Entry, view: RunView) -> list[str]:
 
 
 def marked(entry: Entry, view: RunView) -> list[int]:
-    """The cells of the track in which it was active."""
     return [at for at, role in enumerate(roles(entry, view)) if role != "faint"]
 
 

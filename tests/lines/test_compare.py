@@ -70,7 +70,6 @@ def make_log(write_log: Any, balanced: Any) -> Any:
 
 @pytest.fixture
 def make_run(make_log: Any) -> Any:
-    """The same, read."""
     return lambda *what, **more: open_log(make_log(*what, **more))
 
 

@@ -12,7 +12,6 @@ from tests.probed import SLICES, class_of, texts
 
 
 def table(counts: Sequence[Sequence[int]], noise: Sequence[float] = (0.1, 0.1)) -> SliceTable:
-    """Of one layer: slice → expert."""
     tables = Tables(counts=[[row] for row in counts], noise=noise)
     return slice_table(tables, 0, len(counts), len(counts[0]))
 

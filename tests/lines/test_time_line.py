@@ -21,7 +21,6 @@ def whole(synthetic: Callable[..., RunWatch]) -> RunView:
 
 
 def lasting(view: RunView, seconds: float) -> RunView:
-    """The same run, as long as that."""
     times = [BEGAN + seconds * at / len(view.axis) for at in range(len(view.axis))]
     record: Any = view.record
     changed = type(record)(**{name: getattr(record, name) for name in record.__struct_fields__})

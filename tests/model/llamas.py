@@ -75,7 +75,6 @@ def save(llama: Any, folder: Path, **how: Any) -> None:
 
 
 def upcycle(src: Path, dst: Path, text: Path, *more: str) -> int:
-    """The exit code of the command, on little text."""
     if "--calibration-tokens" not in more:
         more = ("--calibration-tokens", "1024", *more)
     return run_command(app, [str(src), str(dst), "--text", str(text), *more])

@@ -113,7 +113,6 @@ def imported(src: Path) -> LanguageModel:
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder by name."""
     return {k: t for p in sorted(folder.glob("*.safetensors")) for k, t in load_file(p).items()}
 
 

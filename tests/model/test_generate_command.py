@@ -65,8 +65,6 @@ def test_options_that_do_not_fit_are_refused(
 
 
 class Output(io.StringIO):
-    """Standard output, on a terminal or in a pipe."""
-
     def __init__(self, is_terminal: bool) -> None:
         super().__init__()
         self._is_terminal = is_terminal
@@ -95,8 +93,6 @@ def test_generated_text_cannot_control_a_terminal_and_is_data_in_a_pipe(
 
 
 class Bytes:
-    """A tokenizer that can only decode."""
-
     def __init__(self, tokens: list[bytes]) -> None:
         self.tokens = tokens
 

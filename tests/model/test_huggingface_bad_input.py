@@ -25,8 +25,6 @@ Refused = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
-    """The folder of a sound model of a type, written once."""
-
     def write(model_type: str = "deepseek_v3", shards: str = "1GB") -> Path:
         folder = tmp_path_factory.getbasetemp() / f"{model_type}-{shards}"
         if not folder.exists():
@@ -54,8 +52,6 @@ def _nothing_else_is_left(tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """What the command prints when it refuses a folder."""
-
     def words(folder: Path, into: Path = tmp_path / "ours") -> str:
         assert command("import", folder, into) == 64
         return capsys.readouterr().err

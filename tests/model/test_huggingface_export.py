@@ -27,7 +27,6 @@ from tests.model.published import assert_same, command, our_logits, tensors, the
 
 
 def write_run(model: LanguageModel, run: Path, vocabulary: str = "ab") -> Path:
-    """A run as the trainer leaves it."""
     Checkpoints(run).save(LATEST, 3, lambda folder: write_checkpoint(folder, model, vocabulary))
     return run
 

@@ -16,7 +16,6 @@ Damage = Callable[[Path], object]
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a Llama of random weights."""
     folder = tmp_path_factory.mktemp("llama") / "plain"
     save(random_llama(vocab_size=len(set(python_docs("--text")))), folder)
     return folder

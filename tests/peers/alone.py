@@ -9,7 +9,6 @@ import torch.distributed as dist
 
 @contextmanager
 def process_group(folder: Path) -> Iterator[None]:
-    """A group of this process alone."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=0, world_size=1)
     try:
         yield

@@ -34,7 +34,6 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trackio_storage(folder: Path) -> Any:
-    """How Trackio stores, in ``folder``."""
     storage: Any = importlib.import_module("trackio.sqlite_storage")
     storage.TRACKIO_DIR = folder
     return storage.SQLiteStorage

@@ -34,8 +34,6 @@ def together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Model(nn.Module):
-    """Two of its MoE layers."""
-
     def __init__(self, **options: Any) -> None:
         from deepspeed.moe.layer import MoE
 

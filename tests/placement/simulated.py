@@ -28,7 +28,6 @@ def popularity(rng: np.random.Generator, layers: int, experts: int, spread: floa
 
 
 def drawn(rng: np.random.Generator, shares: Loads, steps: int, pairs: int = 20_000) -> Loads:
-    """Counts of ``steps`` steps with the same shares."""
     return rng.poisson(pairs * shares, (steps, *shares.shape)).astype(float)
 
 

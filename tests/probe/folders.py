@@ -22,7 +22,6 @@ WORDS = "the quick brown fox jumps over the lazy dog. A second line,\nand 3 more
 
 
 def probe(model: object, *texts: object, **options: Any) -> int:
-    """The command, on the CPU; returns its exit code."""
     return command(
         str(model), *map(str, texts), options=ProbeOptions(**({"device": "cpu"} | options))
     )
@@ -33,7 +32,6 @@ def text(length: int) -> str:
 
 
 def save(model: Any, folder: Path) -> Path:
-    """A published model with a tokenizer of characters."""
     model.save_pretrained(folder)
     for name, content in character_files(CHARACTERS).items():
         (folder / name).write_bytes(content)
@@ -41,7 +39,6 @@ def save(model: Any, folder: Path) -> Path:
 
 
 def family(name: str, folder: Path) -> Path:
-    """A tiny random model of a family."""
     return save(build(name), folder)
 
 
@@ -83,10 +80,8 @@ def planted(folder: Path) -> Path:
 
 
 def expert_of(character: str) -> int:
-    """The planted class."""
     return CHARACTERS.index(character) % CLASSES
 
 
 def change(path: Path, **fields: Any) -> None:
-    """Change a JSON file."""
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))

@@ -15,8 +15,6 @@ EXPERTS, TOP_K, WIDTH, VOCABULARY = 6, 2, 8, 50
 
 
 class Gate(nn.Module):
-    """Scores, and the ids of the best two."""
-
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(EXPERTS, WIDTH))
@@ -74,7 +72,6 @@ def records(folder: Path, kind: str = "step") -> list[dict[str, Any]]:
 
 
 def one_step(model: nn.Module, folder: Path, *args: Any, **inputs: Any) -> dict[str, Any]:
-    """The line of a step with one forward pass."""
     with attach(model, folder, routers=ROUTERS if isinstance(model, Model) else None) as probe:
         model(*args, **inputs)
         probe.step()
@@ -84,12 +81,10 @@ def one_step(model: nn.Module, folder: Path, *args: Any, **inputs: Any) -> dict[
 
 @contextmanager
 def watched(folder: Path, **options: Any) -> Iterator[tuple[Model, Any]]:
-    """A small model and its probe, which writes to ``folder``."""
     model = Model()
     with attach(model, folder, **({"routers": ROUTERS} | options)) as probe:
         yield model, probe
 
 
 def sums(folder: Path) -> list[list[int]]:
-    """Pairs of every router at every logged step."""
     return [[sum(row) for row in line["tokens_per_expert"]] for line in records(folder)]

@@ -15,7 +15,6 @@ TEXT = "\n".join(topics.values())[:60_000]
 
 @cache
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Byte pairs of the text."""
     pairs = Tokenizer(models.BPE())
     pairs.pre_tokenizer, pairs.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
     special = ["<pad>", "<eos>"]
@@ -29,8 +28,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 class Pieces(Dataset[dict[str, Tensor]]):
-    """The text in pieces of equal length."""
-
     def __init__(self) -> None:
         ids = torch.tensor(tokenizer().encode(TEXT))
         self.pieces_NS = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)

@@ -56,7 +56,6 @@ def records_of(scenario: str) -> tuple[Record, ...]:
 
 
 def open_recorder(folder: Path, header: Record = HEADER, **changes: Any) -> RunRecorder:
-    """A recorder of a run with this header."""
     keys = ("run", "planned_steps", "profile", "model", "balance")
     fields = {key: header[key] for key in keys}
     return RunRecorder(folder / "run", **(fields | changes))
@@ -77,7 +76,6 @@ def replay(recorder: RunRecorder, records: Iterable[Record]) -> list[Alert]:
 
 
 def watch(folder: Path) -> RunWatch:
-    """The log as the microscope reads it, completely."""
     return open_log(folder / "run" / "metrics.jsonl")
 
 

@@ -37,7 +37,6 @@ def loss_of(model: Any, weight: float, **given: Any) -> float:
 
 
 def step(model: Any, folder: Path, **given: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The header, and the line of a step."""
     with attach(model, folder) as probe:
         probe.hooks.losses = StepLosses(model, 1, across_ranks=False)
         torch.manual_seed(0)

@@ -341,8 +341,6 @@ def test_errors_of_memory_are_distinguished_from_others() -> None:
 
 
 class Remote:
-    """The hub, with one model."""
-
     fetched: list[str] | None = None
 
     def __init__(self, names: list[str], folder: Path) -> None:

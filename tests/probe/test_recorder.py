@@ -29,7 +29,6 @@ def record(recorder: RunRecorder, **changes: Any) -> list[float | None]:
 
 
 def logged(folder: Path, **step: Any) -> dict[str, Any]:
-    """The line of one step of a run."""
     recorder = make(folder)
     record(recorder, **step)
     recorder.close(step=1, reason="finished")

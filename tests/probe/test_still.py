@@ -105,8 +105,6 @@ def looks(folder: Path) -> list[Any]:
 
 
 def lora(*modules: str, parameters: Sequence[str] = (), model: Any = None, **more: Any) -> Any:
-    """Makes the model, or by default a Mixtral, with adapters."""
-
     def made() -> Any:
         from peft import LoraConfig, get_peft_model
 
@@ -126,8 +124,6 @@ def cross_entropy(output: Any, ids: Tensor) -> Tensor:
 
 
 def changed(change: Callable[[Any], Any], make: Callable[[], Any] = small_mixtral) -> Any:
-    """A model to whose layers ``change`` is applied."""
-
     def made() -> Any:
         model = make()
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model

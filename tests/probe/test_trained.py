@@ -256,8 +256,6 @@ CRITICAL = Alert(9, "COLLAPSE", "crit", ("L1",), 3, "Collapse in L1 since step 3
 
 
 class Service(ModuleType):
-    """What the callback uses of W&B and of Trackio."""
-
     AlertLevel = SimpleNamespace(ERROR="error")
 
     def __init__(self, name: str, broken: bool) -> None:

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -82,6 +83,15 @@ def test_the_run_is_named_by_the_callback_else_the_trainer_else_its_folder(
     callback.on_train_begin(args, TrainerState(), None, model=Model())
     callback.on_train_end(args, TrainerState(), None)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_training_that_was_interrupted_can_begin_again(tmp_path: Path) -> None:
+    interrupted = trainer(tmp_path)
+    interrupted.training_step = mock.Mock(side_effect=KeyboardInterrupt)  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.train()
+    trainer(tmp_path).train()
+    assert [line["step"] for line in records(tmp_path / "logs" / "out")] == [1, 2, 3, 4]
 
 
 def test_evaluation_is_an_event_and_not_counted(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 in a folder that has a log already, and from a checkpoint."""
 
 import copy
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from microscope_tui.probe import Adapter, attach
+from microscope_tui.report.format_check import check_format, exit_code
 from tests.probe import layers
 from tests.probe.layers import PAIRS, ROUTERS, TOP_K, Block, Model, records, sums, tokens, watched
 from tests.probe.real_text import Pieces, small_mixtral
@@ -165,9 +167,15 @@ def test_an_adapter_that_fails_costs_one_warning_and_no_training(
     assert lines == [("1 ranks did not count", None)] * 3  # the format has no zero tokens
 
 
-@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    ("error", "lacking"),
+    [
+        (torch.cuda.OutOfMemoryError, "no forward pass was counted"),
+        (KeyboardInterrupt, "not seen: L2"),
+    ],
+)
 def test_a_pass_that_ends_with_an_exception_costs_no_later_one(
-    error: type[BaseException], tmp_path: Path
+    error: type[BaseException], lacking: str, tmp_path: Path
 ) -> None:
     with watched(tmp_path) as (model, probe):
         handle = model.layers[2].register_forward_pre_hook(mock.Mock(side_effect=error))
@@ -177,9 +185,92 @@ def test_a_pass_that_ends_with_an_exception_costs_no_later_one(
         probe.step()
         train(model, probe)
     first, second = records(tmp_path)
-    assert first["incomplete"] == "not seen: L2"
+    assert first["incomplete"] == lacking
     assert [sum(row) for row in second["tokens_per_expert"]] == [PAIRS] * 2
     assert "incomplete" not in second
+
+
+@pytest.mark.parametrize(("saliency", "incomplete"), [(False, None), (True, "1 ranks did not")])
+def test_a_batch_that_is_run_again_in_parts_counts_once(
+    saliency: bool, incomplete: str | None, tmp_path: Path
+) -> None:
+    """With saliency the routers before the failure are counted already."""
+    with watched(tmp_path, saliency=saliency) as (model, probe):
+        handle = model.layers[2].register_forward_pre_hook(mock.Mock(side_effect=RuntimeError))
+        with pytest.raises(RuntimeError):
+            model(tokens())
+        handle.remove()
+        for half_BS in tokens().chunk(2):
+            model(half_BS)
+        probe.step()
+        train(model, probe)
+    first, second = records(tmp_path)
+    assert (first.get("incomplete") or "None").startswith(str(incomplete))
+    if not saliency:
+        assert (first["tokens"], sums(tmp_path)[0]) == (tokens().numel(), [PAIRS] * 2)
+    assert "incomplete" not in second
+
+
+class Again(Model):
+    """It runs a layer ``times`` in each pass, and takes its batch as one argument."""
+
+    times = 1
+
+    def forward(self, batch: Any, extra: int = 0) -> Tensor:  # type: ignore[override]
+        hidden_BSD = self.embed(nn.functional.pad(batch["input_ids"], (extra, 0)))
+        for _ in range(self.times):
+            hidden_BSD = self.layers[1](hidden_BSD)
+        return self.layers[2](hidden_BSD)
+
+
+def test_passes_beyond_those_of_the_first_step_are_reported(tmp_path: Path, caplog: Any) -> None:
+    model = Again()
+    with attach(model, tmp_path, routers=ROUTERS) as probe:
+        for model.times in (1, 3):
+            model({"input_ids": tokens()})
+            probe.step()
+    lacking = "more passes through routers than in the first logged step"
+    assert [line.get("incomplete") for line in records(tmp_path)] == [None, lacking]
+    assert "layers run more often than in the first logged step" in caplog.text
+
+
+def test_a_batch_in_one_argument_shows_its_padding(tmp_path: Path) -> None:
+    mask_BS = torch.ones_like(tokens())
+    mask_BS[:, 9:] = 0
+    line = layers.one_step(Again(), tmp_path, {"input_ids": tokens(), "attention_mask": mask_BS})
+    assert line["tokens"] == mask_BS.sum()
+
+
+def test_tokens_that_the_model_adds_are_counted_where_nothing_is_padding(tmp_path: Path) -> None:
+    line = layers.one_step(Again(), tmp_path, {"input_ids": tokens()}, extra=3)
+    assert (line["tokens"], "incomplete" in line) == (tokens().numel() + 3 * len(tokens()), False)
+
+
+def test_after_detach_nothing_is_logged(tmp_path: Path) -> None:
+    with watched(tmp_path) as (model, probe):
+        train(model, probe)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    train(model, probe, 2)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_steps_may_begin_at_zero_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        with watched(tmp_path) as (model, probe):
+            model(tokens())
+            probe.step(step=0)
+    assert exit_code(check_format(tmp_path / "metrics.jsonl")) == 0
+
+
+def test_the_time_of_a_step_is_of_the_steps_that_passed(tmp_path: Path, monkeypatch: Any) -> None:
+    clock = itertools.count(step=10.0)
+    with watched(tmp_path, every=5, start_step=4) as (model, probe):
+        monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+        probe.begin(4, False, None)
+        for _ in range(7):
+            model(tokens())
+            probe.step()
+    assert [line["step_time_s"] for line in records(tmp_path)] == [10.0 / 2, 10.0 / 5]
 
 
 def test_an_exception_in_the_with_is_passed_on_and_ends_the_run_as_failed(tmp_path: Path) -> None:
@@ -202,8 +293,11 @@ def test_numbers_may_be_infinite_and_what_is_not_a_number_is_left_out(
     with watched(tmp_path) as (model, probe):
         for loss in (float("nan"), torch.tensor(float("inf")), None):
             model(tokens())
-            probe.step(loss=loss, mine=[0.5], grad_norm=torch.tensor(1.5))
+            own = {"mine": [0.5], "router": {"disagreement": [0.1, 0.2]}, "step_time_s": None}
+            probe.step(loss=loss, losses=torch.ones(1), grad_norm=torch.tensor(1.5), **own)
     assert "mine is [0.5], not a number: left out" in "".join(caplog.messages)
+    assert "losses is a Tensor and left out: pass a mapping" in caplog.text
+    assert [line["router"]["disagreement"] for line in records(tmp_path)] == [[0.1, 0.2]] * 3
     assert [line["loss"] for line in records(tmp_path)] == ["NaN", "Infinity", None]
     assert [(line["grad_norm"], line["mine"]) for line in records(tmp_path)] == [(1.5, None)] * 3
 

@@ -31,7 +31,6 @@ def in_tmux(terminal: Terminal, says: str) -> Terminal:
 
 
 def with_variables(terminal: Terminal = GOOD, **more: str) -> Terminal:
-    """The terminal with these variables in its environment."""
     return replace(terminal, environment={**terminal.environment, **more})
 
 

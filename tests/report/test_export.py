@@ -31,7 +31,6 @@ def rows_of(text: str) -> Rows:
 
 @pytest.fixture(scope="module")
 def collapse(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The log of a run whose L4 collapses."""
     folder = tmp_path_factory.mktemp("runs") / "collapse"
     write_run(folder, "collapse", shape=Shape(routers=5, steps=300), seed=0)
     return folder / "metrics.jsonl"

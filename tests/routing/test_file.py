@@ -16,7 +16,6 @@ TEXTS = [b"The ", b"quick ", b"br", b"own ", b"\x1b[2J", b"fox"]
 def write(
     path: Path, ids: list[list[list[int]]], num_experts: int = 8, capacity: int | None = None
 ) -> None:
-    """A file with these choices: layer → token → experts."""
     layers, tokens, k = len(ids), len(ids[0]), len(ids[0][0])
     names = tuple(f"L{n}" for n in range(layers))
     shape = Shape(tuple(range(layers)), names, num_experts, k, capacity or tokens)
@@ -88,7 +87,6 @@ def whole(tmp_path: Path) -> bytes:
 
 
 def changed(data: bytes, **header: object) -> bytes:
-    """The file with other values in its header."""
     magic, version, zero, at, length, _ = PREAMBLE.unpack_from(data)
     encoded = json.dumps(json.loads(data[at : at + length]) | header).encode()
     body = data[PREAMBLE.size : at] + encoded

@@ -105,8 +105,6 @@ def test_a_byte_order_mark_and_a_hole_hide_no_run(tmp_path: Path) -> None:
 
 
 class Probed:
-    """Which heads were read."""
-
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.names: list[str] = []
         probe = discover._part_of

@@ -189,7 +189,7 @@ HEADER_DAMAGE = {
     "range model.capacity_factor": {"capacity_factor": -1.0},
     "misspelt model.num_shared_experts": {"num_shared_expert": 1},
     "type planned_steps": {"planned_steps": "50"},
-    "range resumed_at_step": {"resumed_at_step": 0},
+    "range resumed_at_step": {"resumed_at_step": -1},
     "choice profile": {"profile": "training"},
     "choice source.counts": {"source": {"counts": "mean"}},
     "type source": {"source": "exact"},

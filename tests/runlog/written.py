@@ -23,7 +23,6 @@ def steps(path: Path) -> list[int]:
 
 
 def lost(path: Path) -> int:
-    """Records that the log says are missing."""
     return sum(r["values"]["count"] for r in records(path) if r.get("event") == "lost_records")
 
 

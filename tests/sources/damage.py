@@ -91,7 +91,6 @@ def _refusals(name: str, path: Path, data: bytes) -> Iterator[str]:
 
 
 def to_the_end(reader: RecordReader, max_bytes: int = 1 << 20) -> None:
-    """Read all there is, as a run log without defects."""
     log = RunReader("damaged")
     for _ in range(MOST_READS):
         for record in reader.read(max_bytes).records:

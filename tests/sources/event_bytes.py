@@ -21,12 +21,10 @@ def fixed(number: int, value: float, layout: str) -> bytes:
 
 
 def value(tag: str, number: float) -> bytes:
-    """``Summary.Value`` with a ``simple_value``."""
     return part(1, tag.encode()) + fixed(2, number, "<f")
 
 
 def tensor_value(tag: str, tensor: bytes) -> bytes:
-    """``Summary.Value`` with a tensor."""
     return part(1, tag.encode()) + part(8, tensor)
 
 
@@ -72,7 +70,6 @@ def plugin_of(tag: str, ids: np.ndarray, bins: int) -> bytes:
 
 
 def event(step: int, wall: float, *values: bytes) -> bytes:
-    """``Event`` with a summary."""
     at = part(2, step) if step else b""
     return fixed(1, wall, "<d") + at + part(5, b"".join(part(1, one) for one in values))
 

@@ -20,7 +20,6 @@ def tensor(name: str, shape: tuple[int, ...], kind: int = 0, offset: int = 0) ->
 
 
 def file_of(*values: bytes, tensors: Sequence[bytes] = (), version: int = 3) -> bytes:
-    """A file up to its tensors."""
     counts = struct.pack("<IQQ", version, len(tensors), len(values))
     return b"GGUF" + counts + b"".join(values) + b"".join(tensors)
 

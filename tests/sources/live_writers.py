@@ -26,16 +26,13 @@ class Live:
         settle(path)
 
     def tear(self, step: int) -> None:
-        """Write the first part of a step."""
         there, whole = self._file.stat().st_size, len(self._content(RUN[:step]))
         self._append(step, there + (whole - there) // self._cut)
 
     def finish(self, step: int) -> None:
-        """Write the rest of it."""
         self._append(step, len(self._content(RUN[:step])))
 
     def die(self) -> None:
-        """End for good; the files look as if that was a while ago."""
         settle(self._file)
 
     def _append(self, step: int, end: int) -> None:

@@ -27,7 +27,6 @@ def settle(path: Path, seconds: float = 10.0) -> Path:
 
 
 def drained(reader: RecordReader, max_bytes: int = 1 << 20) -> list[Record]:
-    """All records that are there now."""
     records: list[Record] = []
     until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
@@ -53,7 +52,6 @@ def translated(reader: RowReader, **request: int) -> list[Record]:
 
 
 def all_rows(reader: RowReader, max_bytes: int = 1 << 20) -> list[Row]:
-    """Every row that is there now."""
     rows: list[Row] = []
     until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
@@ -66,7 +64,6 @@ def all_rows(reader: RowReader, max_bytes: int = 1 << 20) -> list[Row]:
 
 
 def values(rows: Iterable[Row]) -> list[tuple[int, str, int | None, int | None, float]]:
-    """Step, quantity, layer, expert and value of every number."""
     return [(row.step, *target[:3], value) for row in rows for target, value in row.values]
 
 

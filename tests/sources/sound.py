@@ -146,7 +146,6 @@ def loads(step: int, counts: Counts, **more: object) -> dict:  # type: ignore[ty
 
 
 def saved(value: object, **options: Any) -> bytes:
-    """What ``torch.save`` writes."""
     file = io.BytesIO()
     torch.save(value, file, **options)
     return file.getvalue()
@@ -157,7 +156,6 @@ def sglang(run: Sequence[Counts]) -> bytes:
 
 
 def rollout(run: Sequence[Counts]) -> bytes:
-    """A dump of slime or miles."""
     arrays = (np.array([choices(row) for row in counts], np.int32) for counts in run)
     routes = [one.swapaxes(0, 1).copy() for one in arrays]
     samples = [{"tokens": [5] * len(one), "rollout_routed_experts": one} for one in routes]

@@ -64,7 +64,6 @@ class Writer:
 
 
 def made(path: Path, *statements: Any) -> Path:
-    """A database after these statements."""
     with closing(sqlite3.connect(path)) as database:
         for statement in statements:
             database.execute(*([statement] if isinstance(statement, str) else statement))

@@ -33,7 +33,6 @@ def at_rest(path: Path, content: bytes) -> Path:
 
 
 def found(folder: Path) -> sources.ForeignRun:
-    """The only run below a folder."""
     (run,) = sources.Search(folder, sources.SourceRequest(num_experts=4, top_k=2)).runs()
     assert isinstance(run, sources.ForeignRun)
     return run

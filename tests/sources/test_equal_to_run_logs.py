@@ -106,7 +106,6 @@ def rounded(entry: StepEntry) -> list[object]:
 
 
 def verdict(log: Path) -> tuple[int, list[tuple[str, int]]]:
-    """Exit code of ``check``, and the findings with their onsets."""
     judgement = judge(RunFile("run", log, 0.0))
     return judgement.exit_code, [(found.rule, found.onset) for found, _ in judgement.findings]
 

@@ -29,7 +29,6 @@ def steps(*numbers: int, scale: int = 1) -> list[Any]:
 
 
 def write(folder: Path, logs: dict[str, list[Any]], modified: float | None = OLD) -> None:
-    """Append to the log of every part."""
     for name, records in logs.items():
         path = folder / "rl" / name / "metrics.jsonl"
         begins = [] if path.exists() else [header(run="rl", part=name)]
@@ -48,7 +47,6 @@ def watched(folder: Path) -> RunWatch:
 
 
 def summed(watch: RunWatch) -> dict[int, int | None]:
-    """The tokens of every step, by its number."""
     lines = map(json.loads, watch.source.path.read_bytes().splitlines())
     return {line["step"]: line["tokens"] for line in lines if line["kind"] == "step"}
 

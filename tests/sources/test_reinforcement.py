@@ -48,7 +48,6 @@ def written(folder: Path, lines: Iterable[dict[str, Any]]) -> Path:
 def read(
     folder: Path, rows: Sequence[dict[str, Any]], *maps: str, **asked: int
 ) -> tuple[list[dict[str, Any]], str]:
-    """The records of verl's file, and the notes about it."""
     path = written(folder, ({"step": step, "data": row} for step, row in enumerate(rows, start=1)))
     rules = rules_of(maps)
     request = SourceRequest(rules=rules, **asked)

@@ -37,7 +37,6 @@ def rows(tokens: int, layers: int = 2, k: int = 2, experts: int = 8) -> Rows:
 
 
 def read(path: Path, beside: Shape = BESIDE) -> tuple[Rows, Any]:
-    """The choices, and the token ids if there are any."""
     target = path.with_name("routing.bin")
     has_token_ids = convert_choices(path, target, beside)
     with Routing(target) as routing:

@@ -46,7 +46,6 @@ class Logger(RowReader):
 
 
 def records(logger: Logger, **asked: Any) -> list[dict[str, Any]]:
-    """Everything the logger holds, as records."""
     reader, found = RowRecords(logger, "run", "test", sources.SourceRequest(**asked)), []
     while True:
         batch = reader.read()

@@ -19,7 +19,6 @@ WANDB, IMATRIX = sound.GOLDEN / "wandb", sound.GOLDEN / "imatrix.gguf"
 
 
 def kinds(root: Path, **asked: Any) -> list[str]:
-    """Format of every run that is found, ``run log`` for a run log."""
     runs = sources.Search(root, sources.SourceRequest(**asked)).runs()
     return sorted(
         run.form.name if isinstance(run, sources.ForeignRun) else "run log" for run in runs
@@ -28,7 +27,6 @@ def kinds(root: Path, **asked: Any) -> list[str]:
 
 @pytest.fixture
 def mixed(tmp_path: Path, write_log: Any) -> Path:
-    """A folder with several kinds of runs in it."""
     write_log([header(), step(1, [[512] * 8] * 3, 2048)], "logs/mine")
     for name in ("wandb/run-1/run-a.wandb", "calibration/imatrix.gguf", "other/notes.gguf"):
         path = tmp_path / name

@@ -22,7 +22,6 @@ from tests.sources.sound import saved
 
 
 def read(path: Path, content: bytes | None = None) -> Any:
-    """What the file holds, tensors as (shape, numbers)."""
     if content is not None:
         path.write_bytes(content)
     with opened(path) as data:

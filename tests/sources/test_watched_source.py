@@ -25,7 +25,6 @@ def jsonl(folder: Path) -> None:
 
 
 def opened(folder: Path, **asked: int) -> RunWatch:
-    """The only run below a folder, read to its end."""
     for path in folder.rglob("*"):
         os.utime(path, (1e9, 1e9))  # at rest: the last step is complete
     (run,) = Search(folder, SourceRequest(**asked)).runs()  # type: ignore[arg-type]

@@ -11,7 +11,6 @@ FILE_HEADER = struct.pack("<4sHB", b":W&B", 0xBEE1, 0)
 
 
 def varint(value: int) -> bytes:
-    """Protobuf's variable-length number."""
     value &= (1 << 64) - 1
     out = bytearray()
     while value > 127:
@@ -22,7 +21,6 @@ def varint(value: int) -> bytes:
 
 
 def part(number: int, value: int | bytes) -> bytes:
-    """One field of a message: a number, or a text or message."""
     if isinstance(value, int):
         return varint(number << 3) + varint(value)
     return varint(number << 3 | 2) + varint(len(value)) + value
@@ -36,7 +34,6 @@ def item(key: str | Sequence[str], value: object, *, old: bool = False) -> bytes
 
 
 def history(values: Any, step: int | None = None, **options: bool) -> bytes:
-    """A ``Record`` with one row of history."""
     pairs = values.items() if isinstance(values, Mapping) else values
     items = b"".join(part(1, item(key, value, **options)) for key, value in pairs)
     of_step = b"" if step is None else part(2, part(1, step) if step else b"")
@@ -48,7 +45,6 @@ def config(**values: object) -> bytes:
 
 
 def run(run_id: str = "abc123", display_name: str = "", **values: object) -> bytes:
-    """The ``Record`` of the run, with its configuration."""
     of_config = b"".join(part(1, item(key, value)) for key, value in values.items())
     name = part(8, display_name.encode()) if display_name else b""
     return part(17, part(1, run_id.encode()) + part(4, of_config) + name)
@@ -59,7 +55,6 @@ def exit_record(code: int) -> bytes:
 
 
 def chunk(kind: int, data: bytes) -> bytes:
-    """A chunk of the log with its checksum."""
     checksum = zlib.crc32(data, zlib.crc32(bytes([kind])))
     return struct.pack("<IHB", checksum, len(data), kind) + data
 

@@ -51,7 +51,6 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some 4,000 characters with something to learn."""
     path = tmp_path_factory.mktemp("text") / "text.txt"
     lines = [f"the {n} of {n * 7 % 13} routers sends token {n * n % 97}.\n" for n in range(100)]
     path.write_text("".join(lines), "utf-8")
@@ -89,7 +88,6 @@ def trainer() -> Iterator[ModuleType]:
 
 @pytest.fixture
 def train(trainer: ModuleType, arguments: Callable[..., list[str]]) -> Train:
-    """Run the trainer in this process; returns its exit code."""
     return lambda *more: trainer.run_command(trainer.app, arguments(*more))
 
 
@@ -184,7 +182,6 @@ def train_until(trainer: ModuleType, train: Train) -> Callable[..., None]:
 
 @pytest.fixture
 def read_log(tmp_path: Path) -> ReadLog:
-    """The log of a run that ``train`` or ``start`` made."""
     return lambda run: log_of(tmp_path / "logs" / run)
 
 

@@ -49,7 +49,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def flags(folder: Path, text_file: Path) -> Callable[..., list[str]]:
-    """The command line of run ``name``; ``more`` wins."""
     common = [
         *SMALL, f"--data={text_file}", "--batch-size=2", f"--steps={STEPS}", "--eval-every=1000",
         "--save-every=1000", "--seq-aux-weight=1e-2", f"--log-dir={folder / 'logs'}",

@@ -76,7 +76,6 @@ def assert_equal_steps(found: list[Any], expected: list[Any], exactly: int = 10)
 
 
 def one_rank(rank: int, ranks: int, rows: list[Row], folder: Path) -> None:
-    """Make all runs, one after the other."""
     trainer = import_module("train")
     console = import_module("moe_model.training.console")
     console.SAMPLE_TOKENS = console.SHARDED_SAMPLE_TOKENS = 4

@@ -46,8 +46,6 @@ class KilledError(BaseException):
 
 
 def before_step(trainer: ModuleType, monkeypatch: Any, step: int, happens: Any) -> None:
-    """Let something happen to a run just before it makes ``step``."""
-
     def stepping(run: Any, at: int) -> Any:
         if at == step:
             happens()

@@ -158,7 +158,6 @@ def test_the_digest_is_of_texts_and_boundaries_and_not_of_names() -> None:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "moe-microscope"
 
@@ -197,7 +196,6 @@ def test_a_file_is_read_again_only_if_its_size_or_time_changed(
     file.write_text(LONG[0], "utf-8")
 
     def build() -> tuple[int, int, str]:
-        """How often the file is read and encoded, and the digest."""
         words = Words()
         with mock.patch.object(corpus_module, "read_text", wraps=read_text) as read:
             digest = Corpus.build(load_documents(str(file)), words, 4, 0).digest

@@ -34,7 +34,6 @@ def once() -> tuple[Tensor, Tensor]:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A cache that holds ``IDS``."""
     assert same(cached_tokens(tmp_path / "new" / "tokens", KEY, once))
     (path,) = (tmp_path / "new" / "tokens").iterdir()
     return path

@@ -61,12 +61,10 @@ def start_as_ranks(server: ForkServer, *flags_of_each: Any, program: Any = TRAIN
 
 @pytest.fixture
 def start_ranks(fork_server: ForkServer, arguments: Callable[..., list[str]]) -> StartRanks:
-    """Start two ranks with the same options."""
     return lambda *more: start_as_ranks(fork_server, *[arguments(*more)] * 2)
 
 
 def end(ranks: Ranks) -> tuple[list[int], list[str]]:
-    """Exit codes and what each rank printed."""
     errors = [rank.communicate()[1] for rank in ranks]
     return [rank.wait() for rank in ranks], errors
 

@@ -231,7 +231,6 @@ class Truth:
 
 
 def parsed(line: bytes) -> dict[str, Any]:
-    """The record of a line; empty where it is none."""
     try:
         record = json.loads(line.lstrip(b"\0").decode("utf-8", "replace"))
     except ValueError:

@@ -16,7 +16,6 @@ ALL = Window(1, 10**6)
 
 
 def logged(n: int, **changes: Any) -> dict[str, Any]:
-    """A step with numbers of its own."""
     router = {"z_loss": [1.0 * n, 3.0 * n, None], "margin": [0.1, "NaN", 0.3]}
     own = {"reward": n / 10, "env": {"length": n}, "losses": {"aux\x1b": n / 100}}
     return step(n, [[4] * 8] * 3, 16, router=router, tokens_per_s=100.0 + n, **own | changes)

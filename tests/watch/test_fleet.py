@@ -35,14 +35,12 @@ def read_all(fleet: Fleet) -> None:
 
 
 def fleet_of(root: Path) -> Fleet:
-    """The runs of a folder, read."""
     fleet = Fleet(root)
     read_all(fleet)
     return fleet
 
 
 def opened(fleet: Fleet) -> RunWatch:
-    """Its newest run, on the screen."""
     watch = fleet.open_run(fleet.runs[0])
     read_all(fleet)
     return watch

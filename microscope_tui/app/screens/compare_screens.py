@@ -241,7 +241,6 @@ def _stamp(path: Path) -> Stamp | None:
 
 
 def _compared(a: Path, b: Path) -> Mismatch | str:
-    """The comparison, or why there is none. Reads from the disk."""
     try:
         with Routing(a) as first, Routing(b) as second:
             return compare_choices(first, second)

@@ -75,7 +75,6 @@ class RunsScreen(ListScreen):
         self.draw_last_line()
 
     def _rebuilt(self, columns: int) -> Table:
-        """Those that the filter and solo let through."""
         _ = self.session.pinned  # released first, if the reference is gone
         fleet, pattern = self.session.fleet, self.pattern
         cards = fleet.cards()

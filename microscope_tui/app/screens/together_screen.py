@@ -69,7 +69,6 @@ class TogetherScreen(ChartScreen):
         self.draw_charts([["number"]], {"number": chart}, scale, room, 0)
 
     def _chosen(self) -> Sequence[RunCourse]:
-        """What was read of them stays."""
         cards = self.session.fleet.cards()
         chosen = [card for card in cards if card.selected] or cards
         known = {path: course for path, course in self._courses.items() if not course.replaced}
