@@ -123,7 +123,7 @@ def left_out_lately(history: History, index: int, router: RouterInfo, step: int)
     """Whether the judged balance left out an expert in the steps up to ``step``."""
     window = Window(step - LATELY + 1, step)
     names = ("effective_experts", "max_load")
-    few, loads = (history.columns(name, index, 1, window) for name in names)
+    few, loads = (history.columns(name, index, LATELY, window) for name in names)
     judged = judged_lows(few, loads, [step] * len(few), router)
     return judged != [c.low for c in balance(few, router)]
 
@@ -144,15 +144,16 @@ def judged_lows(
 ) -> list[float]:
     """The lowest c of each column as it is judged, or NaN; ``steps``: the first of each."""
     experts, top_k = router.num_experts, router.top_k
-    busy = (measures.ALWAYS_CHOSEN - measures.SLACK) * experts / max(1, top_k)
     found, left_out = [], -math.inf
     for step, few, load in zip(steps, effective, loads, strict=True):
         c = measures.collapse_index(few.low, experts, top_k)
-        if c is not None and (load.high >= busy or c < measures.EVEN_ENOUGH + measures.SLACK):
-            slack = measures.SLACK if step - left_out < LATELY else 0.0
-            judged = measures.balance_of_summary(few.low, load.high, experts, top_k, slack)
-            left_out = step if judged != c else left_out
-            c = judged
+        if measures.may_excuse(c, load.low, experts, top_k, measures.SLACK):  # in every step
+            strict, loose = (
+                measures.balance_of_summary(few.low, load.high, experts, top_k, slack)
+                for slack in (0.0, measures.SLACK)
+            )
+            left_out = step if strict != c else left_out
+            c = loose if step - left_out < LATELY else c
         found.append(NAN if c is None else c)
     return found
 

@@ -74,6 +74,16 @@ def test_at_every_step_the_screen_names_what_it_leaves_out(watch: RunWatch) -> N
     assert min(column.low for column in lowest[20:]) > 0.98
 
 
+@pytest.mark.parametrize("loads", [[3.9] * 10 + [3.6] * 90, [3.9] * 99 + [3.2]])
+@pytest.mark.parametrize("columns", [7, 100])
+def test_no_zoom_hides_a_balance_that_is_judged_low(
+    write_log: Any, loads: list[float], columns: int
+) -> None:
+    watch = open_log(write_log([header(model=MODEL), *steps(loads)]))
+    lowest = worst_of_layers(watch, Quantity.BALANCE, columns, Window(1, 100))
+    assert lowest[-1].low < at(watch, 100).layers[2].judged_balance + 0.02 < 0.8
+
+
 def test_the_note_leaves_once_the_expert_is_clearly_one_of_others(write_log: Any) -> None:
     loads = [3.9] * 50 + [3.2] * 50
     watch = open_log(write_log([header(model=MODEL), *steps(loads)]))
