@@ -24,15 +24,12 @@ def snapshot_text(
     probe = view_of(watch, at=at)
     all_words = not rows
     costs = cost_lines(cost_of(watch, at, cost), columns, whole=all_words)
-    if not rows:  # as many as show every layer on one line: a tall table has more lines around it
-        rows = len(probe.layers) + 6
-        rows += 7 if rows >= 30 else 0
-    layout = table.fit(probe, columns, rows if all_words else rows - len(costs))
+    layout = table.fit(probe, columns, rows - len(costs)) if rows else table.whole(probe, columns)
     points = max(1, layout.spark * glyphs.points)
     view = view_of(watch, points, time_line.ribbon_width(columns), at)
     lines = [frame.header(view, columns, glyphs, brand=False)]
     most = _ALL_WORDS if all_words else layout.verdict_lines
-    verdict = frame.verdict(view, columns, most, compact=layout.compact and not all_words)
+    verdict = frame.verdict(view, columns, most, compact=layout.compact)
     lines += [*(line for line in verdict if plain(line).strip()), *costs]
     lines.append(table.column_heads(view, layout))
     lines += _body(view, layout, glyphs)

@@ -162,6 +162,12 @@ def fit(
     )
 
 
+def whole(view: RunView, columns: int) -> TableLayout:
+    """Every layer on one line, in as many lines as that takes."""
+    widths = _widths(view, columns)
+    return replace(widths, table_rows=len(view.layers), hidden=_hidden(view, widths, 0))
+
+
 def _verdict_lines(heights: Sequence[int], least: int, body: int, layers: int) -> int:
     """The highest of ``heights`` that takes no line of a layer; ``least`` if none fits."""
     spare = body - layers

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from microscope_tui.diagnosis import Severity, key_of
 from microscope_tui.lines import MIN_COLUMNS, Glyphs, first_visible, fit, frame, table, words
 from microscope_tui.lines.glyphs import bar, load_glyph, load_level, merged, spark
+from microscope_tui.lines.snapshot import snapshot_text
 from microscope_tui.lines.spans import Span, crop, line_width, pad, plain, width_of, wrap
 from microscope_tui.watch import Column, RunWatch, view_of
 
@@ -162,6 +163,12 @@ def test_the_lowest_balance_is_of_the_lowest_layer_not_of_a_noted_one(synthetic:
     assert noted != lowest
     (line,) = frame.verdict(view, 100, 1)
     assert f"lowest balance {words.index(balances[lowest])} in {lowest}" in plain(line)
+
+
+def test_text_without_a_height_lists_every_layer_also_beside_notes(synthetic: Synthetic) -> None:
+    text = snapshot_text(watch := synthetic("hot-expert"))
+    assert all(f"  {layer.router.name} " in text for layer in view_of(watch).layers)
+    assert "more layer" not in text
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (120, 40), (200, 60)])
