@@ -71,7 +71,8 @@ def worst_of_columns(
             if first > last:
                 continue
             a, b = (column_of(step, window, count) or 0 for step in (first, last))
-            for at in range(a, b + 1):
+            after = column_of(last + 1, window, count)  # a step may have several columns
+            for at in range(a, count if after is None else max(b + 1, after)):
                 worst[at] = max(worst[at] or severity, severity)
     return worst
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from microscope_tui.lines import Entry, alerts, line_width, plain
-from microscope_tui.watch import RunView, RunWatch, pin_at, view_of
+from microscope_tui.watch import RunView, RunWatch, Window, pin_at, view_of
 from tests.conftest import header, open_log, step
 
 
@@ -78,6 +78,9 @@ def test_the_track_shows_when_and_how_bad_in_the_columns_of_the_ribbon(troubled:
     assert roles(active, view)[-1] == "crit"
     ended = max(e.recovered_at or 0 for e in over.finding.episodes)
     assert marked(over, view) == [*range(9, (ended - 2) // 10 + 1)]
+    for alert, window, cells in ((active, (391, 400), 40), (over, (ended - 5, ended + 4), 20)):
+        near = view_of(troubled, window=Window(*window))
+        assert marked(alert, near) == [*range(cells)], "all columns of its last step"
     line = plain(alerts.track(active, view, 100, 40))
     assert "C━━━" in line
     assert "crit from" in line
