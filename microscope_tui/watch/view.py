@@ -255,12 +255,15 @@ def findings_of(
     if diagnosis is None:
         return []
     episodes = diagnosis.episodes
+    worse = set()  # those with numbers of a later step
     if until is not None:
+        worse = {(e.rule, e.router_index, e.onset) for e in episodes if e.worst_at > until}
         episodes = [e.as_of(until) for e in episodes if e.onset <= until]
     found = []
     for finding, advice in report(diagnosis, episodes, lambda e: layer in (None, e.router_index)):
-        if until is not None and finding.worst.alarm > until:  # known only in hindsight
-            whose = f"(numbers from its alarm, step {finding.worst.alarm:,})"
+        worst = finding.worst
+        if (worst.rule, worst.router_index, worst.onset) in worse and worst.worst_at != until:
+            whose = f"(numbers from step {worst.worst_at:,})"
             advice = replace(advice, verdict=f"{advice.verdict} {whose}")
         found.append((finding, advice))
     return found

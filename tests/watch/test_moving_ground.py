@@ -45,9 +45,10 @@ def test_a_past_verdict_quotes_the_numbers_of_its_own_time(scenario: Callable[..
     last = next(f.worst for f, _ in now.alerts if f.rule == "COLLAPSE")
     assert then.value == grades[0].value > last.value
     assert then.facts != last.facts
-    begun = view_of(watch, at=pin_at(watch, last.onset))
-    verdict = next(a.verdict for f, a in begun.alerts if f.rule == "COLLAPSE")
-    assert verdict.endswith(f"(numbers from its alarm, step {last.alarm:,})")
+    for at in (last.onset, last.alarm + 1):
+        view = view_of(watch, at=pin_at(watch, at))
+        verdict = next(a.verdict for f, a in view.alerts if f.rule == "COLLAPSE")
+        assert verdict.endswith(f"(numbers from step {last.alarm:,})")
 
 
 def test_the_ribbon_covers_the_whole_run_at_any_step(write_log: Any, balanced: Any) -> None:
