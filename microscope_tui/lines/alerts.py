@@ -121,7 +121,7 @@ def entries_of(
     return [entry for entry in entries if matches(pattern, entry.text)]
 
 
-def title_line(entries: Sequence[Entry], width: int, right: str) -> Line:
+def title_line(entries: Sequence[Entry], view: RunView, width: int, right: str) -> Line:
     line: Line = [Span(" alerts", "title")]
     if not entries:
         line.append(dim("   none"))
@@ -131,6 +131,7 @@ def title_line(entries: Sequence[Entry], width: int, right: str) -> Line:
             word = f"{state}s" if state is AlertState.NOTE and len(group) > 1 else state
             worst = max(group, key=lambda entry: entry.finding.severity)
             line.append(Span(f"   {len(group)} {word}", worst.role))
+    line.append(dim(f"   {words.unread(view)}"))
     return spread(line, [Span(f"{right} ", "faint")], width)
 
 

@@ -218,7 +218,8 @@ def _drop_widths(view: RunView, columns: int) -> tuple[int, int]:
 def _is_limited(view: RunView, widths: TableLayout) -> bool:
     complete = widths.spark and widths.has_entropy
     left_out = any(layer.without != () for layer in view.layers)
-    return not complete or left_out or bool(view.parts or view.defects or view.memory_limit)
+    noted = words.unread(view) or view.parts or view.defects or view.memory_limit
+    return not complete or left_out or bool(noted)
 
 
 def _hidden(view: RunView, widths: TableLayout, more_layers: int) -> tuple[str, ...]:

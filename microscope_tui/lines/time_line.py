@@ -27,7 +27,7 @@ from microscope_tui.lines.spans import (
     with_notes,
 )
 from microscope_tui.runlog import plural
-from microscope_tui.watch import RunState, RunView, Window, column_of
+from microscope_tui.watch import RunView, Window, column_of
 
 RESTART, ONSET, EVALUATION = "restart", "onset", "evaluation"
 _DAYS_FROM_S = 2 * 86400.0  # longer clock axes are labelled with days
@@ -135,11 +135,8 @@ def notes(
     if view.defects:
         which = f" ({view.first_defects[0]})" if columns >= _FULL and view.first_defects else ""
         right.append(f"{plural(view.defects, 'bad line')}{which}")
-    reads_on = view.state is not RunState.DELETED
-    if reads_on and view.progress < 1.0:
-        right.append(f"sampled, reading {view.progress:.0%}")
-    elif reads_on and view.judged < 1.0:
-        right.append(f"diagnosis at {view.judged:.0%}")
+    if unread := words.unread(view):
+        right.append(unread)
     if view.memory_limit is not None:
         right.append(f"history coarser: {words.bytes_of(view.memory_limit)} memory")
     right.extend(watching)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from microscope_tui.diagnosis import Severity
-from microscope_tui.watch import LayerView, RunView
+from microscope_tui.watch import LayerView, RunState, RunView
 
 
 def short_number(value: float | None) -> str:
@@ -177,3 +177,12 @@ def quadrant(layer: LayerView) -> str:
     """``specialised``, the goal, only of a layer without an alert."""
     sick = (layer.severity or Severity.INFO) > Severity.INFO
     return "" if sick and layer.quadrant == "specialised" else layer.quadrant or ""
+
+
+def unread(view: RunView) -> str:
+    """How far a log is read or judged that still is; else empty."""
+    if view.state is RunState.DELETED:
+        return ""
+    if view.progress < 1.0:
+        return f"sampled, reading {view.progress:.0%}"
+    return f"diagnosis at {view.judged:.0%}" if view.judged < 1.0 else ""

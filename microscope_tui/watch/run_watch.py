@@ -131,7 +131,9 @@ class RunWatch:
 
     @property
     def progress(self) -> float:
-        return min(1.0, self.source.offset / max(1, self.source.size))
+        """1 only once the records of all bytes are scanned."""
+        done = self._reader.lines.line_start if self._is_file else self.source.offset
+        return min(0.99 if self._scan_pending else 1.0, done / max(1, self.source.size))
 
     @property
     def judged(self) -> float:

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from microscope_tui.lines import fit, plain
+from microscope_tui.lines.alerts import title_line
 from microscope_tui.report import judge
+from microscope_tui.runlog import RunFile
 from microscope_tui.watch import RunState, pin, run_watch, view_of
 from tests.conftest import header, open_log, step
 
@@ -51,6 +55,18 @@ def test_a_pinned_moment_stays_in_a_live_run(write_log: Callable[..., Path], bal
     assert len(held.loss_history) == 3  # the curve goes on behind the shown step
     assert held.cursor == pytest.approx(1 / 3)
     assert view_of(watch).step == 3
+
+
+def test_what_is_judged_of_a_part_of_a_log_is_marked(scenario: Any, monkeypatch: Any) -> None:
+    path = scenario("healthy", routers=3, steps=20) / "metrics.jsonl"
+    whole = view_of(open_log(path))
+    assert [fit(replace(whole, judged=x), 80, 24).noted for x in (1.0, 0.5)] == [False, True]
+    monkeypatch.setattr(run_watch, "HOLD_S", -1.0)  # one record at a time
+    watch = run_watch.RunWatch(RunFile("run", path, 0.0))
+    assert watch.advance()
+    view = view_of(watch)
+    assert max(view.judged, view.progress) < 0.5
+    assert "reading" in plain(title_line([], view, 80, ""))
 
 
 def test_the_state_of_a_run_follows_its_age_and_last_event(write_log: Any, balanced: Any) -> None:

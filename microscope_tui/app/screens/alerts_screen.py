@@ -59,7 +59,7 @@ class AlertsScreen(ListScreen):
         part = f"{self.first + 1:,} to {self.first + self.list_rows:,} of {count:,}"
         said = [part if count > self.list_rows else "", self.filter_note()]
         title = "  ·  ".join(filter(None, said))
-        self.show("alerts-title", [alerts.title_line(entries, columns, title)])
+        self.show("alerts-title", [alerts.title_line(entries, view, columns, title)])
         if not entries:
             nothing: Sequence[Line] = alerts.no_alerts(view, columns)
             if self.pattern:
