@@ -70,6 +70,15 @@ async def test_a_narrow_overview_takes_all_width_until_a_number_is_wanted(diverg
         assert app.screen.query_one("#chart-number").size.width == 79
 
 
+async def test_when_the_loss_rose_is_the_same_in_every_window(diverging: Path) -> None:
+    answers = set()
+    for size in ((80, 24), (200, 60)):
+        async with open_app(diverging, "6", size=size) as app:
+            answers.add(app.text("answer").partition(" before")[0])
+    assert len(answers) == 1
+    assert "the loss rose" in answers.pop()
+
+
 async def test_another_number_is_read_in_the_background_and_leaving_stops_it(
     write_log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

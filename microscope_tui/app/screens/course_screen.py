@@ -28,6 +28,8 @@ from microscope_tui.watch import Column, Quantity, RunView, kept_numbers, worst_
 
 _LIST_FROM = 100
 """Columns from which the list is beside the overview too."""
+_COMPARED = 240
+"""Columns in which the loss is compared, whatever the size of the window."""
 _WORST = {"balance": Quantity.BALANCE, "max-load": Quantity.LOAD}
 
 
@@ -91,7 +93,8 @@ class CourseScreen(ChartScreen):
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
         session, room = self.session, self.rows_of_charts(rows, 3)
         moment = "" if session.time.following else f"{self.moment(view)} "
-        answer = loss_answer(view, columns - len(moment), session.selected)
+        compared = session.view(_COMPARED, 1, ()) or view
+        answer = loss_answer(compared, columns - len(moment), session.selected)
         self.show("answer", [[*answer, Span(moment, "accent")]])
         self._list_of = view, room
         self._draw_list(view, room)
