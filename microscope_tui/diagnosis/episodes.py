@@ -188,17 +188,16 @@ class Episode(msgspec.Struct, kw_only=True):
     def reason(self) -> Fact | None:
         return self.facts.get("cause")
 
-    def course(self) -> list[tuple[int, Severity, float]]:
-        """First step (of the first one the onset), severity and value of each grade."""
+    def course(self) -> list[tuple[int, Severity]]:
+        """First step (of the first one the onset) and severity of each grade."""
         first = self.grades[0] if self.grades else self
-        later = [(grade.step, grade.severity, grade.value) for grade in self.grades[1:]]
-        return [(self.onset, first.severity, first.value), *later]
+        later = [(grade.step, grade.severity) for grade in self.grades[1:]]
+        return [(self.onset, first.severity), *later]
 
     def stretches(self, newest: int) -> Iterator[tuple[int, int, Severity]]:
         """First step, last step and severity of each grade, up to ``newest`` while it is active."""
         over = newest + 1 if self.active else max(self.onset + 1, self.recovered_at or 0)
-        last = over, self.severity, self.value
-        for (since, severity, _), (after, _, _) in pairwise([*self.course(), last]):
+        for (since, severity), (after, _) in pairwise([*self.course(), (over, self.severity)]):
             yield since, after - 1, severity
 
     def grade(self, step: int) -> None:

@@ -194,7 +194,7 @@ def track(entry: Entry, view: RunView, columns: int, cells: int) -> Line:
         else:
             line.append(Span(mark.letter if mark is not before else "━", ROLE_OF_SEVERITY[mark]))
         before = mark
-    since, severity, _ = entry.finding.worst.course()[-1]
+    since, severity = entry.finding.worst.course()[-1]
     text = "later than the shown step" if later else f"{severity.label} from {since:,}"
     if line_width(line) + 2 + width_of(text) <= columns:
         line.append(dim(f"  {text}"))
@@ -241,8 +241,8 @@ def _facts(entry: Entry) -> Sequence[tuple[str, str]]:
         facts.append(("experts", words.listed(experts, _MOST_EXPERTS)))
     if len(finding.layers) > 1:
         facts.append(("layers", ", ".join(finding.layers)))
-    if len(grades := worst.course()) > 1:
-        steps = [f"{grade.label} from {step:,} ({value:.3g})" for step, grade, value in grades]
+    if len(worst.grades) > 1:
+        steps = [f"{g.severity.label} from {g.step:,} ({g.value:.3g})" for g in worst.grades]
         facts.append(("grades", ", ".join(steps)))
     again = worst.recurrence
     facts.append(("before", f"{again} earlier in this layer" if again else "the first time"))

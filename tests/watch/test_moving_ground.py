@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.bulk import write_bulk
+from microscope_tui.lines import alerts, plain
 from microscope_tui.runlog import RunFile, glance, sample
 from microscope_tui.watch import RunWatch, Window, pin_at, view_of
 from tests.conftest import header, open_log, step
@@ -45,6 +46,11 @@ def test_a_past_verdict_quotes_the_numbers_of_its_own_time(scenario: Callable[..
     last = next(f.worst for f, _ in now.alerts if f.rule == "COLLAPSE")
     assert then.value == grades[0].value > last.value
     assert then.facts != last.facts
+    (entry,) = alerts.entries_of(now, (), (), "collapse")
+    unfolded = " ".join(map(plain, alerts.unfolded(entry, 80, 40))).split()
+    for one in (grades[0], grades[-1]):
+        shown = f"{one.severity.label} from {one.step:,} ({one.value:.3g})"
+        assert shown in " ".join(unfolded), "the step at which it was measured"
     for at in (last.onset, last.alarm + 1):
         view = view_of(watch, at=pin_at(watch, at))
         verdict = next(a.verdict for f, a in view.alerts if f.rule == "COLLAPSE")
