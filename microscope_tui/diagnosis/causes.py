@@ -223,7 +223,6 @@ def _without(episodes: Sequence[Episode], taken: Iterable[Episode]) -> list[Epis
 
 
 def _by_lint(titles: Mapping[Reason, str], left: list[Episode], known: Known) -> Iterator[_Found]:
-    """The first of these settings that LINT reports."""
     lint = [e for e in _of("LINT", left) if e.active]
     for reason, title in titles.items():
         proofs = [e for e in lint if e.reason == reason]
@@ -239,7 +238,6 @@ def _by_lint(titles: Mapping[Reason, str], left: list[Episode], known: Known) ->
 
 
 def _explained_by(proofs: list[Episode], left: list[Episode], known: Known) -> list[Episode]:
-    """Uneven loads, or what else a setting brings."""
     uneven = _beside(left, _uneven(left, known))
     uniform = _of("UNIFORM", left)
     match proofs[0].reason:

@@ -225,7 +225,6 @@ class Ledger:
         episode.confidence = self._words(reading)
 
     def _take_present(self, episode: Episode, step: int, reading: Reading, track: Track) -> None:
-        """Nothing without a number."""
         inside = reading.clear and (reading.severity is None or reading.held)
         if reading.severity is None and not inside and not reading.facts:
             episode.now = None

@@ -253,8 +253,6 @@ def _facts(entry: Entry) -> Sequence[tuple[str, str]]:
 def no_alerts(view: RunView, width: int) -> list[Line]:
     warn, share, drops = CollapseLimits().warn, StarvedLimits().share, DropLimits().warn
     judged = view.no_verdict or f"up to step {view.judged_step:,}"
-    if view.judged < 1.0:
-        judged += f", {view.judged:.0%} of the log: the rest is not judged yet"
     explain = "`moe-microscope explain` lists all rules and their limits"
     room = width - 4
     facts = list[Line]()

@@ -162,7 +162,6 @@ def _labels(axis: Scale, rows: int) -> Mapping[int, str]:
 
 
 def _of_expert(values: Sequence[float], expert: int | None, spell: Callable[[float], str]) -> Line:
-    """The chosen expert and its value; empty where none is chosen."""
     if expert is None or expert >= len(values):
         return []
     return [Span(f"   {spell(values[expert])}", "title"), Span(f" expert {expert}", "accent")]

@@ -190,7 +190,6 @@ def verdict_heights(view: RunView, width: int, seen: Container[str] = ()) -> lis
 
 
 def _texts(view: RunView, advice: Advice, width: int) -> tuple[list[str], list[str], list[str]]:
-    """Title, why and remedy."""
     beside = _BESIDE if len(view.alerts) > 1 else _BADGE
     title = wrap(advice.cause_first(advice.verdict), width - beside)
     return title, wrap(advice.why, width - _HEAD), wrap(advice.next, width - _HEAD)

@@ -9,8 +9,6 @@ from microscope_tui.lines.table import TableLayout
 from microscope_tui.placement import OF_HEADER, CostRequest, cost_of
 from microscope_tui.watch import Pin, RunView, RunWatch, view_of
 
-_ALL_WORDS = 9  # lines that hold any verdict
-
 
 def snapshot_text(
     watch: RunWatch,
@@ -22,14 +20,12 @@ def snapshot_text(
 ) -> str:
     """All layers unless ``rows``."""
     probe = view_of(watch, at=at)
-    all_words = not rows
-    costs = cost_lines(cost_of(watch, at, cost), columns, whole=all_words)
+    costs = cost_lines(cost_of(watch, at, cost), columns, whole=not rows)
     layout = table.fit(probe, columns, rows - len(costs)) if rows else table.whole(probe, columns)
     points = max(1, layout.spark * glyphs.points)
     view = view_of(watch, points, time_line.ribbon_width(columns), at)
     lines = [frame.header(view, columns, glyphs, brand=False)]
-    most = _ALL_WORDS if all_words else layout.verdict_lines
-    verdict = frame.verdict(view, columns, most, compact=layout.compact)
+    verdict = frame.verdict(view, columns, layout.verdict_lines, compact=layout.compact)
     lines += [*(line for line in verdict if plain(line).strip()), *costs]
     lines.append(table.column_heads(view, layout))
     lines += _body(view, layout, glyphs)

@@ -49,6 +49,7 @@ _MIN_SPARK = 5
 _GAP = 2
 _OF_SCROLLED, _LEAST_SCROLLED = 3, 12
 """Lines of a scrolled table for a long verdict, and the least that remain."""
+_WHOLE_VERDICT = 9  # lines that hold any
 _LEAST_LOSS = 4
 _LEAST_ENTROPY = 0.1
 """The least part of 0 … ln E that the curves of the entropy cover."""
@@ -165,7 +166,8 @@ def fit(
 def whole(view: RunView, columns: int) -> TableLayout:
     """Every layer on one line, in as many lines as that takes."""
     widths = _widths(view, columns)
-    return replace(widths, table_rows=len(view.layers), hidden=_hidden(view, widths, 0))
+    layers, hidden = len(view.layers), _hidden(view, widths, 0)
+    return replace(widths, table_rows=layers, verdict_lines=_WHOLE_VERDICT, hidden=hidden)
 
 
 def _verdict_lines(heights: Sequence[int], least: int, body: int, layers: int) -> int:

@@ -104,7 +104,6 @@ def _reference(routers: Sequence[RouterInfo], steps: Sequence[StepEntry]) -> Rou
 def _state(
     views: Sequence[StepView], index: int, router: RouterInfo
 ) -> tuple[float | None, frozenset[int] | None, float | None, float | None]:
-    """The fields of a ``RouterBaseline``, where known."""
     rows = [row for view in views if (row := view.full_counts(index)) is not None and any(row)]
     if not rows:
         return None, None, None, None

@@ -82,8 +82,6 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class _Course(NamedTuple):
-    """How far a run came."""
-
     last: StepRecord | None
     planned: int | None
     end: EventRecord | None
@@ -320,7 +318,6 @@ class Fleet:
         return any(self._is_stale(run) or self._is_queued(run) for run in runs)
 
     def _is_queued(self, run: RunFile) -> bool:
-        """Whether it is finished, and not judged in its current state."""
         seen = self._glances.get(run.path)
         if seen is None or not seen.may_be_judged or self._followed(run.path) is not None:
             return False

@@ -291,7 +291,6 @@ class RunWatch:
             self.file = RunFile(entry.run, self.path, 0.0)  # a pipe has no folder for a name
 
     def _finish_scan(self) -> bool:
-        """True when all was read for the first time."""
         if self.complete or self._scan_pending or not self.source.exhausted:
             return False
         if self.source.deleted and self.source.offset < self.source.size:

@@ -77,7 +77,6 @@ def row_maker(routers: int) -> RowOf:
 
 
 def _also_logged(record: StepRecord) -> dict[str, Sequence[float | None]]:
-    """What only some logs have."""
     found = {name: getattr(record, name) for name in _SOMETIMES}
     found |= {number_name(f"losses.{name}"): x for name, x in (record.losses or {}).items()}
     found |= {f"router.{name}": measures.mean_of(getattr(record.router, name)) for name in _MEANS}

@@ -402,7 +402,6 @@ class ExpertScreen(ChartScreen):
         return watch, watch.generation if watch is not None else 0, self.session.selected
 
     def _ask_for_samples(self, view: RunView, columns: int) -> None:
-        """Unless they were read or are being read."""
         watch, problem = self.session.watch, self.session.time.why_no_past()
         self._problem = f"history cannot be read: {problem}" if problem else self._problem
         if watch is None or problem:

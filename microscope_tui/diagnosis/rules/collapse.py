@@ -241,7 +241,6 @@ class Collapse(Rule[CollapseLimits, Memory]):
         return value >= back and value > _MARGIN * limits.critical
 
     def _is_usual(self, value: float, reference: float | None) -> bool:
-        """Whether c has been this low all along."""
         if reference is None or self._grade(value, reference)[0] is not None:
             return False
         return value >= (1.0 - self.limits.relative_fall / _MARGIN) * reference

@@ -352,7 +352,6 @@ class Dead(Rule[DeadLimits, Memory]):
         return is_dead or self._lasts(one, step)
 
     def _lasts(self, one: Silent, step: int) -> bool:
-        """Whether it had been dead for long enough at ``step``."""
         limits = self.limits
         return one.windows >= limits.windows and step - one.since >= limits.warn_steps
 

@@ -162,7 +162,6 @@ class Eroding(Rule[ErodingLimits, Memory]):
         return Reading(severity=None, clear=clear)
 
     def _points(self, series: list[float], length: int) -> tuple[list[int], list[float]]:
-        """First steps and values of the last finite blocks."""
         last = zip(self.memory.steps[-length:], series[-length:], strict=True)
         points = [(step, value) for step, value in last if value == value]
         return [step for step, _ in points], [value for _, value in points]

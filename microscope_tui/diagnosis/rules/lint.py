@@ -501,5 +501,4 @@ class Lint(Rule[LintLimits, Memory]):
 
 
 def _is_ignored(balance: Mapping[str, Any]) -> bool:
-    """The trainer has an auxiliary weight that the model does not use."""
     return (balance.get(_OF_TRAINER) or 0) > 0
