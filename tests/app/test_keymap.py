@@ -62,13 +62,8 @@ def test_an_id_may_be_written_with_and_without_quotes(text: str) -> None:
 @pytest.mark.parametrize(
     ("written", "name"),
     [
-        ("J", "J"),
-        ("é", "é"),
-        ("<", "less_than_sign"),
-        ("solidus", "slash"),
-        ("comma", "comma"),
-        ("PageUp", "pageup"),
-        ("shift+tab", "shift+tab"),
+        *(("J", "J"), ("é", "é"), ("<", "less_than_sign"), ("solidus", "slash")),
+        *(("comma", "comma"), ("PageUp", "pageup"), ("shift+tab", "shift+tab")),
         ("shift+ctrl+up", "ctrl+shift+up"),
     ],
 )

@@ -21,13 +21,8 @@ def run(scenario: Callable[..., Path]) -> Path:
 @pytest.mark.parametrize(
     ("name", "given", "begins"),
     [
-        ("x.svg", "", "<svg"),
-        ("x.SVG", "", "<svg"),
-        ("x.json", "", "{"),
-        ("x.txt", "", " "),
-        ("svg", "", " "),
-        ("x.svg", "svg", "<svg"),
-        ("x.data", "json", "{"),
+        *(("x.svg", "", "<svg"), ("x.SVG", "", "<svg"), ("x.json", "", "{"), ("x.txt", "", " ")),
+        *(("svg", "", " "), ("x.svg", "svg", "<svg"), ("x.data", "json", "{")),
     ],
 )
 def test_a_file_has_the_format_that_its_name_ends_in(

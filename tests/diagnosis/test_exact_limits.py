@@ -92,14 +92,9 @@ def test_a_value_is_reported_beyond_its_limit_and_over_once_it_is_clear_of_it(
 @pytest.mark.parametrize(
     ("norm", "steps", "expected"),
     [
-        (50.0, 1, []),
-        (50.1, 1, [(INFO, 200)]),
-        (50.1, 8, [(INFO, 200)]),
-        (50.1, 9, [(WARN, 208)]),
-        (NAN, 2, [(INFO, 200)]),
-        (NAN, 3, [(WARN, 202)]),
-        (math.inf, 8, [(WARN, 202)]),
-        (math.inf, 9, [(CRITICAL, 202)]),
+        *((50.0, 1, []), (50.1, 1, [(INFO, 200)]), (50.1, 8, [(INFO, 200)])),
+        *((50.1, 9, [(WARN, 208)]), (NAN, 2, [(INFO, 200)]), (NAN, 3, [(WARN, 202)])),
+        *((math.inf, 8, [(WARN, 202)]), (math.inf, 9, [(CRITICAL, 202)])),
     ],
 )
 def test_a_gradient_once_far_too_large_is_information_and_a_warning_if_it_stays_so(

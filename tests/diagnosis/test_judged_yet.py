@@ -18,12 +18,8 @@ def healthy(last: int, **head: Any) -> Any:
 @pytest.mark.parametrize(
     ("last", "head", "until"),
     [
-        (1, {}, 100),
-        (100, {}, 100),
-        (101, {}, None),
-        (101, {"planned_steps": 20_000}, 400),
-        (101, {"planned_steps": 50_000}, 500),
-        (101, {"planned_steps": 90_000}, 500),
+        *((1, {}, 100), (100, {}, 100), (101, {}, None), (101, {"planned_steps": 20_000}, 400)),
+        *((101, {"planned_steps": 50_000}, 500), (101, {"planned_steps": 90_000}, 500)),
         (1, {"profile": "eval"}, None),
         (60, {"model": {"norm_top_k": True}}, 100),
         (60, {"source": {"counts": "local_rank"}}, 100),  # information alone judges nothing

@@ -38,14 +38,6 @@ def marked(entry: Entry, view: RunView) -> list[int]:
     return [at for at, role in enumerate(roles(entry, view)) if role != "faint"]
 
 
-def test_alerts_that_begin_after_the_shown_step_are_later(troubled: RunWatch) -> None:
-    known = view_of(troubled).findings
-    found = alerts.entries_of(view_at(troubled, 150), known, (), "")
-    assert [(*e.finding.layers, e.state) for e in found] == [("L2", "active"), ("L3", "later")]
-    early = alerts.entries_of(view_at(troubled, 50), known, (), "")
-    assert [e.state for e in early] == ["later", "later"]
-
-
 def test_the_evidence_of_a_layer_is_its_own_not_of_the_worst(write_log: Any, balanced: Any) -> None:
     mild, worst = [1650, 1650, 150, 150, 150, 150, 100, 96], [2048, 2048, 0, 0, 0, 0, 0, 0]
     rows = {n: [mild, worst, balanced()] if n > 150 else [balanced()] * 3 for n in range(1, 301)}
@@ -98,14 +90,3 @@ def test_an_unfolded_alert_that_is_cut_says_so(troubled: RunWatch) -> None:
         assert len(lines) <= height
         assert ("more lines" in plain(lines[-1])) == (height == 5)
     assert alerts.unfolded(active, 60, len(lines)) == lines, "what just fits is not cut"
-
-
-def test_the_unfolded_alert_holds_its_evidence(troubled: RunWatch) -> None:
-    active, _ = entries(view_of(troubled))
-    lines = (plain(line) for line in alerts.unfolded(active, 80, 30))
-    text = "\n".join(" ".join(line.split()) for line in lines)
-    for part in (
-        *("collapse in L3 since step 300", "why", "next", "steps 300 to 400", "alarm at 326"),
-        *("experts 0, 1", "confidence exact counts", "the first time"),
-    ):
-        assert part in text

@@ -65,9 +65,7 @@ def test_other_routers_are_told_with_both_shapes(write_log: Any) -> None:
 @pytest.mark.parametrize(
     ("header", "asked", "judged_as"),
     [
-        ("pretrain", "", "finetune"),
-        ("eval", "", "eval"),
-        ("pretrain", "pretrain", "pretrain"),
+        *(("pretrain", "", "finetune"), ("eval", "", "eval"), ("pretrain", "pretrain", "pretrain")),
         ("finetune", "eval", "eval"),
     ],
 )
