@@ -469,8 +469,9 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
         # This run has no checkpoint of this state yet.
         progress.saved_step = None
     same_data = plain["data"].get("order") == run.data_order
-    if not same_data or checkpoint.folder.parent != run.folder.resolve():
-        progress.best_loss = math.inf  # it was measured on another text, or belongs to another run
+    same_mask = saved.get("document_mask", False) == run.options.document_mask
+    if not (same_data and same_mask and progress.best_loss == _best_loss(run.folder)):
+        progress.best_loss = math.inf  # measured otherwise, or of another run or continuation
     # Multi-token prediction, whose routers come last, may have been enabled now.
     routers = len(run.model.routers)
     progress.collapse_index = [*progress.collapse_index, *[None] * routers][:routers]
@@ -497,6 +498,12 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
             "the text, --seq-len or --seed differ from the checkpoint: the text is read from "
             "its beginning."
         )
+
+
+def _best_loss(folder: Path) -> Any:
+    with suppress(CheckpointError, KeyError, TypeError):
+        return read_plain_description(folder / BEST)["progress"]["best_loss"]
+    return None
 
 
 def _report_sizes(run: Run, plain: dict[str, Any]) -> None:

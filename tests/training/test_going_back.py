@@ -8,7 +8,7 @@ from typing import Any
 from moe_model import read_checkpoint
 from tests.forked import Program
 from tests.training.conftest import SHORT, GetTrained
-from tests.training.story import Capsys, Log, ReadLog, Train, steps, story, wait_until
+from tests.training.story import Capsys, Log, ReadLog, Train, flip_a_bit, steps, story, wait_until
 from tests.training.test_training_runs import LEARNING
 
 
@@ -58,7 +58,7 @@ def test_a_start_anew_in_an_old_log_is_reported(copied: Any, train: Train, capsy
     assert "r starts at step 1" in capsys.readouterr().err
 
 
-def test_a_fork_and_a_new_text_have_a_best_of_their_own(
+def test_a_fork_a_mask_and_a_new_text_have_a_best_of_their_own(
     copied: GetTrained, train: Train, text_file: Path, tmp_path: Path
 ) -> None:
     checkpoints = copied(*LEARNING).checkpoints
@@ -66,6 +66,21 @@ def test_a_fork_and_a_new_text_have_a_best_of_their_own(
     assert train("--run=fork", f"--resume={checkpoints / 'latest'}", *worse) == 0
     assert read_checkpoint(tmp_path / "ck" / "fork" / "best").step > 110
     assert read_checkpoint(checkpoints / "best").step <= 110
+    assert train("--run=r", "--resume=auto", "--document-mask", *worse) == 0
+    assert read_checkpoint(checkpoints / "best").step > 110
+    worse = ("--steps=114", *worse[1:])
     (tmp_path / "other.txt").write_text(text_file.read_text("utf-8")[::-1], "utf-8")
     assert train("--run=r", "--resume=auto", f"--data={tmp_path / 'other.txt'}", *worse) == 0
-    assert read_checkpoint(checkpoints / "best").step > 110
+    assert read_checkpoint(checkpoints / "best").step > 112
+
+
+def test_only_a_best_of_discarded_steps_is_forgotten(copied: GetTrained, train: Train) -> None:
+    """Not one from before them, if the newest checkpoint is damaged."""
+    checkpoints = copied(*SHORT, "--eval-every=1", "--keep=all").checkpoints
+    worse = ("--steps=8", "--lr=0.5", "--clip=0")
+    assert train("--run=r", "--resume=auto", *worse) == 0
+    flip_a_bit(checkpoints / "latest" / "model.safetensors")
+    assert train("--run=r", "--resume=auto", "--steps=8") == 0
+    assert read_checkpoint(checkpoints / "best").description["options"]["lr"] == 3e-3
+    assert train("--run=r", f"--resume={checkpoints / 'kept-00000002'}", *worse) == 0
+    assert read_checkpoint(checkpoints / "best").description["options"]["lr"] == 0.5
