@@ -275,21 +275,24 @@ def validate(run: Run, checkpoints: Checkpoints, log: TrainingLog) -> None:
 
 
 def held_out_loss(run: Run, log: TrainingLog) -> float:
-    """In nats per token, over all sources; logged with the experts that each source chose."""
-    batches = [batch for _, batches in run.held_out for batch in batches]
+    """In nats per token, the mean of all sources; logged with the experts that each chose."""
     rows = [sum(len(batch.tokens_BN) for batch in own) for _, own in run.held_out]
     config = run.model.config
     shape = sum(rows), len(config.moe_layers), config.n_routed_experts
     counts_NLE = torch.zeros(shape, dtype=torch.int64, device=run.world.device)
-    loss = evaluate(
-        run.model,
-        batches,
-        run.dtype,
-        forward=run.forward,
-        world=run.world,
-        document_mask=run.options.document_mask,
-        counts_NLE=counts_NLE,
-    )
+    losses = [
+        evaluate(
+            run.model,
+            batches,
+            run.dtype,
+            forward=run.forward,
+            world=run.world,
+            document_mask=run.options.document_mask,
+            counts_NLE=own_NLE,
+        )
+        for (_, batches), own_NLE in zip(run.held_out, counts_NLE.split(rows), strict=True)
+    ]
+    loss = sum(losses) / len(losses)
     slices = held_out_slices([name for name, _ in run.held_out], rows, counts_NLE.cpu().numpy())
     log.event(run.progress.step, "eval", {"loss": loss}, slices=slices)
     return loss

@@ -89,6 +89,21 @@ def test_loss_falls_and_held_out_loss_with_it_in_a_healthy_run(trained: GetTrain
     assert held_out[2] < held_out[0] - 0.5
 
 
+def test_a_short_source_counts_as_much_as_a_long_one_in_the_held_out_loss(
+    train: Train, read_log: ReadLog, text_file: Path, tmp_path: Path
+) -> None:
+    (short := tmp_path / "short.txt").write_text("the routers of the rest " * 30, "utf-8")
+    found = []
+    for data in (f"{text_file} {short}", str(text_file), str(short)):
+        start = ("--lr=1e-12", f"--resume={tmp_path / 'ck' / '0'}") if found else ("--lr=0.01",)
+        steps = 5 + (len(found) > 0)
+        assert train(f"--run={len(found)}", f"--data={data}", f"--steps={steps}", *start) == 0
+        found.append([e for e in read_log(str(len(found))) if e.get("event") == "eval"][-1])
+    both, one, other = (event["values"]["loss"] for event in found)
+    assert abs(one - other) > 0.1
+    assert both == pytest.approx((one + other) / 2, abs=1e-4)
+
+
 def test_bias_of_a_line_is_the_one_its_tokens_were_routed_with(trained: GetTrained) -> None:
     first, second, *_ = log = steps(trained(*LEARNING).log)
     assert first["expert_bias"] == [[0.0] * 8] * 2
