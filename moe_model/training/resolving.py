@@ -107,7 +107,7 @@ def _given(arguments: ArgumentCollection, name: str) -> str | None:
 
 
 def _inherited(saved: dict[str, Any], arguments: ArgumentCollection) -> dict[str, Any]:
-    """Without those of another balance method or schedule."""
+    """Without those that another balance method or schedule has no use for, or a default of."""
     if _given(arguments, "--dense-twin") is not None and not saved.get("dense_twin"):
         raise UsageError("--dense-twin: the checkpoint has experts: omit it, or omit --resume.")
     if saved.get("balance") == "aux":
@@ -115,8 +115,11 @@ def _inherited(saved: dict[str, Any], arguments: ArgumentCollection) -> dict[str
     if saved.get("optimizer") == "muon":
         saved = {"adamw_experts": True, **saved}  # as all did before there was this option
     left_out = list(_NOT_INHERITED)
-    for name, (option, _) in _BELONGS_TO.items():
-        if _given(arguments, flag_name(option)) not in (None, saved.get(option)):
+    seq_aux_weights = [0.0, *(one["seq_aux_weight"] for one in RUN_DEFAULTS.values())]
+    for name, (option, values) in _BELONGS_TO.items():
+        before, now = saved.get(option), _given(arguments, flag_name(option))
+        default = name == "seq_aux_weight" and saved.get(name) in seq_aux_weights
+        if now not in (None, before) and (default or before not in values or now not in values):
             left_out.append(name)
     return {
         name: value

@@ -134,14 +134,20 @@ def test_options_that_are_not_given_are_those_of_the_checkpoint(
     assert [row["step"] for row in steps(story(read_log("r")))] == [3]
 
 
-def test_another_balance_method_does_not_inherit_what_the_former_one_needed(
+def test_another_balance_method_or_schedule_inherits_only_what_it_has_a_use_for(
     trained: GetTrained, train: Train, read_log: ReadLog
 ) -> None:
-    before = trained("--steps=2", "--bias-update-rate=0.5").checkpoints
-    assert train("--run=other", f"--resume={before}", "--steps=3", "--balance=aux") == 0
-    head = read_log("other")[0]
-    assert head["balance"] == head["balance"] | {"method": "aux", "bias_update_rate": 0.0}
-    assert head["resumed_at_step"] == 3
+    given = ("--min-lr=0", "--bias-update-rate=0.5", "--seq-aux-weight=0.5")
+    for run, flags, expected in (
+        ("given", given, {"bias_update_rate": 0.0, "min_lr": 0.0, "seq_aux_weight": 0.5}),
+        ("default", ("--preset=small", "--tokenizer=char"), {"min_lr": 0.1, "seq_aux_weight": 0.0}),
+    ):
+        before = trained("--steps=2", *flags).checkpoints
+        changed = (f"--resume={before}", "--steps=3", "--balance=aux", "--lr-schedule=wsd")
+        assert train(f"--run={run}", *changed) == 0
+        head = read_log(run)[0]
+        assert head["config"] == head["config"] | {"balance": "aux", "decay": 0.2, **expected}
+        assert head["resumed_at_step"] == 3
 
 
 @pytest.mark.parametrize(
