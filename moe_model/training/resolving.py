@@ -30,6 +30,7 @@ from moe_model.training.options import (
     flag_name,
 )
 from moe_model.training.run import traced_steps
+from moe_model.training.step import default_warmup
 from moe_model.training.world import ALONE, NOT_GIVEN, World, launched
 
 _BELONGS_TO: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -146,6 +147,7 @@ def resolve(options: Options, world: World = ALONE) -> Options:
                 f"--resume {options.resume} has weights only: --lr defaults to "
                 f"{defaults['lr']:g}, a tenth of the preset's."
             )
+    defaults["warmup"] = default_warmup(options.steps or defaults["steps"])
     depths = _depths_ahead(options, start)
     defaults["mtp_weight"] = MTP_WEIGHT if options.mtp or depths else 0.0
     if options.resume == AUTO and options.run is None:
@@ -156,8 +158,9 @@ def resolve(options: Options, world: World = ALONE) -> Options:
         defaults["parallel"] = "ddp"
     missing = {name: v for name, v in defaults.items() if getattr(options, name) is None}
     resolved = dataclasses.replace(options, **missing)
-    problems = _out_of_range(resolved), _of_routers(resolved), _contradictions(resolved, depths)
-    for problem in chain(*problems):
+    before = {} if start is None else start[1]["options"]
+    wrong = _out_of_range(resolved, before.get("warmup"))
+    for problem in chain(wrong, _of_routers(resolved), _contradictions(resolved, depths)):
         raise UsageError(problem)
     return resolved
 
@@ -196,7 +199,8 @@ def _start(options: Options) -> tuple[Path, dict[str, Any]] | None:
     return next(described(options.resume, options.run, options.checkpoint_dir), None)
 
 
-def _out_of_range(options: Options) -> Iterator[str]:
+def _out_of_range(options: Options, warmup_before: object) -> Iterator[str]:
+    """A warm-up that is inherited may be longer than fewer steps."""
     for name in _COUNTS:
         if getattr(options, name) < 1:
             yield f"{_spelled(options, name)} is too few: choose 1 or more."
@@ -205,9 +209,9 @@ def _out_of_range(options: Options) -> Iterator[str]:
             yield f"{_spelled(options, name)} is too many: choose {MOST_SEQUENCES} at most."
     if not 0 < options.lr < math.inf:
         yield f"--lr {options.lr} is out of range: choose above 0, such as 1e-3."
-    for name, most in (("warmup", options.steps), ("decay", 1), ("min_lr", 1)):
-        value = getattr(options, name)
-        if value is not None and not 0 <= value <= most:
+    longest = options.warmup if options.warmup == warmup_before else options.steps
+    for name, most in (("warmup", longest), ("decay", 1), ("min_lr", 1)):
+        if not 0 <= getattr(options, name) <= most:
             yield f"{_spelled(options, name)} is out of range: choose 0 to {most}."
     if not 0 <= options.seed < 2**63:
         yield f"--seed {options.seed} is out of range: choose 0 to 2^63 - 1."

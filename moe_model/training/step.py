@@ -203,11 +203,14 @@ def make_optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer:
     return MuonAndAdamW(muon, adamw, experts)
 
 
+def default_warmup(steps: int) -> int:
+    return max(1, min(100, steps // 10))
+
+
 def learning_rate_at(step: int, options: Options) -> float:
     """Learning rate of 1-based ``step``: warm-up, then the schedule."""
-    steps, peak, warmup = options.steps, options.lr, options.warmup
-    if warmup is None:
-        warmup = max(1, min(100, steps // 10))
+    steps, peak = options.steps, options.lr
+    warmup = default_warmup(steps) if options.warmup is None else options.warmup
     if step <= warmup:
         return peak * step / warmup
     falls = options.lr_schedule == "wsd"

@@ -95,6 +95,20 @@ def test_a_resume_that_changes_the_rate_says_from_what_to_what(
     assert "the learning rate changes from 0.0003 to 0.00135 at step 5:" in capsys.readouterr().err
 
 
+def test_a_run_keeps_its_warm_up_whatever_steps_it_gets_later(
+    trained: GetTrained, train: Train, read_log: ReadLog
+) -> None:
+    for run, flags, start, steps_now, expected in (
+        ("more", "--lr-schedule=constant", "latest", 60, [1] * 56),
+        ("fewer", "--warmup=4", "previous", 3, [3 / 4]),
+    ):
+        before = trained(*SHORT, flags).checkpoints / start
+        assert train(f"--run={run}", f"--resume={before}", f"--steps={steps_now}") == 0
+        found = [row["learning_rate"] / 3e-3 for row in steps(read_log(run))]
+        assert found == pytest.approx(expected)
+    assert train("--run=n", f"--resume={before}", "--steps=3", "--warmup=5") == 64
+
+
 def test_a_constant_run_ends_with_wsd_without_a_jump(
     trained: GetTrained, train: Train, read_log: ReadLog, tmp_path: Any, capsys: Any
 ) -> None:
