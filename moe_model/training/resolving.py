@@ -85,7 +85,7 @@ def read_option_sources(app: App, commands: tuple[str, ...], arguments: Argument
         return
     folder = Path(_given(arguments, "--checkpoint-dir") or "checkpoints")
     for checkpoint, plain in described(resume, _given(arguments, "--run"), folder):
-        inherited = _inherited(plain["options"], arguments)
+        inherited = _inherited(plain["options"], plain["model"], arguments)
         Dict(inherited, allow_unknown=True, source=str(checkpoint))(app, commands, arguments)
         return
 
@@ -107,7 +107,9 @@ def _given(arguments: ArgumentCollection, name: str) -> str | None:
     return argument.tokens[0].value if argument.tokens else None
 
 
-def _inherited(saved: dict[str, Any], arguments: ArgumentCollection) -> dict[str, Any]:
+def _inherited(
+    saved: dict[str, Any], model: dict[str, Any], arguments: ArgumentCollection
+) -> dict[str, Any]:
     """Without those that another balance method or schedule has no use for, or a default of."""
     if _given(arguments, "--dense-twin") is not None and not saved.get("dense_twin"):
         raise UsageError("--dense-twin: the checkpoint has experts: omit it, or omit --resume.")
@@ -116,6 +118,8 @@ def _inherited(saved: dict[str, Any], arguments: ArgumentCollection) -> dict[str
     if saved.get("optimizer") == "muon":
         saved = {"adamw_experts": True, **saved}  # as all did before there was this option
     left_out = list(_NOT_INHERITED)
+    if _is_dense(model, saved.get("mtp_weight")):
+        left_out += _OF_ROUTERS  # before they were refused
     seq_aux_weights = [0.0, *(one["seq_aux_weight"] for one in RUN_DEFAULTS.values())]
     for name, (option, values) in _BELONGS_TO.items():
         before, now = saved.get(option), _given(arguments, flag_name(option))
@@ -136,8 +140,15 @@ def resolve(options: Options, world: World = ALONE) -> Options:
         raise UsageError(
             f"--preset {options.preset} is unknown: choose one of {', '.join(PRESETS)}."
         )
-    defaults = _defaults_of_preset(options)
     start = _start(options)
+    fields = PRESETS[options.preset] if start is None else start[1]["model"]
+    fields = {**fields, **options.to_dict()["model"]}
+    depths = 0 if options.dense_twin else fields.get("num_nextn_predict_layers", 0)
+    mtp_weight = MTP_WEIGHT if options.mtp or depths else 0.0
+    weight = mtp_weight if options.mtp_weight is None else options.mtp_weight
+    dense = options.dense_twin or _is_dense(fields, weight)
+    defaults = _defaults_of_preset(options, dense=dense)
+    defaults["mtp_weight"] = mtp_weight
     if start is not None and not has_training_state(start[0]):
         # The diagnosis compares a fine-tuning with its beginning; upcycled routers are new.
         defaults["profile"] = "pretrain" if "upcycled" in start[1] else "finetune"
@@ -148,8 +159,6 @@ def resolve(options: Options, world: World = ALONE) -> Options:
                 f"{defaults['lr']:g}, a tenth of the preset's."
             )
     defaults["warmup"] = default_warmup(options.steps or defaults["steps"])
-    depths = _depths_ahead(options, start)
-    defaults["mtp_weight"] = MTP_WEIGHT if options.mtp or depths else 0.0
     if options.resume == AUTO and options.run is None:
         raise UsageError("--resume auto needs the name of the run: add --run NAME.")
     name = f"{options.preset}-{time.strftime('%Y-%m-%d-%H%M%S')}"
@@ -160,14 +169,15 @@ def resolve(options: Options, world: World = ALONE) -> Options:
     resolved = dataclasses.replace(options, **missing)
     before = {} if start is None else start[1]["options"]
     wrong = _out_of_range(resolved, before.get("warmup"))
-    for problem in chain(wrong, _of_routers(resolved), _contradictions(resolved, depths)):
+    refused = _of_routers(resolved) if dense else ()
+    for problem in chain(wrong, refused, _contradictions(resolved, depths)):
         raise UsageError(problem)
     return resolved
 
 
-def _defaults_of_preset(options: Options) -> dict[str, Any]:
+def _defaults_of_preset(options: Options, *, dense: bool) -> dict[str, Any]:
     length = options.model.max_position_embeddings
-    balance = options.balance or ("none" if options.dense_twin else "bias")
+    balance = options.balance or ("none" if dense else "bias")
     defaults = {
         **RUN_DEFAULTS[options.preset],
         "seq_len": length or PRESETS[options.preset]["max_position_embeddings"],
@@ -183,13 +193,9 @@ def _defaults_of_preset(options: Options) -> dict[str, Any]:
     return defaults
 
 
-def _depths_ahead(options: Options, start: tuple[Path, dict[str, Any]] | None) -> int:
-    """Depths of multi-token prediction."""
-    if options.dense_twin:
-        return 0
-    given = options.model.num_nextn_predict_layers
-    model = PRESETS[options.preset] if start is None else start[1]["model"]
-    return int(model.get("num_nextn_predict_layers", 0) if given is None else given)
+def _is_dense(model: dict[str, Any], mtp_weight: float | None) -> bool:
+    """All layers of multi-token prediction have experts."""
+    return model["first_k_dense_replace"] >= model["num_hidden_layers"] and not mtp_weight
 
 
 def _start(options: Options) -> tuple[Path, dict[str, Any]] | None:
@@ -262,15 +268,13 @@ def _contradictions(options: Options, depths: int) -> Iterator[str]:
 
 
 def _of_routers(options: Options) -> Iterator[str]:
-    """The options that a dense twin has no use for."""
-    if not options.dense_twin:
-        return
+    """The options that a dense model has no use for."""
     given = [_spelled(options, n) for n, v in _OF_ROUTERS.items() if getattr(options, n) != v]
     for name in ("capacity_factor", "router_jitter_noise"):
         if (value := getattr(options.model, name)) is not None:
             given.append(f"--model.{name} {value}")
     for option in given:
-        yield f"{option} does not work with --dense-twin, which has no routers: omit it."
+        yield f"{option} does not work with a dense model, which has no routers: omit it."
 
 
 def _spelled(options: Options, name: str) -> str:

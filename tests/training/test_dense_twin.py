@@ -11,9 +11,10 @@ from moe_model.training.options import Options
 from moe_model.training.setup import twin_of
 from moe_model.training.step import make_optimizer
 from tests.training.conftest import SHORT, GetTrained
-from tests.training.story import ReadLog, Train, steps
+from tests.training.story import ReadLog, Train, edit, steps
 
 SIZES = {"vocab_size": 31, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+DENSE = "--model.first_k_dense_replace=3"
 SIZES |= {"intermediate_size": 16, "moe_intermediate_size": 16, "initializer_range": 0.1}
 
 
@@ -50,6 +51,20 @@ def test_a_twin_has_a_log_without_routers_and_resumes_bit_for_bit(
     assert train("--run=r", "--resume=auto", *flags) == 0
     losses = [[line["loss"] for line in steps(log)] for log in (read_log("r"), whole.log)]
     assert losses[0][-2:] == losses[1][-2:]
+
+
+def test_a_model_whose_layers_are_all_dense_has_no_losses_of_routers(
+    copied: GetTrained, train: Train, read_log: ReadLog
+) -> None:
+    """Also one from before its options were refused."""
+    path = copied("--preset=small", "--tokenizer=char", *SHORT, DENSE).checkpoints / "latest"
+    edit(path, "options/seq_aux_weight", 1e-4)
+    edit(path, "options/balance", "bias", seal=True)
+    assert train("--run=r", "--resume=auto", "--steps=5") == 0
+    heads = [record for record in read_log("r") if record["kind"] == "run"]
+    assert [head["balance"]["method"] for head in heads] == ["none", "none"]
+    assert not any(line["losses"] for line in steps(read_log("r")))
+    assert train("--run=mtp", "--steps=1", DENSE, "--mtp", "--balance=aux") == 0
 
 
 def test_a_mixture_cannot_become_its_twin(copied: GetTrained, train: Train, capsys: Any) -> None:
