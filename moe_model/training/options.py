@@ -114,7 +114,8 @@ class Options:
     batch_size: Annotated[int, _TRAINING] = _PRESET
     """Sequences in one forward pass (default: the preset's)."""
     seq_len: Annotated[int, _TRAINING] = _PRESET
-    """Tokens in a sequence (default: the model's max_position_embeddings)."""
+    """Tokens in a sequence (default: the model's max_position_embeddings, or the preset's if an
+    imported model has more)."""
     mtp: Annotated[bool, _TRAINING, _SWITCH] = False
     """Multi-token prediction: also predict the token after the next, as DeepSeek-V3 does."""
     mtp_weight: Annotated[float, _TRAINING] = _PRESET

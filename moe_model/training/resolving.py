@@ -147,7 +147,7 @@ def resolve(options: Options, world: World = ALONE) -> Options:
     mtp_weight = MTP_WEIGHT if options.mtp or depths else 0.0
     weight = mtp_weight if options.mtp_weight is None else options.mtp_weight
     dense = options.dense_twin or _is_dense(fields, weight)
-    defaults = _defaults_of_preset(options, dense=dense)
+    defaults = _defaults_of_preset(options, fields["max_position_embeddings"], dense=dense)
     defaults["mtp_weight"] = mtp_weight
     if start is not None and not has_training_state(start[0]):
         # The diagnosis compares a fine-tuning with its beginning; upcycled routers are new.
@@ -175,12 +175,12 @@ def resolve(options: Options, world: World = ALONE) -> Options:
     return resolved
 
 
-def _defaults_of_preset(options: Options, *, dense: bool) -> dict[str, Any]:
-    length = options.model.max_position_embeddings
+def _defaults_of_preset(options: Options, context: int, *, dense: bool) -> dict[str, Any]:
+    usual = PRESETS[options.preset]["max_position_embeddings"]
     balance = options.balance or ("none" if dense else "bias")
     defaults = {
         **RUN_DEFAULTS[options.preset],
-        "seq_len": length or PRESETS[options.preset]["max_position_embeddings"],
+        "seq_len": options.model.max_position_embeddings or min(context, usual),
         "balance": balance,
         "aux_weight": AUX_WEIGHT if balance == "aux" else 0.0,
         "balance_scope": "step" if balance == "aux" else None,

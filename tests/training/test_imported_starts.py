@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -118,6 +120,16 @@ def test_an_imported_model_keeps_its_weights_and_gets_the_depths_that_are_asked_
     for name in state.keys() & saved.keys():
         torch.testing.assert_close(state[name], saved[name], atol=1e-6, rtol=0, msg=name)
     assert train("--run=new", "--resume=auto", "--steps=2") == 0
+
+
+def test_an_imported_model_decides_the_length_of_sequences(
+    imported: Imported, arguments: Any, trainer: ModuleType, read_log: ReadLog
+) -> None:
+    start = arguments("--run=new", f"--resume={imported()}", "--steps=1")
+    command = [flag for flag in start if "max_position_embeddings" not in flag]
+    assert trainer.run_command(trainer.app, command) == 0
+    config = read_log("new")[0]["config"]
+    assert config["seq_len"] == 32
 
 
 def profile_and_rate(log: Log) -> tuple[str, float]:
