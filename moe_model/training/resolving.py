@@ -158,6 +158,13 @@ def resolve(options: Options, world: World = ALONE) -> Options:
                 f"--resume {options.resume} has weights only: --lr defaults to "
                 f"{defaults['lr']:g}, a tenth of the preset's."
             )
+    before = {} if start is None else start[1]["options"]
+    if start is not None and "tokenizer" not in before:
+        defaults["tokenizer"] = str(start[0])
+        if options.tokenizer is not None:
+            raise UsageError(
+                f"--tokenizer {options.tokenizer}: {start[0]} has a tokenizer of its own: omit it."
+            )
     defaults["warmup"] = default_warmup(options.steps or defaults["steps"])
     if options.resume == AUTO and options.run is None:
         raise UsageError("--resume auto needs the name of the run: add --run NAME.")
@@ -167,7 +174,6 @@ def resolve(options: Options, world: World = ALONE) -> Options:
         defaults["parallel"] = "ddp"
     missing = {name: v for name, v in defaults.items() if getattr(options, name) is None}
     resolved = dataclasses.replace(options, **missing)
-    before = {} if start is None else start[1]["options"]
     wrong = _out_of_range(resolved, before.get("warmup"))
     refused = _of_routers(resolved) if dense else ()
     for problem in chain(wrong, refused, _contradictions(resolved, depths)):
