@@ -98,11 +98,12 @@ def test_a_damaged_latest_gives_way_to_previous_with_a_message(
 ) -> None:
     checkpoints = copied(*SHORT).checkpoints
     flip_a_bit((checkpoints / "latest").resolve() / "model.safetensors")
-    assert train("--run=r", "--resume=auto", "--steps=4") == 0
+    assert train("--run=r", "--resume=auto", "--steps=4", "--torch-trace=1:2") == 0
     narration = capsys.readouterr().err
     assert f"latest is damaged, trying {checkpoints / 'previous'}" in narration
     assert "model.safetensors is damaged" in narration
     assert "resumes after step 2" in narration
+    assert "--torch-trace 1:2: the run continues at step 3." in narration
     assert [row["step"] for row in steps(story(read_log("r")))] == [3, 4]
     assert read_checkpoint(checkpoints / "latest").step == 4
     assert read_checkpoint(checkpoints / "previous").step == 2, "not the damaged one"
