@@ -402,7 +402,7 @@ def refuse_other_model(config: ModelConfig, checkpoint: Checkpoint) -> None:
 
 
 def refuse_contradictions(options: Options, checkpoint: Checkpoint) -> None:
-    saved = checkpoint.description["options"]
+    saved = {"tokenizer": str(checkpoint.folder), **checkpoint.description["options"]}
     for name in ("preset", "tokenizer", "optimizer", "adamw_experts"):
         value, flag = getattr(options, name), flag_name(name)
         if saved.get(name, value) != value:

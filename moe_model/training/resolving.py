@@ -110,27 +110,30 @@ def _given(arguments: ArgumentCollection, name: str) -> str | None:
 def _inherited(
     saved: dict[str, Any], model: dict[str, Any], arguments: ArgumentCollection
 ) -> dict[str, Any]:
-    """Without those that another balance method or schedule has no use for, or a default of."""
     if _given(arguments, "--dense-twin") is not None and not saved.get("dense_twin"):
         raise UsageError("--dense-twin: the checkpoint has experts: omit it, or omit --resume.")
     if saved.get("balance") == "aux":
         saved = {"balance_scope": "pass", **saved}  # before there was this option
     if saved.get("optimizer") == "muon":
         saved = {"adamw_experts": True, **saved}  # as all did before there was this option
-    left_out = list(_NOT_INHERITED)
+    left_out = [*_NOT_INHERITED, *_of_another_choice(saved, arguments)]
     if _is_dense(model, saved.get("mtp_weight")):
         left_out += _OF_ROUTERS  # before they were refused
-    seq_aux_weights = [0.0, *(one["seq_aux_weight"] for one in RUN_DEFAULTS.values())]
-    for name, (option, values) in _BELONGS_TO.items():
-        before, now = saved.get(option), _given(arguments, flag_name(option))
-        default = name == "seq_aux_weight" and saved.get(name) in seq_aux_weights
-        if now not in (None, before) and (default or before not in values or now not in values):
-            left_out.append(name)
     return {
         name: value
         for name, value in saved.items()
         if name not in left_out and value is not None and value is not False
     }
+
+
+def _of_another_choice(saved: dict[str, Any], arguments: ArgumentCollection) -> Iterator[str]:
+    """Where either choice has no use for an option, or it may be the default of the former."""
+    seq_aux_weights = [0.0, *(preset["seq_aux_weight"] for preset in RUN_DEFAULTS.values())]
+    for name, (option, values) in _BELONGS_TO.items():
+        before, now = saved.get(option), _given(arguments, flag_name(option))
+        default = name == "seq_aux_weight" and saved.get(name) in seq_aux_weights
+        if now not in (None, before) and (default or before not in values or now not in values):
+            yield name
 
 
 def resolve(options: Options, world: World = ALONE) -> Options:
@@ -140,32 +143,22 @@ def resolve(options: Options, world: World = ALONE) -> Options:
         raise UsageError(
             f"--preset {options.preset} is unknown: choose one of {', '.join(PRESETS)}."
         )
-    start = _start(options)
-    fields = PRESETS[options.preset] if start is None else start[1]["model"]
-    fields = {**fields, **options.to_dict()["model"]}
-    depths = 0 if options.dense_twin else fields.get("num_nextn_predict_layers", 0)
-    mtp_weight = MTP_WEIGHT if options.mtp or depths else 0.0
-    weight = mtp_weight if options.mtp_weight is None else options.mtp_weight
-    dense = options.dense_twin or _is_dense(fields, weight)
-    defaults = _defaults_of_preset(options, fields["max_position_embeddings"], dense=dense)
-    defaults["mtp_weight"] = mtp_weight
-    if start is not None and not has_training_state(start[0]):
+    preset = {"model": PRESETS[options.preset], "options": {}}
+    start, plain = _start(options) or (None, preset)
+    model = {**plain["model"], **options.to_dict()["model"]}
+    if options.dense_twin:
+        model["num_nextn_predict_layers"] = 0
+    defaults = _defaults_of_preset(options, model)
+    if start is not None and not has_training_state(start):
+        defaults["tokenizer"] = str(start.resolve())
         # The diagnosis compares a fine-tuning with its beginning; upcycled routers are new.
-        defaults["profile"] = "pretrain" if "upcycled" in start[1] else "finetune"
+        defaults["profile"] = "pretrain" if "upcycled" in plain else "finetune"
         defaults["lr"] = float(f"{defaults['lr'] / SLOWER:.12g}")
         if options.lr is None:
             world.say(
                 f"--resume {options.resume} has weights only: --lr defaults to "
                 f"{defaults['lr']:g}, a tenth of the preset's."
             )
-    before = {} if start is None else start[1]["options"]
-    if start is not None and "tokenizer" not in before:
-        defaults["tokenizer"] = str(start[0])
-        if options.tokenizer is not None:
-            raise UsageError(
-                f"--tokenizer {options.tokenizer}: {start[0]} has a tokenizer of its own: omit it."
-            )
-    defaults["warmup"] = default_warmup(options.steps or defaults["steps"])
     if options.resume == AUTO and options.run is None:
         raise UsageError("--resume auto needs the name of the run: add --run NAME.")
     name = f"{options.preset}-{time.strftime('%Y-%m-%d-%H%M%S')}"
@@ -174,23 +167,28 @@ def resolve(options: Options, world: World = ALONE) -> Options:
         defaults["parallel"] = "ddp"
     missing = {name: v for name, v in defaults.items() if getattr(options, name) is None}
     resolved = dataclasses.replace(options, **missing)
-    wrong = _out_of_range(resolved, before.get("warmup"))
-    refused = _of_routers(resolved) if dense else ()
-    for problem in chain(wrong, refused, _contradictions(resolved, depths)):
+    wrong = _out_of_range(resolved, plain["options"].get("warmup"))
+    for problem in chain(wrong, _of_routers(resolved, model), _contradictions(resolved, model)):
         raise UsageError(problem)
     return resolved
 
 
-def _defaults_of_preset(options: Options, context: int, *, dense: bool) -> dict[str, Any]:
+def _defaults_of_preset(options: Options, model: dict[str, Any]) -> dict[str, Any]:
     usual = PRESETS[options.preset]["max_position_embeddings"]
+    usual = options.model.max_position_embeddings or usual
+    mtp_weight = MTP_WEIGHT if options.mtp or model.get("num_nextn_predict_layers") else 0.0
+    given = options.mtp_weight
+    dense = options.dense_twin or _is_dense(model, mtp_weight if given is None else given)
     balance = options.balance or ("none" if dense else "bias")
     defaults = {
         **RUN_DEFAULTS[options.preset],
-        "seq_len": options.model.max_position_embeddings or min(context, usual),
+        "seq_len": min(model["max_position_embeddings"], usual),
+        "mtp_weight": mtp_weight,
         "balance": balance,
         "aux_weight": AUX_WEIGHT if balance == "aux" else 0.0,
         "balance_scope": "step" if balance == "aux" else None,
         "profile": "pretrain",
+        "warmup": default_warmup(options.steps or RUN_DEFAULTS[options.preset]["steps"]),
         "decay": 0.2 if options.lr_schedule == "wsd" else 0.0,
         "min_lr": 0.0 if options.lr_schedule == "constant" else FINAL_SHARE,
     }
@@ -205,7 +203,6 @@ def _is_dense(model: dict[str, Any], mtp_weight: float | None) -> bool:
 
 
 def _start(options: Options) -> tuple[Path, dict[str, Any]] | None:
-    """The newest sound checkpoint for ``--resume``, and its description."""
     if options.resume is None:
         return None
     return next(described(options.resume, options.run, options.checkpoint_dir), None)
@@ -239,15 +236,14 @@ def _out_of_range(options: Options, warmup_before: object) -> Iterator[str]:
             yield f"{_spelled(options, name)} is out of range: choose 0 or more."
 
 
-def _contradictions(options: Options, depths: int) -> Iterator[str]:
-    """``depths`` of multi-token prediction in the model."""
+def _contradictions(options: Options, model: dict[str, Any]) -> Iterator[str]:
     for name, (option, values) in _BELONGS_TO.items():
         if getattr(options, name) and getattr(options, option) not in values:
             yield (
                 f"{_spelled(options, name)} has no effect with {_spelled(options, option)}: omit "
                 f"it, or choose {flag_name(option)} {' or '.join(values)}."
             )
-    if options.mtp_weight and not (options.mtp or depths):
+    if options.mtp_weight and not (options.mtp or model.get("num_nextn_predict_layers")):
         weight = _spelled(options, "mtp_weight")
         yield f"{weight} has no effect without --mtp: add it, or omit the weight."
     if options.run in ("", ".", "..") or not re.fullmatch(r"[\w.+=@ -]+", options.run):
@@ -273,8 +269,9 @@ def _contradictions(options: Options, depths: int) -> Iterator[str]:
         )
 
 
-def _of_routers(options: Options) -> Iterator[str]:
-    """The options that a dense model has no use for."""
+def _of_routers(options: Options, model: dict[str, Any]) -> Iterator[str]:
+    if not (options.dense_twin or _is_dense(model, options.mtp_weight)):
+        return
     given = [_spelled(options, n) for n, v in _OF_ROUTERS.items() if getattr(options, n) != v]
     for name in ("capacity_factor", "router_jitter_noise"):
         if (value := getattr(options.model, name)) is not None:
@@ -284,7 +281,6 @@ def _of_routers(options: Options) -> Iterator[str]:
 
 
 def _spelled(options: Options, name: str) -> str:
-    """The option ``name`` with its value, as on the command line."""
     return f"{flag_name(name)} {getattr(options, name)}"
 
 
