@@ -17,6 +17,7 @@ import re
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from typing import Annotated, Any
 
 from moe_model.threads import choose_waiting
@@ -276,24 +277,12 @@ def validate(run: Run, checkpoints: Checkpoints, log: TrainingLog) -> None:
 
 def held_out_loss(run: Run, log: TrainingLog) -> float:
     """In nats per token, the mean of all sources; logged with the experts that each chose."""
-    rows = [sum(len(batch.tokens_BN) for batch in own) for _, own in run.held_out]
-    config = run.model.config
-    shape = sum(rows), len(config.moe_layers), config.n_routed_experts
-    counts_NLE = torch.zeros(shape, dtype=torch.int64, device=run.world.device)
-    losses = [
-        evaluate(
-            run.model,
-            batches,
-            run.dtype,
-            forward=run.forward,
-            world=run.world,
-            document_mask=run.options.document_mask,
-            counts_NLE=own_NLE,
-        )
-        for (_, batches), own_NLE in zip(run.held_out, counts_NLE.split(rows), strict=True)
-    ]
+    names, sources = zip(*run.held_out, strict=True)
+    judge = partial(evaluate, run.model, dtype=run.dtype, forward=run.forward, world=run.world)
+    found = [judge(batches, document_mask=run.options.document_mask) for batches in sources]
+    losses, counts = zip(*found, strict=True)
     loss = sum(losses) / len(losses)
-    slices = held_out_slices([name for name, _ in run.held_out], rows, counts_NLE.cpu().numpy())
+    slices = held_out_slices(names, [*map(len, counts)], torch.cat(counts).cpu().numpy())
     log.event(run.progress.step, "eval", {"loss": loss}, slices=slices)
     return loss
 

@@ -272,7 +272,6 @@ class PreparedLayer:
         return out_SD if self.first_bias is None else out_SD + self.out_bias
 
     def _choose(self, router: Router, unit_SD: Tensor) -> list[tuple[list[int], list[float]]]:
-        """As the router does."""
         config = router.config
         simple = config.n_group == 1 and config.n_routed_experts <= _FEW_EXPERTS
         if not simple or config.scoring_func != "sigmoid":

@@ -74,7 +74,6 @@ class Experts(nn.Module):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _outputs_of_all_ranks(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
-        """As :meth:`_outputs`, but the ids are those of all ranks."""
         assert self.group is not None
         experts = len(self.gate_up_proj)
         rows_E, token_P, place_TK, weight_P1 = _sort_by_expert(ids_TK, weights_TK, experts, block=1)

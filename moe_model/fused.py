@@ -159,7 +159,6 @@ def keys_and_values(
 
 
 def _turned_copy(x: Tensor, turn: Tensor) -> Tensor:
-    """A contiguous copy, whose last dimensions are rotated."""
     rope = 2 * turn.shape[-1]
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     y[..., :-rope] = x[..., :-rope]

@@ -151,7 +151,6 @@ class Sampler:
             self._model.train(was_training)
 
     def _until_full(self) -> Iterator[int]:
-        """Tokens until there are enough, or the context is full."""
         drafter = self._drafter
         following = self._ids[1:]
         logits_SV, unseen_SD = self._read(self._ids)

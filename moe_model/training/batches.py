@@ -101,7 +101,6 @@ class TrainingBatches:
         return StepBatches(micro_batches, tuple(num_targets))
 
     def _place(self, sequence: int) -> tuple[Tokens, int]:
-        """Text and first token of the ``sequence``-th."""
         text = 0
         size = len(self._round)
         if size > 1:
@@ -149,7 +148,6 @@ def _ids(places: Sequence[tuple[Tokens, int]], length: int) -> Tensor:
 
 
 def _starts(places: Sequence[tuple[Tokens, int]], length: int) -> Tensor:
-    """Where documents begin in those windows."""
     starts_BN = torch.zeros(len(places), length, dtype=torch.bool)
     for starts_N, (tokens, first) in zip(starts_BN, places, strict=True):
         bounds = torch.tensor([first, first + length, first + length - len(tokens)])

@@ -147,7 +147,6 @@ class Console:
         return "  ".join(parts)
 
     def _worst(self, progress: Progress) -> list[str]:
-        """Balance and entropy of the least balanced layer."""
         known = [(c, place) for place, c in enumerate(progress.collapse_index) if c is not None]
         if not known:
             return []

@@ -91,7 +91,6 @@ def answer_without_torch(doc: str) -> None:
 
 
 def _presets() -> str:
-    """A table of the presets, indented as a block of code."""
     rows = [("--preset", "parameters", "per token", "steps", "minutes", "checkpoint")]
     for name, defaults in RUN_DEFAULTS.items():
         fields = {"vocab_size": _VOCABULARY[defaults["tokenizer"]], **PRESETS[name]}

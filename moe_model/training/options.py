@@ -270,7 +270,6 @@ class Options:
 
 
 def _given(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields that have a value, those of nested fields too."""
     plain = {k: _given(v) if isinstance(v, dict) else v for k, v in fields.items()}
     return {k: v for k, v in plain.items() if v is not None and v != {}}
 

@@ -73,7 +73,6 @@ def _expert_mesh(world: World, size: int) -> DeviceMesh:
 
 
 def _share_experts(model: LanguageModel, mesh: DeviceMesh) -> None:
-    """Keep this rank's part of the experts."""
     for experts in all_experts(model):
         experts.group = mesh.get_group()
         for name, whole in list(experts.named_parameters(recurse=False)):
@@ -192,7 +191,6 @@ def whole_weights(model: LanguageModel, world: World) -> dict[str, Tensor]:
 
 
 def _in_parts(tensor: Tensor) -> Iterator[tuple[Any, Tensor]]:
-    """Places in ``tensor``, and what is there, one part after the other."""
     if not isinstance(tensor, DTensor):
         yield ..., tensor
     elif "experts" not in (tensor.device_mesh.mesh_dim_names or ()):

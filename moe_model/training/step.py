@@ -251,25 +251,27 @@ def memory_bytes(device: torch.device) -> int:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module,
+    model: LanguageModel,
     batches: Sequence[Batch],
     dtype: torch.dtype,
     *,
     forward: Callable[..., ModelOutput] | None = None,
     world: World = ALONE,
     document_mask: bool = False,
-    counts_NLE: Tensor | None = None,
-) -> float:
-    """Mean next-token cross-entropy in nats over all targets; the model keeps its mode.
+) -> tuple[float, Tensor]:
+    """Mean next-token cross-entropy in nats over all targets, and the tokens per expert of each
+    sequence and router, ``(N, L, E)``; the model keeps its mode.
 
     Each rank evaluates its share, in the same number of forward passes, since sharded ranks wait
-    for each other. ``forward`` is called instead of a model over several ranks. ``counts_NLE``,
-    int64 zeros, receives the tokens per expert of each sequence and router.
+    for each other. ``forward`` is called instead of a model over several ranks.
     """
     forward = forward or model
     was_training = model.training
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=world.device)
+    rows = [len(batch.tokens_BN) for batch in batches]
+    shape = sum(rows), len(model.config.moe_layers), model.config.n_routed_experts
+    counts_NLE = torch.zeros(shape, dtype=torch.int64, device=world.device)
     for first in range(0, len(batches), world.size):
         place = first + world.rank
         batch = batches[min(place, len(batches) - 1)].to(world.device)
@@ -281,14 +283,12 @@ def evaluate(
         if place < len(batches):
             sums[0] += output.losses[0]
             sums[1] += (targets_BS >= 0).sum()
-            if counts_NLE is not None:
-                first_row = sum(len(before.tokens_BN) for before in batches[:place])
-                _count(output, counts_NLE[first_row : first_row + len(targets_BS)])
+            first_row = sum(rows[:place])
+            _count(output, counts_NLE[first_row : first_row + rows[place]])
     model.train(was_training)
     world.sum(sums)
-    if counts_NLE is not None:
-        world.sum(counts_NLE)
-    return (sums[0] / sums[1]).item()
+    world.sum(counts_NLE)
+    return (sums[0] / sums[1]).item(), counts_NLE
 
 
 def _count(output: ModelOutput, counts_BLE: Tensor) -> None:

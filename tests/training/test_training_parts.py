@@ -110,7 +110,7 @@ def test_evaluation_judges_the_model_as_it_generates_and_leaves_no_trace() -> No
     fields = {"hidden_size": 16, "num_hidden_layers": 2, "moe_intermediate_size": 8}
     model = LanguageModel(ModelConfig.preset("tiny", vocab_size=50, **fields)).train()
     batches = held_out_batches(Tokens(torch.arange(50), torch.tensor([0])), 2, 8, most=2)
-    expected = evaluate(model, batches, torch.float32)
+    expected, _ = evaluate(model, batches, torch.float32)
     assert model.training
     logits_BSV = torch.cat([model.eval()(b.tokens_BN[:, :-1]).logits_BSV for b in batches])
     targets_BS = torch.cat([b.tokens_BN[:, 1:] for b in batches])
