@@ -327,6 +327,5 @@ def normed(x_SD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 def _nope_then_rope(
     weight_OI: Tensor, heads: int, nope: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The scaled rows of all heads without position, and the rotary ones."""
     weight_HdI = weight_OI.view(heads, -1, weight_OI.shape[1]) * scale
     return weight_HdI[:, :nope].flatten(0, 1), weight_HdI[:, nope:].flatten(0, 1)

@@ -350,7 +350,6 @@ def _row_blocks(*tensors_TX: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _in_turn(rows: list[int], *weights_EXX: Tensor) -> Iterator[tuple[Any, ...]]:
-    """The rows of each expert that has any, with its part of each of the weights."""
     start = 0
     for count, *parts in zip(rows, *(weight.unbind() for weight in weights_EXX), strict=True):
         if count:

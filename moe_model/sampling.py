@@ -177,7 +177,6 @@ class Sampler:
                 yield token
 
     def _start_over(self, tokens: int) -> None:
-        """With the last ``tokens`` only."""
         self._ids = self._ids[-tokens:]
         self._decoder.cache.used = 0
         if self._drafter is not None:

@@ -96,7 +96,6 @@ def _threads_of_trainings() -> int:
 
 
 def _idle_s() -> float:
-    """For how long our processors have been idle, in sum."""
     own = {f"cpu{number}" for number in os.sched_getaffinity(0)}
     rows = [line.split() for line in (_PROC / "stat").read_text().splitlines()]
     return sum(int(r[4]) + int(r[5]) for r in rows if r[0] in own) / os.sysconf("SC_CLK_TCK")

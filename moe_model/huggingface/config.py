@@ -242,7 +242,6 @@ def read_rope(fields: dict[str, Any]) -> tuple[float, YarnScaling | Llama3Scalin
 
 
 def _merged_rope(fields: dict[str, Any]) -> dict[str, Any]:
-    """From all places where a file may have them."""
     rope: dict[str, Any] = {"rope_theta": fields["rope_theta"]} if "rope_theta" in fields else {}
     for source in ("rope_scaling", "rope_parameters"):
         given = fields.get(source)

@@ -114,7 +114,6 @@ class TrainingBatches:
         return self.texts[text], (offset + int(order[place]) * self.seq_len) % length
 
     def _order(self, of: str, number: int, size: int) -> tuple[int, Tensor]:
-        """An offset below the sequence length, and an order of ``size`` things."""
         if of not in self._orders or self._orders[of][0] != number:
             # Hashed: neighbouring seeds and epochs share nothing.
             mixed = hashlib.sha256(f"{self.seed} {number}{of}".encode()).digest()

@@ -206,7 +206,6 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    """The part of a checkpoint that is not tensors."""
     before = {} if run.start is None else run.start.description
     attempt = before.get("life", 1) if before else 0
     return {

@@ -228,7 +228,6 @@ def places(run: Run, reason: str, onset: int | None = None) -> dict[str, str]:
 
 
 def _again(run: Run, resume: str) -> str:
-    """The command line that resumes the run; omitted options keep their values."""
     options = run.options
     size = run.world.size
     start = f"torchrun --nproc-per-node {size} -- train.py" if size > 1 else "python train.py"

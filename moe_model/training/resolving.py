@@ -127,7 +127,6 @@ def _inherited(
 
 
 def _of_another_choice(saved: dict[str, Any], arguments: ArgumentCollection) -> Iterator[str]:
-    """Where either choice has no use for an option, or it may be the default of the former."""
     seq_aux_weights = [0.0, *(preset["seq_aux_weight"] for preset in RUN_DEFAULTS.values())]
     for name, (option, values) in _BELONGS_TO.items():
         before, now = saved.get(option), _given(arguments, flag_name(option))

@@ -220,7 +220,6 @@ def start_facts(
 
 
 def _forced_collapse(options: Options, depths: Sequence[int]) -> tuple[int, int] | None:
-    """Index of the router and first step of ``--force-collapse LAYER@STEP``, or ``UsageError``."""
     text = options.force_collapse
     if text is None:
         return None

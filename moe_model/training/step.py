@@ -4,8 +4,8 @@ Every loss here is a *share*: summed over the micro-batches of a step and over a
 mean over the whole step. So a step is identical however it is split.
 
 AdamW: betas 0.9 and 0.95, weight decay 0.1, gradients clipped at norm 1 (DeepSeek-V3, section 4.2),
-unless the options differ. Only matrices decay; the gains of norms do not. The routers' bias is a
-buffer, not a parameter, so the optimizer never sees it.
+unless the options differ. The routers' bias is a buffer, not a parameter, so the optimizer never
+sees it.
 """
 
 from __future__ import annotations
@@ -102,7 +102,6 @@ def local_part(tensor: Tensor) -> Tensor:
 
 
 def _copies(tensor: Tensor, world: World) -> int:
-    """How many ranks hold the same part of it."""
     copies = world.size
     if isinstance(tensor, DTensor):
         for size, placement in zip(tensor.device_mesh.shape, tensor.placements, strict=True):

@@ -244,7 +244,6 @@ def _is_connection_error(error: RuntimeError) -> bool:
 
 
 def _first_line(error: RuntimeError) -> str:
-    """Without the location in torch's sources, and without its advice."""
     line = str(error).strip().partition("\n")[0]
     if line.startswith("["):
         line = line.partition("] ")[2] or line

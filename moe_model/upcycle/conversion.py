@@ -192,7 +192,6 @@ def _new_model(llama: Any, config: ModelConfig, generator: torch.Generator) -> L
 def _convert_feed_forwards(
     model: LanguageModel, llama: Any, readings: list[LayerReadings]
 ) -> list[MixtureOfExperts]:
-    """Fill the experts of ``model``, and put them into ``llama``."""
     routed = []
     for (ours, theirs), seen in zip(_layers(model, llama), readings, strict=True):
         if isinstance(ours.mlp, MixtureOfExperts):
