@@ -401,7 +401,9 @@ def refuse_other_model(config: ModelConfig, checkpoint: Checkpoint) -> None:
 
 
 def refuse_contradictions(options: Options, checkpoint: Checkpoint) -> None:
-    saved = {"tokenizer": str(checkpoint.folder), **checkpoint.description["options"]}
+    saved = checkpoint.description["options"]
+    if not has_training_state(checkpoint.folder):
+        saved = {"tokenizer": str(checkpoint.folder), **saved}
     for name in ("preset", "tokenizer", "optimizer", "adamw_experts"):
         value, flag = getattr(options, name), flag_name(name)
         if saved.get(name, value) != value:
@@ -470,7 +472,7 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     same_data = plain["data"].get("order") == run.data_order
     same_mask = saved.get("document_mask", False) == run.options.document_mask
     if not (same_data and same_mask and progress.best_loss == _best_loss(run.folder)):
-        progress.best_loss = math.inf  # measured otherwise, or of another run or continuation
+        progress.best_loss = math.inf  # of another measure, run or continuation
     # Multi-token prediction, whose routers come last, may have been enabled now.
     routers = len(run.model.routers)
     progress.collapse_index = [*progress.collapse_index, *[None] * routers][:routers]

@@ -171,7 +171,7 @@ class Options:
     """Load balancing: bias (as DeepSeek-V3, no loss; the default), aux (auxiliary loss) or none."""
     bias_update_rate: Annotated[float, _BALANCE] = _PRESET
     """Change of an expert's bias per step with --balance bias (default: the preset's); 0 in the
-    last 3.4 % of --steps, as in DeepSeek-V3."""
+    last 3.4 %."""
     seq_aux_weight: Annotated[float, _BALANCE] = _PRESET
     """Weight of the sequence-wise auxiliary loss (default: the preset's with --balance bias, else
     0)."""

@@ -51,11 +51,15 @@ def test_a_run_is_trained_by_one_process_at_a_time(
     assert train("--run=r", "--resume=auto", f"--steps={step + 1}") == 0, "the lock died with it"
 
 
-def test_a_start_anew_in_an_old_log_is_reported(copied: Any, train: Train, capsys: Capsys) -> None:
+def test_a_start_anew_is_reported_also_in_an_old_log(
+    copied: GetTrained, train: Train, read_log: ReadLog, capsys: Capsys
+) -> None:
     for folder in copied(*SHORT).checkpoints.glob("step-*"):
         shutil.rmtree(folder)
-    assert train("--run=r", "--steps=2", "--resume=auto") == 0
-    assert "r starts at step 1" in capsys.readouterr().err
+    for run in ("r", "frist"):
+        assert train(f"--run={run}", "--steps=2", "--resume=auto") == 0
+        assert f"ck/{run}: {run} starts at step 1.\n" in capsys.readouterr().err
+    assert read_log("frist")[0]["resumed_at_step"] is None
 
 
 def test_a_fork_a_mask_and_a_new_text_have_a_best_of_their_own(

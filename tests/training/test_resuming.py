@@ -189,14 +189,6 @@ def test_a_run_that_is_complete_is_left_alone(
     assert read_log("r") == before
 
 
-def test_resume_auto_without_a_checkpoint_starts_a_new_run(
-    train: Train, read_log: ReadLog, capsys: Any
-) -> None:
-    assert train("--run=frist", "--steps=2", "--resume=auto") == 0
-    assert read_log("frist")[0]["resumed_at_step"] is None
-    assert "ck/frist: frist starts at step 1.\n" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -93,13 +93,15 @@ def test_a_short_source_counts_as_much_as_a_long_one_in_the_held_out_loss(
     train: Train, read_log: ReadLog, text_file: Path, tmp_path: Path
 ) -> None:
     (short := tmp_path / "short.txt").write_text("the routers of the rest " * 30, "utf-8")
-    found = []
-    for data in (f"{text_file} {short}", str(text_file), str(short)):
-        start = ("--lr=1e-12", f"--resume={tmp_path / 'ck' / '0'}") if found else ("--lr=0.01",)
-        steps = 5 + (len(found) > 0)
-        assert train(f"--run={len(found)}", f"--data={data}", f"--steps={steps}", *start) == 0
-        found.append([e for e in read_log(str(len(found))) if e.get("event") == "eval"][-1])
-    both, one, other = (event["values"]["loss"] for event in found)
+    assert train("--run=both", f"--data={text_file} {short}", "--steps=5", "--lr=0.01") == 0
+    alone = (f"--resume={tmp_path / 'ck' / 'both'}", "--steps=6", "--lr=1e-12")
+    assert train("--run=one", f"--data={text_file}", *alone) == 0
+    assert train("--run=other", f"--data={short}", *alone) == 0
+    ends = [
+        [e for e in read_log(run) if e.get("event") == "eval"][-1]
+        for run in ("both", "one", "other")
+    ]
+    both, one, other = (event["values"]["loss"] for event in ends)
     assert abs(one - other) > 0.1
     assert both == pytest.approx((one + other) / 2, abs=1e-4)
 
