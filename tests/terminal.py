@@ -18,7 +18,6 @@ ESCAPED = ("NO_COLOR", "COLUMNS", "LINES", "TEXTUAL_COLOR_SYSTEM")
 
 class Terminal:
     def __init__(self, command: Sequence[str], columns: int, rows: int, **environment: str) -> None:
-        """Start ``command``; ``environment`` is added to ours."""
         self.screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self.screen)
         self.output = b""

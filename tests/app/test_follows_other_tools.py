@@ -94,7 +94,6 @@ async def read_again(app: AppPilot, waits: Waits) -> None:
 
 
 def shown(app: AppPilot) -> int:
-    """The step on the screen, which also shows both layers."""
     assert all(layer in app.text("label") for layer in LAYERS)
     return step_in(app.text("header"))
 

@@ -31,7 +31,6 @@ def ids() -> Ids:
 
 
 def rows_of(ids: Ids) -> list[list[list[int]]]:
-    """As an engine returns them: token → layer → experts."""
     return [[ids[layer][token] for layer in range(LAYERS)] for token in range(TOKENS)]
 
 

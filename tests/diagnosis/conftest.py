@@ -87,5 +87,4 @@ def of(diagnosis: Diagnosis, rule: str) -> Episode:
 
 
 def loud(diagnosis: Diagnosis) -> list[Episode]:
-    """Episodes that are more than information."""
     return [episode for episode in diagnosis.episodes if episode.severity > Severity.INFO]

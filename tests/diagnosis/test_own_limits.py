@@ -24,7 +24,6 @@ RELATIONS = [
 
 @cache
 def scenario(name: str) -> tuple[Entry, ...]:
-    """The records of a short run; small windows fill up in it."""
     routers = 2 if SCENARIOS[name].fits(Shape(routers=2)) else 10
     _, written = lines(SCENARIOS[name], Shape(routers=routers, steps=240), 0)
     return tuple(RunReader("run").feed(b"".join(written)))

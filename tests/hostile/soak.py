@@ -22,8 +22,6 @@ _PLAIN_BYTES = 700
 
 @dataclass(frozen=True, slots=True)
 class Soaked:
-    """What came of it."""
-
     lives: int
     seconds: float
     steps: int
@@ -81,7 +79,6 @@ def _curves(watch: RunWatch) -> object:
 
 
 def _live(path: Path, watch: RunWatch, rng: random.Random, *, plain: bool) -> None:
-    """One life of the writer, and what the reader sees of it."""
     back = rng.choice([0, 3, 40])
     before = path.stat().st_size if path.exists() else 0
     command = [sys.executable, "-m", "tests.hostile.soak", str(path), str(back), str(int(plain))]

@@ -30,12 +30,18 @@ def view_at(watch: RunWatch, step: int) -> RunView:
 
 
 def roles(entry: Entry, view: RunView) -> list[str]:
-    """Of the 40 cells of the track."""
     return [span.role for span in alerts.track(entry, view, 100, 40)[1:41]]
 
 
 def marked(entry: Entry, view: RunView) -> list[int]:
     return [at for at, role in enumerate(roles(entry, view)) if role != "faint"]
+
+
+def test_alerts_that_begin_after_the_shown_step_are_later(troubled: RunWatch) -> None:
+    known = view_of(troubled).findings
+    for at, states in ((150, ["active", "later"]), (50, ["later", "later"])):
+        found = alerts.entries_of(view_at(troubled, at), known, (), "")
+        assert [e.state for e in found] == states
 
 
 def test_the_evidence_of_a_layer_is_its_own_not_of_the_worst(write_log: Any, balanced: Any) -> None:

@@ -101,7 +101,6 @@ def assert_same(actual: Tensor, expected: Tensor) -> None:
 
 
 def command(*arguments: str | Path) -> int:
-    """The exit code of ``python -m moe_model.huggingface``."""
     return run_command(app, [str(argument) for argument in arguments])
 
 

@@ -39,8 +39,6 @@ def test_the_loss_in_pieces_and_its_gradients_are_those_of_torch(
 
 
 class Largest(TorchDispatchMode):
-    """The most elements of any result."""
-
     elements = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]

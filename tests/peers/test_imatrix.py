@@ -9,7 +9,6 @@ LAYERS, EXPERTS, TOP_K, CHUNKS, CHUNK_SIZE = (1, 2, 4), 8, 2, 3, 64
 
 
 def counts_of(layer: int) -> list[int]:
-    """Counts of one layer; they sum to the tokens × k."""
     mean = TOP_K * CHUNKS * CHUNK_SIZE // EXPERTS
     return [mean + layer * (2 * expert - EXPERTS + 1) for expert in range(EXPERTS)]
 

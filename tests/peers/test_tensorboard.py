@@ -85,7 +85,6 @@ def as_tensor(kind: torch.dtype) -> Add:
 
 
 def to_plugin(writer: Any, tag: str, ids: np.ndarray, step: int, experts: int) -> None:
-    """As ``tf.summary.histogram``."""
     plugin = importlib.import_module("tensorboard.plugins.histogram.summary_v2")
     writer.file_writer.add_summary(plugin.histogram_pb(tag, ids, experts), step)
 

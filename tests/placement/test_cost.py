@@ -31,7 +31,6 @@ def found(watch: RunWatch, request: CostRequest = ON_4, at: int = 0) -> Cost:
 
 
 def on(parts: int) -> tuple[Any, Any]:
-    """Busiest and mean of equal parts, of every step and layer."""
     loads = COUNTS.reshape(STEPS, LAYERS, parts, -1).sum(-1)
     return loads.max(-1), loads.mean(-1)
 

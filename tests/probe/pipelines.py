@@ -91,7 +91,6 @@ def move_biases(modules: Sequence[nn.Module], step: int) -> None:
 
 
 def alone(folder: Path, steps: int) -> None:
-    """The log of one process that sees the same tokens."""
     model = Stage(range(LAYERS), True, True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with attach(model, folder, saliency=True) as probe:

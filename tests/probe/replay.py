@@ -28,7 +28,6 @@ _WRITTEN_BY_ITSELF = ("kind", "time", "event")
 
 
 def step(number: int, rows: Sequence[list[int]], **changes: Any) -> Record:
-    """A step of 2,048 tokens, as a recorder takes it."""
     known = {"loss": 2.0, "tokens": 2048, "tokens_per_expert": list(rows)}
     return {"kind": "step", "step": number, **known, **changes}
 
@@ -62,7 +61,6 @@ def open_recorder(folder: Path, header: Record = HEADER, **changes: Any) -> RunR
 
 
 def replay(recorder: RunRecorder, records: Iterable[Record]) -> list[Alert]:
-    """Record it all; returns the alerts of the recorder."""
     alerts = []
     for record in records:
         fields = {key: value for key, value in record.items() if key not in _WRITTEN_BY_ITSELF}

@@ -61,7 +61,6 @@ def oracle(model: Path, groups: int) -> list[tuple[float, float]]:
 
 
 def ahead(model: Path, folder: Path) -> tuple[Any, dict[int, Any]]:
-    """As the file has it, and the JSON of every layer by depth."""
     words = folder / "a.txt"
     words.write_text(text(TOKENS))
     how = {"window": WINDOW, "batch_size": 4, "next_layer": True}

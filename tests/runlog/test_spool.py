@@ -14,7 +14,6 @@ from microscope_tui.runlog import PipedLog, Spool, read_at
 
 
 def on_disk(spool: Spool) -> int:
-    """Bytes that the file takes; a hole takes none."""
     return os.stat(spool.path).st_blocks * 512
 
 

@@ -16,7 +16,6 @@ def record(data: bytes) -> bytes:
 
 
 def fixed(number: int, value: float, layout: str) -> bytes:
-    """A field of type double (``<d``) or float (``<f``)."""
     return varint(number << 3 | (1 if layout == "<d" else 5)) + struct.pack(layout, value)
 
 

@@ -51,7 +51,6 @@ class Layout:
         return found
 
     def logged(self) -> Iterator[tuple[int, float, dict[str, float]]]:
-        """Step, time, and the numbers that the training code logs."""
         for step, rows in self.counts():
             row = {"train/loss": 2 + 20 / step, "train/lr": 3e-4, "train/grad_norm": 1 + step % 7}
             row |= {"time/step_time": 1.5 + step % 3 / 9}

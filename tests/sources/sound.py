@@ -54,7 +54,6 @@ class Sound:
 
 
 def named(step: int, counts: Counts) -> dict[str, float]:
-    """The numbers of a step as ltp-megatron-lm names them."""
     name = "moe-expert/tokens_per_expert_layer{}_expert{}"
     cells = [(at, expert, n) for at, row in enumerate(counts) for expert, n in enumerate(row)]
     loss = {"loss": LOSSES[(step - 1) % len(LOSSES)]}
@@ -62,7 +61,6 @@ def named(step: int, counts: Counts) -> dict[str, float]:
 
 
 def counts_row(step: int) -> dict[str, float]:
-    """The numbers of a step of ``COUNTS``."""
     return named(step, COUNTS[step - 1])
 
 

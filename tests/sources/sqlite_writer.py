@@ -38,11 +38,9 @@ class Writer:
 
     @property
     def is_done(self) -> bool:
-        """Whether ``finish`` returns at once."""
         return bool(select.select([self._process.stdout], [], [], 0)[0])
 
     def finish(self) -> list[list[Any]]:
-        """Wait for what ``start`` began; the rows that were selected."""
         assert self._process.stdout is not None
         found = json.loads(self._process.stdout.readline())
         assert not isinstance(found, str), found

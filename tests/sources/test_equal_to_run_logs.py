@@ -30,7 +30,6 @@ def shares_log() -> list[Record]:
 
 
 def counts_log() -> list[Record]:
-    """What the golden databases hold, as a run log."""
     header = run_record("golden", [0, 1], [4, 4], 2, writer="test", counts="exact")
     tokens = None, 4, None  # in step 2 alone all choices can be of two experts each
     steps = zip((1, 2, 3), COUNTS, LOSSES, tokens, strict=True)

@@ -64,7 +64,6 @@ def read(path: Path, stages: int = 1, experts: int | None = EXPERTS) -> list[Rec
 
 
 def expected(*batches: Chosen) -> dict[int, dict[str, list[int]]]:
-    """Counts by step (from 1) and layer."""
     steps: dict[int, dict[str, list[int]]] = {}
     for at in sorted({at for batch in batches for at in batch}):
         ids = [token for batch in batches for token in batch.get(at, [])]

@@ -21,7 +21,6 @@ FOUND = [layout for layout in LAYOUTS if layout.name not in KNOWN_MISSES]
 
 
 def readers(path: Path, request: sources.SourceRequest | None = None) -> list[RecordReader]:
-    """One for each run at ``path``."""
     runs = sources.Search(path, request or sources.SourceRequest()).runs()
     foreign = [run for run in runs if isinstance(run, sources.ForeignRun)]
     return [run.form.open(run.file, run.run, run.name, run.request) for run in foreign]

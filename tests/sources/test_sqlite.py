@@ -42,7 +42,6 @@ def insert(step: int) -> list[object]:
 
 
 def files(path: Path) -> dict[str, bytes]:
-    """The database and what is beside it."""
     return {entry.name: entry.read_bytes() for entry in path.parent.iterdir()}
 
 

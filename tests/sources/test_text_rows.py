@@ -234,7 +234,6 @@ def test_without_a_router_reading_only_a_mapping_makes_it_a_source(
 
 
 def exported(*runs: str) -> str:
-    """``WIDE`` as W&B exports it from a chart."""
     head, *rows = [line.split(",") for line in WIDE.splitlines()]
     ends = ("", "__MIN", "__MAX")
     names = [f"{run} - {key}{end}" for run in runs for key in head[1:] for end in ends]

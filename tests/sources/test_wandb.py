@@ -145,7 +145,6 @@ def test_zeros_that_a_crash_left_are_skipped(tmp_path: Path) -> None:
 
 
 def lying_item() -> bytes:
-    """An item whose value is longer than the item."""
     item = bytearray(wb.item("loss", 1.25))
     item[-5] += 1
     return wb.part(1, bytes(item))

@@ -70,7 +70,6 @@ def arguments_in(text_file: Path) -> Callable[..., list[str]]:
 
 @pytest.fixture
 def arguments(arguments_in: Callable[..., list[str]], tmp_path: Path) -> Callable[..., list[str]]:
-    """The same in the test's own folder."""
     return partial(arguments_in, tmp_path)
 
 

@@ -20,7 +20,6 @@ from tests.training.shards import wrong_bits
 
 @pytest.fixture
 def shards(ranks: Callable[[str], Path]) -> Path:
-    """The folder that two ranks wrote."""
     return ranks("together") / "shards"
 
 

@@ -37,8 +37,6 @@ def write(root: Path, files: dict[str, str]) -> Path:
 
 
 class Server(ThreadingHTTPServer):
-    """Answers every request with ``content`` and counts them."""
-
     content = PLAY
     asked = 0
 

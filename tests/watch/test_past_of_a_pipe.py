@@ -22,7 +22,6 @@ def log(scenario: Any, request: pytest.FixtureRequest) -> Path:
 
 
 def piped(log: Path, spool: Spool | None) -> RunWatch:
-    """``log`` through a pipe, read to its end."""
     pipe = PipedLog(os.open(log, os.O_RDONLY), "standard input", spool=spool)
     watch = RunWatch(RunFile("standard input", pipe.path, 0.0), source=pipe)
     until = time.monotonic() + 30
