@@ -16,6 +16,8 @@ COMPLETE_AFTER_S = 0.4
 MOST_PATIENCE_S = 60.0
 """Longest wait for the rest of a step, after one came late."""
 _MOST_PARTS = 64  # rows of one step, before they are merged
+_LATE_STEPS = 16
+"""A row that is so far behind at most, and has no reading of a router, does not resume the run."""
 
 
 Step = tuple[Row, bool]
@@ -37,6 +39,8 @@ class StepRows:
     def complete(self, rows: Sequence[Row], *, is_started: bool) -> Iterator[Step]:
         """The steps that these rows complete; ``is_started``: some were written to the log."""
         for row in rows:
+            if not row.of_router and 0 < self._newest - row.step <= _LATE_STEPS:
+                continue
             if not self._parts or row.step != self._parts[0].step:
                 yield from self.close()
                 self._continue(row, is_started)
@@ -45,6 +49,11 @@ class StepRows:
             self._parts.append(row)
         if rows:
             self._grew = time.monotonic()
+
+    @property
+    def _newest(self) -> int:
+        latest = self._parts[0] if self._parts else self._early
+        return latest.step if latest else 0
 
     def _continue(self, row: Row, is_started: bool) -> None:
         early, self._early = self._early, None

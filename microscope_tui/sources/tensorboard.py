@@ -94,6 +94,7 @@ class TensorBoardReader(RowReader):
 
     def _start(self, paths: Iterable[Path]) -> None:
         self._decoder = EventRows(self.keys)
+        self._last: Row | None = None  # of those that were returned
         self._files = {path: _EventFile(path, self._decoder) for path in paths}
         self.config = self._decoder.config
 
@@ -103,18 +104,29 @@ class TensorBoardReader(RowReader):
         starved = [file for file in files if not file.rows]
         for file in starved:
             file.fill(max(_LEAST_OF_A_FILE, max_bytes // len(starved)))
-        restarted = any(file.restarted for file in files)
-        if restarted:
-            self._start(self._files)
-            self.exhausted = False
-            return Rows((), restarted=True)
+        if any(file.restarted for file in files):
+            return self._again()
         rows = list(_by_time(files))
+        if rows and self._are_late(rows):
+            return self._again()
         self.report(*(file.bytes for file in files))
         self.exhausted = not any(file.rows or file.may_have_more for file in files)
         damage = next((file.damage for file in files if file.damage is not None), None)
         if damage is not None and not rows and self.exhausted:
             raise damage
         return Rows(rows)
+
+    def _are_late(self, rows: Sequence[Row]) -> bool:
+        """A writer flushed them when later rows of another were returned."""
+        first, last, self._last = rows[0], self._last, rows[-1]
+        if last is None or first.step > last.step:
+            return False
+        return (first.time or 0.0) < (last.time or 0.0)
+
+    def _again(self) -> Rows:
+        self._start(self._files)
+        self.exhausted = False
+        return Rows((), restarted=True)
 
     def sample(self, count: int) -> list[Row]:
         """The first step at each of about ``count`` places in all files together; where

@@ -66,6 +66,16 @@ def test_files_written_at_once_are_merged_by_their_time(tmp_path: Path) -> None:
     assert reader.offset == reader.size
 
 
+def test_a_writer_that_flushes_late_costs_no_step_of_the_other(tmp_path: Path) -> None:
+    written(tmp_path, *(scalar(step, 1.0) for step in range(1, 31)), time=1)
+    reader = TensorBoardReader(tmp_path, Keys())
+    assert steps_of(reader) == [*range(1, 31)]
+    late = [scalar(step, 2.0, "grad_norm", 1000.5 + step) for step in range(20, 31)]
+    written(tmp_path, *late, time=2)
+    assert reader.read().restarted
+    assert steps_of(reader) == sorted([*range(1, 31), *range(20, 31)])
+
+
 def test_a_file_that_appears_later_is_followed(tmp_path: Path) -> None:
     reader = TensorBoardReader(tmp_path, Keys())
     assert reader.read().rows == []
