@@ -21,6 +21,7 @@ from microscope_tui.runlog import (
     RunRecord,
     StepEntry,
     entries_of,
+    has_grown,
 )
 
 MOST_COUNTS, _LEAST_ROW = 18_000_000, 180
@@ -99,7 +100,8 @@ class _Reading:
             return
         for layer, row in zip(self.layers, entry.matrices().tokens_per_expert, strict=True):
             experts = layer.router.num_experts
-            layer.counts.extend(row if row and len(row) == experts else [0.0] * experts)
+            known = row if row and len(row) <= experts else []
+            layer.counts.extend([*known, *[0.0] * (experts - len(known))])
         self.steps.append(entry.record.step)
         if len(self.steps) * self._row > MOST_COUNTS and len(self.steps) > 1:
             self._halve()
@@ -115,17 +117,24 @@ class _Reading:
                 layer.counts.extend(before[at : at + experts])
 
 
-def read_counts(file: RunFile, progress: Callable[[float], None] = lambda share: None) -> Counts:
+def read_counts(
+    file: RunFile,
+    progress: Callable[[float], None] = lambda share: None,
+    widest: RunRecord | None = None,
+) -> Counts:
     """Read the counts of all steps that no restart superseded, or raise ``NoCounts``.
 
     ``progress`` is called with the share that is read; what it raises ends the reading.
+    ``widest``: a header with the experts that only later steps have.
     """
-    reading: _Reading | None = None
+    reading = _Reading(widest) if widest is not None else None
     for entry in entries_of(file):
         if isinstance(entry, RunRecord):
-            if reading is None or reading.run.routers != entry.routers:  # another model from here
-                reading = _Reading(entry)
-            reading.run = entry
+            if reading is None or not has_grown(entry.routers, reading.run.routers):
+                if reading is not None and has_grown(reading.run.routers, entry.routers):
+                    return read_counts(file, progress, entry)  # now with room for all experts
+                reading = _Reading(entry)  # another model from here
+            reading.run = replace(entry, routers=reading.run.routers)
         if reading is not None:
             reading.take(entry)
         if isinstance(entry, StepEntry):

@@ -13,6 +13,7 @@ import math
 import textwrap
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
@@ -20,7 +21,15 @@ import msgspec
 from microscope_tui.lines import aligned, short_number
 from microscope_tui.placement import NoCounts
 from microscope_tui.report.export import surviving_steps
-from microscope_tui.runlog import RouterInfo, RunFile, RunRecord, StepEntry, Values, plural
+from microscope_tui.runlog import (
+    RouterInfo,
+    RunFile,
+    RunRecord,
+    StepEntry,
+    Values,
+    has_grown,
+    plural,
+)
 
 LAST_STEPS = 200
 """Counted steps that describe a training run."""
@@ -148,8 +157,10 @@ class _Sums:
         if not 0 < spent < 2**53:
             return
         self.tokens += spent
-        self.counts = [have + new for have, new in zip(self.counts, row, strict=True)]
+        self.counts = list(map(sum, zip_longest(self.counts, row, fillvalue=0)))
         for (sums, pairs), values in zip(self.means, means, strict=True):
+            for totals in (sums, pairs):
+                totals += [0.0] * (len(self.counts) - len(totals))
             for expert, value in enumerate(values if values and len(values) == len(row) else ()):
                 if value is not None:
                     sums[expert] += value * row[expert]
@@ -174,9 +185,10 @@ def coverage_of(
     for run, entry in surviving_steps(file):
         if not entry.has_counts or not low <= entry.record.step <= high:
             continue
-        if counted is None or run.routers != counted.run.routers:  # another model from here on
+        if counted is None or not has_grown(counted.run.routers, run.routers):  # another model
             counted = _Counted(run)
             window.clear()
+        counted.run = run
         if whole_run and run.profile != "eval":
             window.append((run, entry))
         else:
@@ -195,11 +207,10 @@ class _Counted:
         self._steps: list[int] = []
 
     def add(self, run: RunRecord, entry: StepEntry) -> None:
-        self.run = run
         self._steps.append(entry.record.step)
         means, record, rows = entry.means(), entry.record, entry.matrices().tokens_per_expert
         for index, (one, row) in enumerate(zip(self._sums, rows, strict=True)):
-            if row is not None and len(row) == one.router.num_experts:
+            if row is not None and len(row) == run.routers[index].num_experts:
                 of_router = record.router.tokens[index] if record.router.tokens else None
                 tokens = of_router if of_router is not None else record.tokens
                 one.add(run.counts, row, tokens, [values[index] for values in means])
@@ -304,7 +315,6 @@ def _table(short: Sequence[tuple[LayerCoverage, ExpertCoverage]], length: int | 
 
 
 def _need_words(expert: ExpertCoverage) -> str:
-    """``41k (32k to 55k)``, or ``more than 16M``."""
     if expert.more_tokens is None:
         return f"more than {short_number(expert.more_tokens_low)}"
     low, high = short_number(expert.more_tokens_low), short_number(expert.more_tokens_high)

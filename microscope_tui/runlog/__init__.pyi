@@ -47,6 +47,7 @@ from .records import (
     StepRecord as StepRecord,
     UnknownFormat as UnknownFormat,
     Values as Values,
+    has_grown as has_grown,
     one_or_each as one_or_each,
     seconds_between as seconds_between,
 )

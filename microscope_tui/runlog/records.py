@@ -228,6 +228,15 @@ class RouterInfo(msgspec.Struct, frozen=True):
     """0 if unknown: then there is no collapse index."""
 
 
+def has_grown(before: Sequence[RouterInfo], now: Sequence[RouterInfo]) -> bool:
+    """Whether these are the same routers, of which no fewer experts are known."""
+    if len(before) != len(now):
+        return False
+    pairs = list(zip(before, now, strict=True))
+    same = all((b.name, b.depth, b.top_k) == (n.name, n.depth, n.top_k) for b, n in pairs)
+    return same and all(b.num_experts <= n.num_experts for b, n in pairs)
+
+
 class RunRecord(msgspec.Struct, frozen=True):
     """The header of a run: what was trained and how its routers are balanced."""
 

@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 
 from benchmarks.coverage import covered
 from microscope_tui import report
-from microscope_tui.placement import NoCounts
+from microscope_tui.placement import NoCounts, read_counts
 from microscope_tui.report import coverage
 from microscope_tui.runlog import RunFile
 from microscope_tui.runlog.decode import decode_means
@@ -95,6 +95,15 @@ def test_a_training_run_is_covered_by_its_last_counted_steps_that_survive(write_
     assert counts == [sum(range(53, 251)), 198 * 10_000, 251 + 252, 10]
     some = report.coverage_of(RunFile("run", path, 0.0), 1, 10, 12)
     assert [expert.tokens for expert in some.layers[0].experts] == [33, 30_000, 0, 0]
+
+
+def test_experts_that_appear_later_cost_no_earlier_step(write_log: Any) -> None:
+    records = [step(1, [[6, 4]], 10), header(model=ONE_LAYER), step(2, [[1, 2, 3, 4]], 10)]
+    path = write_log([header(model=ONE_LAYER | {"num_experts": 2}), *records])
+    found = report.coverage_of(RunFile("run", path, 0.0), 1)
+    assert [expert.tokens for expert in found.layers[0].experts] == [7, 6, 3, 4]
+    placed = read_counts(RunFile("run", path, 0.0))
+    assert placed.layers[0].counts.tolist() == [6, 4, 0, 0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("counts", ["exact", "shares"])
