@@ -190,7 +190,6 @@ class DatabaseReader(RowReader):
         return []
 
     def _run_in(self, tables: Tables) -> Run | None:
-        """The run; sets its name and configuration too."""
         runs = [self._found] if self._found is not None else self.all_runs(tables)
         run = next((run for run in runs if run.label == self.run), None)
         if run is not None:
@@ -326,7 +325,6 @@ class TrackioReader(DatabaseReader):
 
 
 def _finding(tables: Tables) -> list[str]:
-    """The columns that find a run; none if this is another database."""
     columns = tables.columns("metrics")
     is_trackio = {"id", "run_name", "timestamp", "step", "metrics"} <= columns
     return [name for name in _FINDS_A_RUN if name in columns] if is_trackio else []
@@ -360,8 +358,11 @@ class MlflowReader(DatabaseReader):
     def all_runs(cls, tables: Tables) -> list[Run]:
         if not all(tables.columns(table) >= columns for table, columns in _MLFLOW.items()):
             return []
+        deleted = "lifecycle_stage" in tables.columns("runs")
+        kept = "WHERE lifecycle_stage IS NOT 'deleted'" if deleted else ""
         pairs = tables.rows(
-            f"SELECT run_uuid, name FROM runs ORDER BY start_time, run_uuid LIMIT {MOST_RUNS}"
+            f"SELECT run_uuid, name FROM runs {kept} ORDER BY start_time, run_uuid "
+            f"LIMIT {MOST_RUNS}"
         )
         return _unique_labels([(str(name or ""), str(run), (run,)) for run, name in pairs])
 

@@ -110,6 +110,8 @@ class Part:
             other, self.layout = self.layout, (run, entry.routers, entry.counts)
             if other not in (None, self.layout):
                 self.why = "another model begins in its log"
+            if entry.counts == "shares":
+                self.why = "it has shares: log counts, which can be summed"
         elif isinstance(entry, StepEntry) and not self.course.repeats:
             step = entry.record.step
             if all(at <= offset or step < cut for at, cut in self.restarts.items()):

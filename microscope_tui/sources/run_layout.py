@@ -60,8 +60,9 @@ class Layout:
         self._dense: set[int | None] = set()
         self.remarks: list[str] = []
         """What of the log is left out, and what to do."""
+        self._histograms: set[tuple[str, int | None]] = set()
         self._cut: set[tuple[str, int | None]] = set()
-        """Rows of histograms: they end where an expert has tokens."""
+        """Rows of histograms and lists of counts: they may end where an expert has tokens."""
         self._arrange()
 
     def grow(self, row: Row) -> bool:
@@ -126,7 +127,7 @@ class Layout:
         elif self._has_vio and not self._experts_in_all:
             found.append("no balance c: give --num-experts")
         most = max(self._experts.values(), default=0)
-        if self._cut and not self._experts_in_all and most % 8:
+        if self._histograms and not self._experts_in_all and most % 8:
             found.append(f"histograms end at expert {most - 1}: give --num-experts if more follow")
         roles = self._source.keys.roles()
         others = ", ".join(role or "no role" for role in roles if role != self._role)
@@ -155,12 +156,13 @@ class Layout:
 
     def _arrange(self) -> None:
         """Which numbers make a record; none for a row with an expert that never appeared."""
-        counted = map(self._source.keys.get, (f"{name}/0" for name in self._source.keys.counted))
-        self._cut = {target[:2] for target in counted if target} & self._seen.keys()
+        keys = self._source.keys
+        found = self._rows_in(keys.counted)
         most = max(self._num_experts, *self._experts.values(), 0)
-        if most * len(self._cut) > MAX_NUMBERS:
-            self._cut = set()
-        self._experts |= {layer: most for _, layer in self._cut}
+        self._histograms = found if most * len(found) <= MAX_NUMBERS else set()
+        self._experts |= {layer: most for _, layer in self._histograms}
+        lists = self._rows_in(name for name, kind in keys.objects.items() if kind == "list")
+        self._cut = self._histograms | {row for row in lists if row[0] == "tokens_per_expert"}
         layers = self._layers
         self._wanted: list[Target] = []
         self._planned: list[Target] | None = None
@@ -175,6 +177,10 @@ class Layout:
         }
         names = (*STEP_QUANTITIES, *LOSSES)
         self._steps = {name: self._part([Target(name)]).start for name in names}
+
+    def _rows_in(self, names: Iterable[str]) -> set[tuple[str, int | None]]:
+        firsts = map(self._source.keys.get, (f"{name}/0" for name in names))
+        return {target[:2] for target in firsts if target} & self._seen.keys()
 
     def _part(self, targets: Iterable[Target]) -> slice:
         start = len(self._wanted)
@@ -243,7 +249,6 @@ class Layout:
         return {"tokens": tokens} if fits else {}
 
     def _counts(self, matrices: dict[str, _Matrix]) -> list[list[int] | None] | None:
-        """The tokens of every expert: as they were logged, or of the shares."""
         if "tokens_per_expert" in matrices:
             return list(map(_integers, matrices["tokens_per_expert"]))
         if "share" not in matrices:
@@ -273,10 +278,10 @@ class Layout:
         )
 
     def _filled_up(self, row: Row) -> Row:
-        """Experts that the histogram of a step lacks have no tokens."""
+        """Experts that the histogram or the list of a step lacks have no tokens."""
         found = dict(row.values)
         for quantity, layer in self._cut.intersection(target[:2] for target in row.targets):
-            for expert in range(self._experts[layer]):
+            for expert in range(max(self._experts_in_all, self._experts[layer])):
                 found.setdefault(Target(quantity, layer, expert), 0.0)
         return Row(row.step, row.time, found.items())
 

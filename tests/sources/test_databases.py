@@ -2,6 +2,7 @@
 
 import json
 import math
+import sqlite3
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -115,6 +116,13 @@ def test_rows_without_a_step_or_numbers_are_counted_and_skipped(path: Path) -> N
     assert [row.step for row in all_rows(reader)] == [2]
     assert reader.defects.count == 3
     assert reader.defects.first[0].startswith("line 1: without a step from 0")
+
+
+def test_a_deleted_run_is_not_found(mlflow: Path) -> None:
+    assert TRIED in MlflowReader.runs(mlflow)
+    with sqlite3.connect(mlflow) as database:
+        database.execute("UPDATE runs SET lifecycle_stage = 'deleted' WHERE name = ?", [TRIED])
+    assert TRIED not in MlflowReader.runs(mlflow)
 
 
 def test_a_database_without_a_router_is_known_by_a_mapping_only(path: Path, mlflow: Path) -> None:

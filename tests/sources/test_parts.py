@@ -57,6 +57,7 @@ CASES: dict[str, tuple[list[Any], list[int], str]] = {
     "restarted": ([*steps(1, 2, 3), *steps(2, 3, 4, scale=2)], [16, 24, 24, 24], ""),
     "skipped": (steps(1, 2, 4), [16, 16, 16], "left out if it had begun: 1"),
     "later": (steps(3, 4), [8, 8, 16, 16], "left out if it had begun: 2"),
+    "shares": ([header(run="rl", part="b", source={"counts": "shares"})], [8] * 4, "it has shares"),
     "header": ([], [8] * 4, "b is not summed: no step after 0 for 300 s"),
     "misfit": ([header(run="rl", part="b", model={"top_k": 1})], [8] * 4, "b is not summed: anoth"),
     "restarts": (steps(1, 2) * 1002, [8] * 4, "b is not summed: it restarts more than"),

@@ -113,6 +113,20 @@ def test_a_row_without_a_possible_step_is_counted_and_skipped(tmp_path: Path, st
     assert reader.defects.first == ["line 1: without a step from 0"]
 
 
+def test_a_loss_that_is_logged_late_does_not_resume_the_run(tmp_path: Path) -> None:
+    loads = [{"step": n, "tokens_per_expert": [[3, 1]]} for n in (1, 2, 3)]
+    path = written(tmp_path, *loads[:2], {"step": 1, "loss": 2.0}, loads[2])
+    records = translated(JsonlReader(path, Keys()))
+    assert counts_of(records) == {n: {"L0": [3, 1]} for n in (1, 2, 3)}
+
+
+def test_a_list_of_counts_may_end_before_the_last_experts(tmp_path: Path) -> None:
+    lists = [[3, 1], [1, 0, 0, 3], [4]]
+    rows = ({"step": n, "tokens_per_expert": [row]} for n, row in enumerate(lists, 1))
+    records = translated(JsonlReader(written(tmp_path, *rows), Keys()), num_experts=4)
+    assert [*counts_of(records).values()] == [{"L0": row + [0] * (4 - len(row))} for row in lists]
+
+
 def test_a_line_torn_by_a_killed_writer_costs_only_itself(tmp_path: Path) -> None:
     first, second, third = jsonl(RUN).splitlines(keepends=True)
     path = tmp_path / "metrics.jsonl"
