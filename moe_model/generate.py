@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from moe_model.command import FINISHED, UsageError, need_packages, run_command, say, version
+from moe_model.command import FAILED, FINISHED, UsageError, need_packages, run_command, say, version
 
 if __name__ == "__main__":
     need_packages("python -m moe_model.generate")
@@ -64,17 +64,18 @@ def main(
         device: auto uses a GPU if there is one.
         weights: fp32 rounds as the model does; fp16 halves the memory traffic, logits differ by
             about 0.005. For a CPU.
-        draft: Draft one token ahead: the same text in fewer forward passes. Needs a model trained
-            with --mtp.
+        draft: Draft one token ahead: the same text (in fp32) in fewer forward passes. Needs a model
+            trained with --mtp.
     """
     place = choose_device(device)
     if weights == "fp16" and place.type != "cpu":
         raise UsageError(f"--weights fp16 is for a CPU, not for {place.type}: use fp32.")
     try:
         found = read_checkpoint(checkpoint)
+        prompt_S = found.tokenizer.encode(prompt)
         sampler = Sampler(
             found.load_model(place),
-            found.tokenizer.encode(prompt),
+            prompt_S,
             max_new_tokens=max_new_tokens,
             seed=seed,
             stop_at=found.stop_ids,
@@ -84,23 +85,27 @@ def main(
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return _write(chain([prompt], pieces(sampler, found.tokenizer)), sampler)
+    following = pieces(sampler, found.tokenizer, prompt_S.tolist())
+    return _write(chain([prompt], following), sampler)
 
 
 def _write(texts: Iterable[str], sampler: Sampler) -> int:
     started = time.perf_counter()
     code = FINISHED
     try:
-        for text in texts:
-            put(text)
+        try:
+            for text in texts:
+                put(text)
+        except KeyboardInterrupt:
+            code = INTERRUPTED
         put("\n")
     except ValueError as error:
         raise UsageError(str(error)) from error
-    except KeyboardInterrupt:
-        put("\n")
-        code = INTERRUPTED
-    except BrokenPipeError:
-        sys.stdout = None  # the reader has closed the pipe; nothing to flush
+    except OSError as error:
+        sys.stdout = None  # nothing to flush
+        if not isinstance(error, BrokenPipeError):  # else the reader has closed the pipe
+            say(f"standard output: {error.strerror}")
+            code = FAILED
     given = sampler.given
     seconds = time.perf_counter() - started
     say(
@@ -110,25 +115,25 @@ def _write(texts: Iterable[str], sampler: Sampler) -> int:
     return code
 
 
-def pieces(ids: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
+def pieces(ids: Iterable[int], tokenizer: Tokenizer, prompt_ids: list[int]) -> Iterator[str]:
     """Decode ``ids`` incrementally, in whole characters.
 
     A token may be part of a character, and a space may depend on the token before. So all tokens
-    since the last line break are decoded again, and the new part is yielded.
+    from the last of the prompt or line before on are decoded again, and the new part is yielded.
     """
-    line: list[int] = []
-    written = 0
+    line = prompt_ids[-1:]
+    written = len(tokenizer.decode(line))
     for token in ids:
         line.append(token)
         text = tokenizer.decode(line)
         if text.endswith("\N{REPLACEMENT CHARACTER}"):
             continue
         yield text[written:]
-        written = len(text)
         if text.endswith("\n"):
-            line = []
-            written = 0
-    if line:
+            line = [token]
+            text = tokenizer.decode(line)
+        written = len(text)
+    if len(line) > 1:
         yield tokenizer.decode(line)[written:]
 
 

@@ -33,14 +33,14 @@ class SamplingRules:
 
     def check(self) -> None:
         """``ValueError`` if one is out of range."""
-        penalty = self.repetition_penalty
-        infinity = float("inf")
+        heat, penalty = self.temperature, self.repetition_penalty
+        low, high = 1e-6, 1e6  # beyond, fp32 overflows
         for name, value, is_possible, choice in (
-            ("temperature", self.temperature, 0 <= self.temperature < infinity, "0 or more"),
+            ("temperature", heat, heat == 0 or low <= heat <= high, "0, or 1e-6 to 1e6"),
             ("top-k", self.top_k, self.top_k >= 0, "1 or more, or 0 for all tokens"),
-            ("top-p", self.top_p, 0 < self.top_p <= 1, "above 0, up to 1"),
+            ("top-p", self.top_p, low <= self.top_p <= 1, "1e-6 to 1"),
             ("min-p", self.min_p, 0 <= self.min_p <= 1, "0 to 1"),
-            ("repetition-penalty", penalty, 0 < penalty < infinity, "above 0; 1 changes nothing"),
+            ("repetition-penalty", penalty, low <= penalty <= high, "1e-6 to 1e6; 1 is off"),
         ):
             if not is_possible:
                 raise ValueError(f"{name} {value} is out of range: choose {choice}.")
@@ -129,7 +129,8 @@ class Sampler:
         self._rules.check()
         self._generator = torch.Generator().manual_seed(seed)
         self._context = model.config.max_position_embeddings
-        self._ids = prompt_S.tolist()[-self._context :]
+        self._text: list[int] = prompt_S.tolist()
+        self._ids = self._text[-self._context :]
         length = min(self._context, len(self._ids) + max_new_tokens)
         self._decoder = Decoder(model, length, weights=weights)
         self._drafter = Drafter(self._decoder) if draft else None
@@ -187,7 +188,8 @@ class Sampler:
         return self._decoder.read(ids)
 
     def _pick(self, logits_V: Tensor) -> int:
-        token = self._rules.pick(logits_V.cpu(), self._ids, self._generator)
+        token = self._rules.pick(logits_V.cpu(), self._text, self._generator)
+        self._text.append(token)
         self._ids.append(token)
         self._left -= 1
         return token

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 
 from moe_model import need_packages
 
@@ -56,7 +57,7 @@ def main(
     *,
     shape: Annotated[Shape, Parameter(name="*")] = _SHAPE,
     noise: float = 0.01,
-    seed: int = 0,
+    seed: Annotated[int, Parameter(validator=Number(gte=0, lt=2**63))] = 0,
     text: Path | None = None,
     calibration_tokens: int = 8192,
 ) -> int:
@@ -73,8 +74,8 @@ def main(
             that comes with Python).
         calibration_tokens: Tokens for calibration; as many again measure the loss.
     """
-    if not 0 <= noise < float("inf"):
-        raise UsageError(f"--noise {noise} is out of range: choose 0 or more, such as 0.01.")
+    if not 0 <= noise <= 1e6:
+        raise UsageError(f"--noise {noise} is out of range: choose 0 to 1e6, such as 0.01.")
     with errors_in_one_line(dst):
         with fresh_folder(dst) as folder:
             llama = read_llama(src)

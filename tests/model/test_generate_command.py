@@ -4,6 +4,7 @@ import io
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -17,7 +18,6 @@ from tests.model.conftest import make_model, write_checkpoint
 
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
-    """A checkpoint with a character tokenizer of 97 characters."""
     write_checkpoint(tmp_path, make_model(), "\n" + "".join(map(chr, range(32, 128))))
     return str(tmp_path)
 
@@ -97,15 +97,32 @@ class Bytes:
         self.tokens = tokens
 
     def decode(self, ids: list[int]) -> str:
-        return b"".join(self.tokens[i] for i in ids).decode(errors="replace")
+        text = b"".join(self.tokens[i] for i in ids).decode(errors="replace")
+        return text.removeprefix(" ")  # as those of SentencePiece
 
 
 @given(st.text(max_size=40), st.integers(1, 4), st.integers(0, 1))
 @settings(max_examples=60)
 def test_text_in_pieces_is_the_text(text: str, size: int, missing: int) -> None:
-    """Tokens of ``size`` bytes: most of them are not whole characters, nor is the end."""
+    """Tokens of ``size`` bytes, after a prompt: most are not whole characters, nor is the end."""
     data = text.encode("utf-8", "ignore")
     data = data[: len(data) - missing]
-    tokens = [data[i : i + size] for i in range(0, len(data), size)]
+    tokens = [data[i : i + size] for i in range(0, len(data), size)] + [b">"]
     whole = data.decode(errors="replace")
-    assert "".join(pieces(range(len(tokens)), Bytes(tokens))) == whole
+    last = len(tokens) - 1
+    assert "".join(pieces(range(last), Bytes(tokens), [last])) == whole
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [(BrokenPipeError(), 130, ""), (OSError(28, "No space left"), 1, "output: No space left")],
+)
+def test_an_output_that_fails_ends_the_text_in_one_line(
+    error: OSError, code: int, said: str, folder: str, monkeypatch: Any, capsys: Any
+) -> None:
+    """The pipe breaks at the line break after Ctrl-C, which its reader has got too."""
+    interrupt = KeyboardInterrupt() if code == 130 else None
+    monkeypatch.setattr("moe_model.generate.put", mock.Mock(side_effect=[interrupt, error]))
+    assert run_command(app, [folder, "--max-new-tokens=1"]) == code
+    sys.stdout = sys.__stdout__
+    assert said in capsys.readouterr().err

@@ -64,15 +64,30 @@ def test_a_penalty_counts_the_prompt_as_in_their_loop(ids_BS: Tensor) -> None:
     assert ours != generate(model, ids_BS[0], max_new_tokens=20, temperature=0)
 
 
+def test_a_penalty_counts_what_no_longer_fits_the_context(monkeypatch: Any) -> None:
+    seen: list[int] = []
+
+    def pick(rules: SamplingRules, logits_V: Tensor, ids: list[int], generator: Any) -> int:
+        seen.append(len(ids))
+        return 1
+
+    monkeypatch.setattr(SamplingRules, "pick", pick)
+    model = make_model()
+    length = model.config.max_position_embeddings + 3
+    generate(model, torch.ones(length, dtype=torch.int64), max_new_tokens=5)
+    assert seen == [*range(length, length + 5)]
+
+
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ({"temperature": -1.0}, "temperature -1.0 is out of range: choose 0 or more"),
+        ({"temperature": -1.0}, "temperature -1.0 is out of range: choose 0, or 1e-6 to"),
+        ({"temperature": 1e-7}, "temperature 1e-07 is out of range"),
         ({"temperature": float("nan")}, "temperature nan is out of range"),
         ({"top_k": -1}, "top-k -1 is out of range"),
-        ({"top_p": 0.0}, "top-p 0.0 is out of range: choose above 0, up to 1"),
+        ({"top_p": 0.0}, "top-p 0.0 is out of range: choose 1e-6 to 1"),
         ({"min_p": 1.5}, "min-p 1.5 is out of range: choose 0 to 1"),
-        ({"repetition_penalty": 0.0}, "repetition-penalty 0.0 is out of range: choose above 0"),
+        ({"repetition_penalty": 0.0}, "repetition-penalty 0.0 is out of range: choose 1e-6"),
     ],
 )
 def test_impossible_rules_are_refused(rules: dict[str, Any], message: str) -> None:
