@@ -75,7 +75,6 @@ def _no_config_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def fork_server() -> Iterator[ForkServer]:
-    """Starts programs that need torch without importing it again."""
     server = ForkServer("trainer")
     yield server
     server.close()

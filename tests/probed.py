@@ -51,7 +51,6 @@ def class_of(token: bytes, slice_: str) -> str:
 
 
 def texts() -> list[tuple[str, list[bytes]]]:
-    """The three slices as tokens, each text several times."""
     read = [(TEXTS / f"{name}.txt").read_text("utf-8") for name in SLICES]
     return [
         (name, tokenized(text * times))

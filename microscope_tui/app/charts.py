@@ -199,7 +199,6 @@ class _Plot(NamedTuple):
 
 
 def _put(line: list[Cell], at: int, char: str, role: str) -> None:
-    """Draw behind the curves."""
     if line[at][0] == " ":
         line[at] = (char, role)
 

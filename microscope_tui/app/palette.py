@@ -291,7 +291,6 @@ def _expert(family: str, number: int, color_system: str | None, shades: Shades) 
 
 
 def _between(stops: Stops, where: float) -> Color:
-    """The colour at ``where``; beyond the ends the end."""
     below = stops[0]
     for stop in stops:
         if where <= stop[0]:

@@ -96,7 +96,6 @@ def animation_of(screens: Sequence[Screen], columns: int, shades: Shades, title:
 
 
 def _cells(screen: Screen) -> dict[_Text, None]:
-    """A text with wide characters or combining marks is one."""
     return dict.fromkeys(
         (row, at, part, style)
         for row, column, text, style in _texts(screen)
@@ -212,7 +211,6 @@ def _add(boxes: list[_Box], box: _Box) -> None:
 
 
 def _stacked(boxes: Iterable[_Box]) -> Iterable[_Box]:
-    """Those of one width below one another as one."""
     found: dict[tuple[float, ...], _Box] = {}
     for box in boxes:
         top = found.pop((box.left, box.right, box.top), box).top

@@ -194,7 +194,6 @@ class TimeCursor:
         return None
 
     def _moment(self, step: int) -> Pin | str | None:
-        """The last step at or before ``step``, ``None`` for the newest, or a problem."""
         watch = self._watch()
         if watch is not None and 0 < self.newest_step <= step:
             return None
@@ -282,7 +281,6 @@ def parse_token(text: str, *, shown: int, tokens: int, experts: int) -> int | Of
 
 
 def _latest(clock: time, first_s: float, newest_s: float) -> float:
-    """The latest moment of the run with the local time ``clock``."""
     try:
         began, ended = datetime.fromtimestamp(first_s), datetime.fromtimestamp(newest_s)
     except (OverflowError, OSError, ValueError):

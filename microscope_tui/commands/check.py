@@ -168,7 +168,6 @@ def _baseline(path: Path, source: SourceRequest) -> Baseline:
 
 
 def _compare(watch: RunWatch, baseline: Baseline | None) -> None:
-    """Exit if the run and the baseline have different routers."""
     if baseline is None or watch.run is None:
         return
     if (mismatch := baseline.mismatch(watch.run)) is not None:
@@ -237,7 +236,6 @@ def _follow(
 
 
 def _read_on(watch: RunWatch, stop: Event) -> bool:
-    """Read and judge what is new; true if there was anything."""
     before, moved = watch.error, watch.advance()
     while watch.unread and not stop.is_set():
         watch.advance()

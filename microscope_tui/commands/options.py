@@ -133,7 +133,6 @@ class CheckOptions:
             fail(f"--prometheus {file}: name a file NAME.prom in a folder that exists", USAGE)
 
     def _refuse_while_following(self) -> None:
-        """Exit with a usage error if what concerns ``--follow`` does not fit."""
         if self.wait < 0:
             fail(f"--wait {self.wait}: write seconds, 0 for none", USAGE)
         if self.wait != WAIT_S and not self.follow:

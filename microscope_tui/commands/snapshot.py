@@ -217,7 +217,6 @@ def print_snapshot(search: Search, user: UserConfig, memory: int, cost: CostRequ
 
 
 def _moment(watched: RunWatch, step: int | None) -> Pin | None:
-    """The step to show, with a note if it is not the one requested."""
     if step is None:
         return None
     if step < 1:

@@ -212,7 +212,6 @@ def _with_way_back(cause: Cause, known: Known) -> str:
 
 
 def _leaves_damage(cause: Cause, profile: str) -> bool:
-    """Damage that only an earlier checkpoint undoes."""
     active = (RULES[f.rule] for f in cause.findings if f.active)
     return cause.sign is not None or any(profile in rule.rolls_back_in for rule in active)
 

@@ -296,7 +296,6 @@ def _forced(left: list[Episode], known: Known) -> Iterator[_Found]:
 
 
 def _ranks(left: list[Episode], known: Known) -> Iterator[_Found]:
-    """Experts without tokens that are exactly those of whole ranks."""
     ranks = known.run.expert_parallel_size
     found = dict[tuple[int, ...], list[Episode]]()
     for episode in left:
@@ -361,7 +360,6 @@ def _swings(left: list[Episode], known: Known) -> Iterator[_Found]:
 
 
 def _moments(left: list[Episode], known: Known) -> Iterator[_Found]:
-    """A restart at the onset, or a change of the data in several layers at once."""
     # Where restarts follow each other closely, one is beside any onset.
     rare = [b for a, b in pairwise((-3 * _AFTER, *known.resumes)) if b - a > 2 * _AFTER]
     moments = [(at, f"restart at step {at:,}", _LOADED, 1) for at in rare]

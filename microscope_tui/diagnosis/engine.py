@@ -53,8 +53,6 @@ _LAST_STEPS = 10
 
 @dataclass(kw_only=True, eq=False)
 class _State:
-    """What is saved besides episodes and what rules remember."""
-
     last_step: int = 0
     gaps: list[int] = field(default_factory=list)
     """Between the last lines; the smallest is the spacing of the log."""

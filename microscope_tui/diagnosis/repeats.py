@@ -60,7 +60,6 @@ class Repeats(msgspec.Struct):
         return found
 
     def _is_same_loss(self, loss: float | None) -> bool:
-        """As in the line before, but for rounding."""
         before = self.loss
         self.loss = loss
         if loss is None or before is None:
@@ -97,7 +96,6 @@ def _variance(count: int, tokens: float) -> float:
 
 
 def _busy(row: Sequence[int], total: int, tokens: float, expert: int) -> int | None:
-    """Its count, if it is evidence."""
     count = row[expert]
     busy = 2 * count * len(row) > total and _variance(count, tokens) > _LEAST
     return count if busy else None

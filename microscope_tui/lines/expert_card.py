@@ -155,7 +155,6 @@ def findings_line(view: RunView, layer: LayerView, expert: int, width: int) -> L
 
 
 def _since(view: RunView, layer: LayerView, expert: int, series: LoadSeries, what: str) -> str:
-    """Since when it is dead or starving: by the finding, else by the samples."""
     if what not in ("dead", "starving"):
         return ""
     for finding, episode in findings_of(view, layer, expert):

@@ -163,7 +163,6 @@ def verdict(
 
 
 def _in_full(texts: tuple[list[str], ...], lines: int, width: int) -> list[Line]:
-    """Title, why and remedy; what does not fit in ``lines`` is cut from the why."""
     title, why, following = texts
     if lines < len(title) + len(why) + len(following):
         title = [" ".join(title)]

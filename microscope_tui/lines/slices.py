@@ -350,7 +350,6 @@ def _often(cell: Cell) -> str:
 
 
 def _listed(head: str, role: str, parts: Sequence[str], width: int) -> list[Line]:
-    """``parts`` behind a head; none is broken."""
     label = 2 + (12 if len(head) < 12 else len(head) + 2)
     glued = "   ".join(part.replace(" ", _GLUE) for part in parts)
     texts = wrap(glued, max(20, width - label - 1)) or [""]

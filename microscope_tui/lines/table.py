@@ -243,7 +243,6 @@ def _has(now: float | None, history: Sequence[Column]) -> bool:
 
 
 def _share(room: int, experts: int, curves: int) -> tuple[int, int, int]:
-    """Cells an expert, experts a cell, curve width."""
     for cell in range(_WIDE_CELL, 0, -1):
         spark = (room - experts * cell) // curves - 1
         least = _LONG_SPARK if cell > _MAX_CELL else _GOOD_SPARK if cell > 1 else _MIN_SPARK

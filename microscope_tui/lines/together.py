@@ -57,7 +57,6 @@ def together_chart(
 def _places(
     course: RunCourse, name: str, across: Across, points: int
 ) -> tuple[Sequence[int], Sequence[Column]]:
-    """The columns of a number, and before them their places on the axis."""
     with course.lock:
         history = course.history
         if history is None or not len(history):
@@ -76,7 +75,6 @@ def _places(
 
 
 def _time_at(history: History, step: int) -> float | None:
-    """Seconds since the first record."""
     time, began = history.time_of(step), history.times[0]
     return None if time is None or began != began else time - began
 

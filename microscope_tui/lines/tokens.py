@@ -265,7 +265,6 @@ def _layers(
 
 
 def _around(middle: int, count: int, room: int) -> range:
-    """At most ``room`` of ``count`` numbers, ``middle`` among them."""
     room = max(1, min(room, count))
     first = max(0, min(middle - room // 2, count - room))
     return range(first, first + room)

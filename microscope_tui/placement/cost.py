@@ -154,7 +154,6 @@ def _with_model(
     nodes: int,
     expert_share: float | None,
 ) -> Cost:
-    """Unchanged if no layer has counts for the ranks."""
     model, between = Tally(len(steps)), Tally(len(steps))
     for loads in by_layer:
         model.add(loads.means, loads.maxima)

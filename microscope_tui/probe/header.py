@@ -111,7 +111,6 @@ def _balance(
 
 
 def _adds_loss(home: Any, config: Any, aux: AuxLoss) -> bool | None:
-    """Whether the loss of a pass has an auxiliary term; ``None``: unknown."""
     if aux.returned is not None:
         return aux.returned
     if home is not None and not hasattr(home, "load_balancing_loss_func"):

@@ -178,7 +178,6 @@ class RunJudge:
         return "\n".join(lines)
 
     def _why_not_measured(self) -> str:
-        """Why no router has a balance; empty if one has."""
         run = self._diagnosis.run
         if all(router.num_experts <= router.top_k for router in run.routers):
             return "NO VERDICT: no router has more experts than a token chooses"

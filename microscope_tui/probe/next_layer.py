@@ -76,7 +76,6 @@ class NextLayer:
 
 
 def _best(site: Site, args: tuple[Any, ...], output: Any) -> Tensor:
-    """The best 2k experts by the rule of the router, int64 ``[T, 2K]``."""
     assert site.scores is not None
     logits: Any = output
     if site.scores.index is None:

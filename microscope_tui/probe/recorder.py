@@ -374,7 +374,6 @@ def _listed(values: Any) -> list[Any]:
 
 
 def _finished(record: Mapping[str, Any], matrices: bool) -> Mapping[str, Any]:
-    """The line of a record, made on the writing thread."""
     if not matrices or "tokens_per_expert" not in record:
         return without_matrices(record, False)
     biases = [_encoded_biases(row) for row in record["expert_bias"]]

@@ -152,7 +152,6 @@ def surviving_steps(file: RunFile) -> Iterator[tuple[RunRecord, StepEntry]]:
 
 
 def _surviving(file: RunFile) -> bytearray:
-    """For every step record: whether no later record supersedes it."""
     kept = bytearray()
     course = Course()
     steps, numbers = array("q"), array("q")  # of the records that survive so far

@@ -173,7 +173,6 @@ class Routing:
     def _find(
         self, name: str, layer: int, number: int, low: int, high: int, *, back: bool = False
     ) -> int | None:
-        """Which of the numbers ``low`` to before ``high`` of a layer it is."""
         size = self._places.sections[name].itemsize
         wanted = number.to_bytes(size, "little")
         first = self._place(name, layer, 0)

@@ -178,7 +178,6 @@ def _single_run(path: Path) -> RunFile:
 def _look(
     entry: os.DirEntry[str], root: Path, known: tuple[Stamp, RunFile | None] | None
 ) -> tuple[Stamp, RunFile | None]:
-    """The run in a file; its head is read again only if it may have changed."""
     path = Path(entry.path)
     status = entry.stat(follow_symlinks=False)
     state = stamp_of(status)
@@ -199,7 +198,6 @@ def _run_file(path: Path, root: Path, status: os.stat_result, part_of: str = "")
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes; more only if the first line is longer."""
     if path.suffix not in ARCHIVE_SUFFIXES:
         with opened(path) as file:
             return read_lines_at(file, 0, _PROBE_BYTES, _MAX_PROBE_BYTES)

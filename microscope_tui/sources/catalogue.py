@@ -353,7 +353,6 @@ def split_run(path: Path) -> tuple[Path, str]:
 
 
 def _size_and_time(path: Path) -> tuple[int, float]:
-    """Bytes and time of the last change of a file, or of the files in a folder."""
     if not path.is_dir():
         status = path.stat()
         return status.st_size, status.st_mtime

@@ -211,7 +211,6 @@ _Found = Iterator[tuple[str, float, Callable[[], _Sample]]]
 def _samples(
     data: Bytes, k: int | None, layers: Sequence[int] = ()
 ) -> Iterator[tuple[float, _Sample]]:
-    """With the share of the file read; ``k`` and ``layers``, if known, are for SGLang."""
     head = data.read(0, min(8, data.size), "the beginning")
     found = _responses(data, partial(_without_shape, k, layers))
     if head.startswith((_NUMPY, _ZIP)):

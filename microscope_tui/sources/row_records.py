@@ -195,7 +195,6 @@ class RowRecords(RecordReader):
         return self._propose(found)
 
     def _propose(self, found: Survey) -> bool:
-        """Report what the keys may be; true if that is used without asking."""
         source, request = self._source, self._request
         proposal = proposals.propose(found)
         layout = self._tried(proposal, found) if proposal is not None else None

@@ -106,7 +106,6 @@ class SGLangReader(DumpReader):
     def _details(
         self, dumps: list[list[Pass]], paths: Sequence[Path]
     ) -> Iterator[tuple[float, Record]]:
-        """The records of the passes, in the order of their numbers between two restarts."""
         todo = sum(map(len, dumps))
         done = 0
         for by_number in self._between_restarts(dumps):

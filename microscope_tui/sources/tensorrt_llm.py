@@ -151,7 +151,6 @@ class _Rank:
 
 
 def _by_rank(paths: Sequence[Path]) -> dict[int, tuple[Path, bool]]:
-    """The file of each rank, and whether it holds choices: counts are preferred."""
     found: dict[int, tuple[Path, bool]] = {}
     for path in paths:
         match = TensorRTReader.names.fullmatch(path.name)

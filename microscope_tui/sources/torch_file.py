@@ -155,8 +155,6 @@ def _members(data: Bytes) -> dict[str, ZipInfo]:
 
 
 class _Limited(FileIO):
-    """A zip file of which no more than a directory may have is read at once."""
-
     def read(self, size: int | None = -1, /) -> bytes:
         return super().read(min(size or 0, _MOST_DIRECTORY))
 

@@ -200,7 +200,6 @@ class WandbReader(RowReader):
         return found, block
 
     def _rows_from(self, start: int, most: int) -> Iterator[tuple[Row | None, int]]:
-        """The rows of at most ``most`` blocks, each with the block where it ended."""
         splitter = RecordSplitter(_is_wanted, start * BLOCK_BYTES)
         # Of its own: a row without a step follows no other.
         history = HistoryRows(self._heads, self._inside)
@@ -477,7 +476,6 @@ class HistoryRows:
 
 
 def _objects(found: Mapping[bytes, bytes]) -> dict[str, dict[str, bytes]]:
-    """Lists, histograms and tables by name: the heads of their parts."""
     texts = {_name_of(head): head for head, text in found.items() if text[:1] in (b"[", b'"')}
     objects: dict[str, dict[str, bytes]] = {}
     for name, head in texts.items():

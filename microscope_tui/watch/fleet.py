@@ -334,7 +334,6 @@ class Fleet:
             self._kept.keep(identity, verdict)
 
     def _keep_verdict(self, watch: RunWatch | None) -> None:
-        """Reuse the verdict of a run that was followed to its end."""
         seen = self._glances.get(watch.path) if watch is not None else None
         if watch is None or seen is None or (identity := seen.ends.identity) is None:
             return
@@ -396,7 +395,6 @@ class Fleet:
         return seen is None or seen.file != run
 
     def _found(self) -> Sequence[RunFile]:
-        """The current runs; the previous ones while their folder cannot be listed."""
         try:
             if runs := self._search.runs():
                 return runs

@@ -186,7 +186,6 @@ def samples(
 
 
 def _places(watch: RunWatch, count: int, window: Window | None) -> list[_Place]:
-    """Evenly spaced rows, each up to the next one or to where it restarted."""
     history, kept = watch.history, kept_steps(watch)
     if history is None or kept is None or count < 1:
         return []

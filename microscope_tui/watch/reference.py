@@ -88,7 +88,6 @@ def aligned(reference: Reference, run: RunRecord) -> Reference:
 
 
 def _order(theirs: Sequence[str | None], names: Sequence[str]) -> list[int | None]:
-    """Where each of ``names`` is, if anywhere, and then where the others are."""
     places: dict[str, list[int]] = {}
     for at, name in enumerate(theirs):
         if name is not None:

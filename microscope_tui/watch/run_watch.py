@@ -266,7 +266,6 @@ class RunWatch:
             self._second.judge_lines(chunk.data)
 
     def _scan_on(self) -> bool:
-        """Add records for at most ``HOLD_S``; true if there may be more."""
         until = time.monotonic() + (_PATIENT_S if self._patient else HOLD_S)
         more = False
         with self.lock:
@@ -304,7 +303,6 @@ class RunWatch:
 
     @property
     def _is_file(self) -> bool:
-        """Else the source makes the lines."""
         return self.source.kept() == EVERYTHING
 
     def _start_second(self) -> None:

@@ -358,7 +358,6 @@ def _records(path: Path, field: str) -> Iterator[Any]:
 
 
 def _files_below(root: Path) -> dict[str, os.stat_result]:
-    """Every file that is not hidden; a folder reached through several links is read once."""
     files = {}
     seen = set()
     try:

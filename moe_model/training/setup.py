@@ -164,7 +164,6 @@ def _read_data(
 
 
 def _refuse_existing(options: Options, checkpoint: Checkpoint | None) -> bool:
-    """Whether folders of this run exist; ``UsageError`` if they do and it is not resumed there."""
     if options.log_dir.resolve() == options.checkpoint_dir.resolve():
         raise UsageError(
             f"--log-dir and --checkpoint-dir are both {options.log_dir}: choose two folders."
@@ -182,7 +181,6 @@ def _refuse_existing(options: Options, checkpoint: Checkpoint | None) -> bool:
 
 
 def _is_taken(path: Path) -> bool:
-    """Whether it exists and holds more than the lock file of a start that failed."""
     if path.is_dir():
         return any(inside.name != LOCK for inside in path.iterdir())
     return os.path.lexists(path)

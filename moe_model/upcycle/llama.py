@@ -158,8 +158,6 @@ def observe(llama: Any, windows_NS: Tensor) -> list[LayerReadings]:
 
 
 class _Observer:
-    """Hooks in one decoder layer; ``readings`` removes them."""
-
     def __init__(self, layer: Any) -> None:
         self._inputs: list[Tensor] = []
         self._attention: list[Tensor] = []

@@ -38,7 +38,6 @@ def quick_reader(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def terminal() -> Iterator[Callable[..., Terminal]]:
-    """Start the microscope in a terminal of its own."""
     opened: list[Terminal] = []
 
     def start(
@@ -116,17 +115,14 @@ def collapsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_collapsed(collapsed: Path, tmp_path: Path) -> Path:
-    """A copy of it that a test may change."""
     return Path(shutil.copytree(collapsed, tmp_path / collapsed.name))
 
 
 @pytest.fixture(scope="session")
 def probed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a probe, for tests that only read it."""
     return write_probed(tmp_path_factory.mktemp("runs") / "probe")
 
 
 @pytest.fixture
 def own_probed(probed: Path, tmp_path: Path) -> Path:
-    """A copy of it that a test may change."""
     return Path(shutil.copytree(probed, tmp_path / probed.name))

@@ -23,7 +23,6 @@ QUICK = Preferences(interval_s=0.05)
 
 
 def compressed(log: Path) -> Path:
-    """A compressed copy of a log, which cannot be rewound."""
     packed = log.with_suffix(".jsonl.gz")
     packed.write_bytes(gzip.compress(log.read_bytes()))
     return packed

@@ -23,7 +23,6 @@ pytestmark = pytest.mark.usefixtures("quick_reader")
 
 
 def heads(app: AppPilot) -> str:
-    """What the cells show, as it is written above them."""
     return re.split("  +", app.text("heads").split("layer ", 1)[1])[0]
 
 

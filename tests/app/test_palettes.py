@@ -42,7 +42,6 @@ all_eyes = pytest.mark.parametrize("eyes", EYES)
 
 @pytest.fixture(autouse=True, params=[DARK, LIGHT], ids=["dark", "light"])
 def shades(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Shades:
-    """Every test is about both themes."""
     monkeypatch.setattr(request.module, "style_of", partial(style_of, shades=request.param))
     return request.param
 

@@ -48,7 +48,6 @@ def saved(logs: Path, views: Path) -> Path:
 
 
 def kept(logs: Path) -> SavedView:
-    """What is loaded, without the name of its folder."""
     return replace(load_view(logs), logs="")
 
 

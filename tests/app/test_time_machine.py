@@ -195,7 +195,6 @@ async def test_a_window_zooms_and_its_axis_counts_steps_run_time_or_clock(collap
 
 
 def a_run_of(newest: int) -> Any:
-    """As much of a followed run as the cursor asks for."""
     latest = SimpleNamespace(record=SimpleNamespace(step=newest))
     return SimpleNamespace(generation=0, latest=latest)
 

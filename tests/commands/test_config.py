@@ -18,7 +18,6 @@ from tests.conftest import Call, header, step
 
 @pytest.fixture
 def overflow(write_log: Any, balanced: Any) -> Path:
-    """A run that drops 8 % of its tokens."""
     steps = [
         step(n, [balanced(r) for r in range(3)], 2048, router={"drop_rate": [0.08] * 3})
         for n in range(1, 301)

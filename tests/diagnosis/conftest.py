@@ -49,7 +49,6 @@ def about(row: Sequence[int]) -> Counts:
 
 
 def without_expert(row: list[int], expert: int) -> list[int]:
-    """What this expert had goes to its neighbour."""
     given = list(row)
     given[expert - 1] += given[expert]
     given[expert] = 0

@@ -199,7 +199,6 @@ def log_of(routers: Routers, steps: int, rate: float = 0.001, **changes: Any) ->
 
 
 def settings(records: list[Record]) -> list[Any]:
-    """What LINT finds: the cause, the layers and the severity."""
     found = [finding for finding, _ in report(judge(records)) if finding.rule == "LINT"]
     return [(f.worst.reason, f.layers, f.severity) for f in found]
 

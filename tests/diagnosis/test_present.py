@@ -16,7 +16,6 @@ HALF_WAY = [1400, 1400, 616, 400, 200, 60, 10, 10]
 
 
 def advised(diagnosis: Diagnosis, rule: str, step: int | None = None) -> Advice:
-    """The words of a rule, at a step of the past or at the end."""
     episodes = diagnosis.episodes
     if step is not None:
         episodes = [e.as_of(step) for e in episodes if e.onset <= step]

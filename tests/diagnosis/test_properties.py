@@ -162,7 +162,6 @@ def test_no_record_breaks_the_engine(steps: Any, name: str, counts: Any, scalar:
 
 @lru_cache(maxsize=64)
 def whole(seed: int) -> Diagnosis:
-    """The judgement of a whole history; not to be continued."""
     return judged(sick_history(seed), readings_of)
 
 

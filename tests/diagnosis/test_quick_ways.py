@@ -21,7 +21,6 @@ SIZES = st.sampled_from([(8, 2), (8, 2), (8, 1), (64, 8), (4, 4), (0, 2), (8, 0)
 
 
 def same(found: Values, expected: Values) -> bool:
-    """Equal bit for bit; NaN for no value."""
     wanted = [math.nan if value is None else value for value in expected]
     return list(map(repr, found)) == list(map(repr, wanted))
 

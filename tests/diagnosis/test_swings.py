@@ -182,7 +182,6 @@ def trained(
 
 
 def told(diagnosis: Diagnosis) -> tuple[Severity, str, str]:
-    """How grave the swing is, its cause and the advice."""
     ((finding, advice),) = [(f, a) for f, a in report(diagnosis) if f.rule == "OSCILLATION"]
     return finding.severity, advice.cause, advice.next
 

@@ -96,7 +96,6 @@ def one_row_is_as_good_as_all(entry: runlog.StepEntry) -> None:
 
 
 def follow(path: Path, rng: random.Random) -> RunWatch:
-    """Read the log in slices; sometimes a sample comes first."""
     memory = rng.choice([1 << 12, 1 << 20, 1 << 27])
     file = runlog.RunFile(PIPE_NAME, path, 0.0)
     watch = RunWatch(file, memory_bytes=memory, patient=rng.random() < 0.3)
@@ -207,7 +206,6 @@ def verdict(watch: RunWatch, path: Path, rng: random.Random) -> None:
 
 
 def run_list(root: Path, path: Path) -> None:
-    """The list of runs, and the summary of a run at a glance."""
     seen = runlog.glance(path)
     if seen.step_time_s is not None and not 0.0 <= seen.step_time_s < math.inf:
         raise Hurt(f"a step took {seen.step_time_s} s")

@@ -94,7 +94,6 @@ class Writer:
         }
 
     def another_header(self) -> Record:
-        """The run was resumed, or continues with another model."""
         rng = self._rng
         if rng.random() < 0.3:
             self._shape()
@@ -122,7 +121,6 @@ class Writer:
         return record
 
     def _row(self) -> list[int]:
-        """Counts of one router, as sick as the run is."""
         total, row = self._tokens * self._top_k, [0] * self._experts
         if self._state == "collapsed":
             for expert in range(self._top_k):
@@ -220,7 +218,6 @@ def _duplicated_key(rng: random.Random, line: bytes) -> bytes:
 
 
 def _raw_in_place(rng: random.Random, line: bytes) -> bytes:
-    """The value of one key is bytes that no encoder would write."""
     colons = [at for at, byte in enumerate(line[:2000]) if byte == 0x3A]
     if not colons:
         return poison.raw_value(rng)

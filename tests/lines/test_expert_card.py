@@ -17,7 +17,6 @@ NOTHING = LoadSeries(())
 
 @pytest.fixture
 def dead(synthetic: Synthetic) -> RunWatch:
-    """Experts 2 and 26 of L7 fade away."""
     return synthetic("dead-experts", routers=8, num_experts=32, top_k=4, steps=600)
 
 

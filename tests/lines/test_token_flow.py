@@ -26,7 +26,6 @@ def write(path: Path, texts: list[bytes], slices: list[int] | None = None) -> Ro
 
 @st.composite
 def split_text(draw: st.DrawFn) -> list[bytes]:
-    """A text, or no text at all, cut into tokens anywhere."""
     data = draw(st.binary(max_size=60) | st.text(max_size=40).map(lambda t: t.encode("utf-8")))
     cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=12)))
     ends = [0, *cuts, len(data)]

@@ -56,7 +56,6 @@ def make_biased(**fields: Any) -> LanguageModel:
 
 @pytest.fixture(name="ids_BS")
 def _sequences() -> torch.Tensor:
-    """Four sequences of 24 tokens."""
     return torch.randint(97, (4, 24), generator=torch.Generator().manual_seed(1))
 
 

@@ -19,7 +19,6 @@ E, K = 8, 2
 def kept_one_by_one(
     ids: list[list[int]], weights: list[list[float]], capacity: int, policy: str
 ) -> list[list[bool]]:
-    """Fill the experts pair by pair, as one would on paper."""
     pairs = [(t, k) for t in range(len(ids)) for k in range(K)]
     if policy == "weight":
         pairs.sort(key=lambda pair: -weights[pair[0]][pair[1]])
@@ -56,7 +55,6 @@ def test_capacity_keeps_the_first_or_the_heaviest_pairs(
 
 
 def collapse(model: LanguageModel) -> LanguageModel:
-    """Every token to experts 0 and 1."""
     for router in model.routers:
         router.collapse()
     return model

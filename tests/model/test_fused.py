@@ -59,7 +59,6 @@ def cases(name: str, dtype: torch.dtype) -> tuple[list[Tensor], tuple[Any, ...]]
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seven tokens are two blocks and a half."""
     monkeypatch.setattr(fused, "BLOCK", 3)
     monkeypatch.setattr(fused, "ROWS_AT_A_TIME", 3)
 

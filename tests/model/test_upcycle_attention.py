@@ -160,7 +160,6 @@ def source_scores(layer: Any, llama: Any, x_BSD: Tensor) -> Tensor:
 
 @torch.no_grad()
 def our_scores(ours: MultiHeadLatentAttention, x_BSD: Tensor) -> Tensor:
-    """The same of latent attention."""
     config, heads = ours.config, ours.config.num_attention_heads
     nope, rope = config.qk_nope_head_dim, config.qk_rope_head_dim
     turn = rotary_table(config, torch.arange(x_BSD.shape[1]))

@@ -28,7 +28,6 @@ Written = tuple[Path, Callable[[int], object]]
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is sent anywhere."""
     for name, value in (ALONE | {"TRACKIO_DIR": str(tmp_path)}).items():
         monkeypatch.setenv(name, value)
 
@@ -109,7 +108,6 @@ def test_a_critical_finding_of_the_callback_is_stored(tmp_path: Path) -> None:
 
 
 def statements(path: Path, tables: Sequence[str]) -> str:
-    """What makes these tables of a database again."""
     with closing(sqlite3.connect(path)) as database:
         every = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
         for (name,) in every:

@@ -59,7 +59,6 @@ class Model(nn.Module):
 
 
 def step(model: Model, folder: Path, *given: Tensor) -> tuple[dict[str, Any], list[Any]]:
-    """The line of one step, and what both gates returned."""
     outputs: list[Any] = []
     for layer in model.layers:
         layer.deepspeed_moe.gate.register_forward_hook(lambda m, args, out: outputs.append(out))

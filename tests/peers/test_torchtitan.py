@@ -22,7 +22,6 @@ class Same(nn.Module):
 
 
 def build(**router: Any) -> Any:
-    """The debug model with a dense layer and two of experts."""
     from torchtitan.models.deepseek_v3 import deepseekv3_configs
 
     torch.manual_seed(0)

@@ -25,7 +25,6 @@ wandb = pytest.importorskip("wandb")
 
 
 def start(folder: Path, config: Mapping[str, object] = CONFIG) -> Any:
-    """An offline run that tells nothing about this machine."""
     silent = dict.fromkeys(("x_disable_stats", "x_disable_meta", "x_disable_machine_info"), True)
     silent |= {"disable_git": True, "silent": True, "save_code": False}
     settings = wandb.Settings(**silent, console="off", host="node")

@@ -10,8 +10,6 @@ from microscope_tui.probe import attach
 
 
 class TopKGate(nn.Module):
-    """What the probe reads of DeepSpeed's class of this name."""
-
     def __init__(self, k: int, noisy_gate_policy: str | None = None) -> None:
         super().__init__()
         self.wg, self.k = nn.Linear(8, 4, bias=False), k

@@ -71,7 +71,6 @@ def test_the_verdict_is_that_of_check(recorded: Recorded) -> None:
 
 
 def with_nan(first: int, last: int) -> list[Record]:
-    """Steps that are healthy but for z-losses and biases."""
     steps = collapsing(1, 300, layers=())
     for one in steps[first - 1 : last]:
         one |= {"router": {"z_loss": [math.nan] * 4}, "expert_bias": [[math.nan] * 8] * 4}

@@ -38,7 +38,6 @@ def in_fp64(model: Any) -> Any:
 
 
 def expert_output(experts: Any, expert: int, x_D: Tensor) -> Tensor:
-    """SwiGLU of a single expert for a single token."""
     gate_F, up_F = (experts.gate_up_proj[expert] @ x_D).chunk(2)
     return experts.down_proj[expert] @ (gate_F * gate_F.sigmoid() * up_F)
 

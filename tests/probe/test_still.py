@@ -140,7 +140,6 @@ def zeroed(layer: Any) -> None:
 
 
 def with_dead_experts(layer: Any) -> None:
-    """All tokens go to the first four."""
     hook = lambda module, args, out: (out[0], out[1], out[2] % 4)  # noqa: E731
     layer.mlp.gate.register_forward_hook(hook)
 
@@ -156,7 +155,6 @@ def without_loss(layer: Any) -> None:
 
 
 def frozen_later(layer: Any) -> None:
-    """From the third pass on."""
     passes = iter(range(100))
     hook = lambda module, args: module.requires_grad_(next(passes) < 2) and None  # noqa: E731
     layer.mlp.experts.register_forward_pre_hook(hook)
@@ -308,7 +306,6 @@ WITH_HEAD: dict[str, Any] = {"parameters": FUSED, "modules_to_save": ["lm_head"]
 
 @pytest.fixture
 def ten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights are compared every ten steps."""
     monkeypatch.setattr(still, "EVERY", 10)
 
 

@@ -20,8 +20,6 @@ LENGTHS = [12, 9, 12, 5, 8, 12, 3, 12]
 
 
 class Texts(Dataset[dict[str, Tensor]]):
-    """Padded sequences of different lengths, always the same."""
-
     def __len__(self) -> int:
         return 64
 

@@ -33,7 +33,6 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The log that the code of the documentation writes."""
     monkeypatch.chdir(tmp_path)
     random.seed(0)
     names: dict[str, Any] = {}

@@ -15,8 +15,6 @@ ROUTERS = tuple(RouterInfo(f"L{n}", n, 8, 2) for n in range(3))
 
 @dataclass
 class Judged:
-    """As much of a diagnosis as the alerts look at."""
-
     episodes: list[Episode] = field(default_factory=list)
     last_step: int = 500
     run: RunRecord = field(default_factory=lambda: RunRecord("r", ROUTERS))

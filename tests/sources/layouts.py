@@ -92,7 +92,6 @@ LAYOUTS, OTHERS = ALL[:20], ALL[20:]
 
 
 def nested(row: Mapping[str, Any], separator: str) -> Any:
-    """Objects in objects, and lists where all names are numbers."""
     found: dict[str, Any] = {}
     for key, value in row.items():
         name, _, rest = key.partition(separator)

@@ -70,8 +70,6 @@ class WandbInBlocks(Live):
 
 
 class Megatron(Live):
-    """Two ranks; torn is the last line of the second."""
-
     def __init__(self, folder: Path) -> None:
         self._first = Live(folder / "router_trace_rank0.jsonl", sound.megatron)
         path = folder / "router_trace_rank1.jsonl"

@@ -119,14 +119,12 @@ def call(rank: int, step: int, layer: int, ids: Sequence[Sequence[int]], **more:
 
 
 def choices(counts: Sequence[int]) -> list[list[int]]:
-    """Two choices of each token, which give these counts."""
     chosen = [expert for expert, count in enumerate(counts) for _ in range(count)]
     half = len(chosen) // 2
     return [[a, b] for a, b in zip(chosen[:half], chosen[half:], strict=True)]
 
 
 def vllm_eplb(run: Sequence[Counts]) -> bytes:
-    """On two ranks; expert 1 has three copies."""
     meta = {"record_type": "eplb_load_meta", "version": 1, "model": "m", "num_ranks": 2}
     meta |= {"num_groups": 1, "num_nodes": 1, "num_layers": 2, "num_redundant_experts": 2}
     return lines([meta, *(loads(step, counts) for step, counts in enumerate(run, 1))])

@@ -75,7 +75,6 @@ EXPERTS, K, TOKENS, ONSET = 16, 2, 256, 130
 
 @pytest.fixture(scope="module")
 def routing() -> list[list[list[int]]]:
-    """Counts of 180 steps; the second of two routers collapses."""
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(180, 2, TOKENS, EXPERTS, generator=generator)
     scores[ONSET - 1 :, 1, :, :K] += 2
@@ -85,7 +84,6 @@ def routing() -> list[list[list[int]]]:
 
 @pytest.fixture(scope="module")
 def recorded(routing: list[list[list[int]]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same routing as a trainer with our recorder logs it."""
     folder = tmp_path_factory.mktemp("recorded")
     model = {"layers": [0, 1], "num_experts": EXPERTS, "top_k": K}
     log = RunRecorder(folder, run="run", planned_steps=None, model=model, balance={})

@@ -46,7 +46,6 @@ def detail(
 
 
 def logical(values: torch.Tensor) -> torch.Tensor:
-    """As SGLang converts its own counts."""
     empty = torch.zeros(values.shape[0], LAYERS, LOGICAL, dtype=values.dtype)
     return empty.scatter_add(2, MAP.unsqueeze(0).expand(values.shape[0], -1, -1), values)
 

@@ -107,8 +107,6 @@ def test_plain_containers_read_as_they_were_saved(tmp_path: Path) -> None:
 
 
 class Malicious:
-    """Would run a command when it is unpickled."""
-
     def __init__(self, command: str) -> None:
         self.command = command
 

@@ -18,7 +18,6 @@ UNFAIR = [FAIR[0], [62, 1, 1, 0]]
 
 
 def jsonl(folder: Path) -> None:
-    """The second router collapses at step 200."""
     path = folder / "run" / "monitors" / "file" / "metrics.jsonl"
     path.parent.mkdir(parents=True)
     path.write_bytes(sound.jsonl([FAIR] * 199 + [UNFAIR] * 200))

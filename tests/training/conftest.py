@@ -38,7 +38,6 @@ def last_of_each(flags: Sequence[str]) -> list[str]:
 
 
 def log_of(folder: Path) -> Log:
-    """Every complete line of a run's log, parsed strictly."""
     text = (folder / "metrics.jsonl").read_text("utf-8")
     complete = text[: text.rfind("\n") + 1].splitlines()
     return [json.loads(line) for line in complete]

@@ -59,7 +59,6 @@ def lost_in_the_exchange(*, hung: bool) -> Claim:
 
 
 def wait_for(file: Path) -> None:
-    """Hang until the other rank has given up, then end."""
     while not file.exists():
         time.sleep(0.02)
     os._exit(0)

@@ -135,7 +135,6 @@ def test_an_imported_model_decides_the_length_of_sequences_and_the_tokenizer(
 
 
 def profile_and_rate(log: Log) -> tuple[str, float]:
-    """As the last header of a log has them."""
     head = [record for record in log if record["kind"] == "run"][-1]
     assert head["profile"] == head["config"]["profile"]
     return head["profile"], head["config"]["lr"]

@@ -172,7 +172,6 @@ def test_the_exit_code_on_a_full_disk_is_that_of_the_command(code: int) -> None:
 
 
 def drawn(width: int, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The progress bar of a terminal that is so wide."""
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setattr(RichConsole, "is_terminal", property(lambda self: True))

@@ -32,7 +32,6 @@ class Log:
         getattr(self, "_" + name.replace(" ", "_"))(size)
 
     def finish_story(self) -> None:
-        """The end: the file is there, and at rest."""
         if not self.path.exists():
             self._append(self._header())
         self._rest(0)

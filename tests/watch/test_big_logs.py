@@ -62,7 +62,6 @@ def losses(watch: RunWatch, count: int = 50) -> list[Any]:
 
 
 def single(value: float) -> float:
-    """As the history keeps it: in single precision."""
     return float(struct.unpack("f", struct.pack("f", value))[0])
 
 

@@ -27,7 +27,6 @@ def write(root: Path, name: str, age_s: float = 0.0, **options: Any) -> Path:
 
 
 def read_all(fleet: Fleet) -> None:
-    """Until nothing is left to search, to glance at or to read."""
     for _ in range(2):
         fleet.search(now=True)
         while fleet.turn():

@@ -29,7 +29,6 @@ def paced(write_log: Any, balanced: Any) -> Paced:
 
 
 def said(watch: RunWatch, silent_s: float, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The state in the header after so many seconds of silence."""
     monkeypatch.setattr("microscope_tui.watch.run_watch.age_of", lambda *_: silent_s)
     text = plain(frame.header(view_of(watch), 120, Glyphs.BRAILLE))
     return text.split("● ")[1].split("   ")[0]

@@ -17,7 +17,6 @@ LIMIT = 120_000
 
 @pytest.fixture(params=["collapse", "resume-bias-reset"])
 def log(scenario: Any, request: pytest.FixtureRequest) -> Path:
-    """One run in one piece, and one that was resumed."""
     return scenario(request.param, routers=3, steps=400) / "metrics.jsonl"  # type: ignore[no-any-return]
 
 

@@ -307,7 +307,6 @@ def _message(session: Session, columns: int) -> list[Line]:
 
 
 def _unknown_keys(text: str, columns: int) -> list[Line]:
-    """What a run of another tool holds instead, and how to show it."""
     width = max(20, min(columns - 8, 100))
     about, show, command = text.partition(" Show it with: ")
     lines: list[Line] = [[Span(line)] for line in wrap(about, width)]

@@ -155,7 +155,6 @@ class Collapse(Rule[CollapseLimits, Memory]):
         return found
 
     def _settle(self, step: int, signal: Signal, low: Sequence[int]) -> None:
-        """Note who stops being even after a long time."""
         memory, limits = self.memory, self.limits
         before = memory.seen_at
         memory.seen_at = step
@@ -213,7 +212,6 @@ class Collapse(Rule[CollapseLimits, Memory]):
         return facts
 
     def _reference(self, index: int) -> float | None:
-        """c of the past, where the change counts."""
         context = self.context
         known = context.baseline.collapse_index[index] if context.baseline is not None else None
         if known is not None and context.relative:

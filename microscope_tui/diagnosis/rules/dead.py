@@ -232,7 +232,6 @@ class Dead(Rule[DeadLimits, Memory]):
                 memory.totals.pop(index, None)
 
     def _suspects(self, index: int, counts: list[int], expected: float) -> set[int]:
-        """The experts that were dead, and those that may be at the end of this block."""
         fair = expected * self._block_steps(expected)
         most = 2 * max(1.0, self.limits.back * fair)  # the coming steps may have more tokens
         few = [expert for expert, tokens in enumerate(counts) if tokens < most]
@@ -429,7 +428,6 @@ def _which(worst: Episode) -> str:
 
 
 def _since(worst: Episode) -> str:
-    """Unless all died at the onset, when and how fast."""
     since = sorted(ids_of(worst, "since"))
     if not since or since[0] == since[-1] == worst.onset:
         return ""

@@ -59,7 +59,6 @@ class Drops(Rule[DropLimits, Memory]):
         )
 
     def _fullest(self, step: int, index: int, counts: list[int], dropped: float) -> Facts:
-        """The busiest expert, and since when it holds an overflow that no usual capacity takes."""
         most, second = nlargest(2, [*counts, 0])
         alone = most - second >= 0.8 * dropped and 3 * dropped >= most
         fullest, held = counts.index(most), self.memory.held

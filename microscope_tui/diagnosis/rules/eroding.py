@@ -218,7 +218,6 @@ def _scatter(values: Sequence[float]) -> float:
 
 
 def _start(values: Sequence[float]) -> int:
-    """Onset of the fall: the last point as high as those before it."""
     noise = 2 * _scatter(values)
     best = values[0]
     start = 0

@@ -211,7 +211,6 @@ class Meter(Rule[MeterLimits, Memory]):
         return found
 
     def _due(self, view: StepView) -> bool:
-        """Whether to check the counts: some lines in a row, then none for a while."""
         memory, limits = self.memory, self.limits
         if memory.wait > 0:
             memory.wait -= 1
@@ -231,7 +230,6 @@ class Meter(Rule[MeterLimits, Memory]):
         return (step * _MIXED >> 16) % (len(self.routers) or 1)
 
     def _settle(self, view: StepView, index: int, impossible: Reading | None, found: Found) -> None:
-        """What is wrong: its sum, else its counts, else its summaries."""
         own = self._add_sum(view, index)
         if own is None or own.severity is None:
             own = self._fault_in(view, index) or impossible or own

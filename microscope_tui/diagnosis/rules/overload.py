@@ -139,7 +139,6 @@ class Overload(Rule[OverloadLimits, Memory]):
                 )
 
     def _noise(self, index: int, tokens: float | None, unknown: float) -> float:
-        """The 99th percentile of the MaxVio of an even router."""
         router = self.routers[index]
         choices, experts = (tokens or 0.0) * router.top_k, router.num_experts
         return (
@@ -187,5 +186,4 @@ class Overload(Rule[OverloadLimits, Memory]):
 
 
 def _is_bounded(run: RunRecord) -> bool:
-    """Whether a busy expert makes others wait, or drops tokens."""
     return bool(run.capacity_factor) or run.expert_parallel_size > 1
