@@ -129,8 +129,7 @@ class Sampler:
         self._rules.check()
         self._generator = torch.Generator().manual_seed(seed)
         self._context = model.config.max_position_embeddings
-        self._text: list[int] = prompt_S.tolist()
-        self._ids = self._text[-self._context :]
+        self._ids: list[int] = prompt_S.tolist()
         length = min(self._context, len(self._ids) + max_new_tokens)
         self._decoder = Decoder(model, length, weights=weights)
         self._drafter = Drafter(self._decoder) if draft else None
@@ -139,22 +138,25 @@ class Sampler:
         was_training = self._model.training
         self._model.eval()
         try:
-            self._start_over(self._context)  # iterated again, it continues
+            tokens = self._context  # iterated again, it continues
             while self._left > 0:
-                for token in self._until_full():
+                for token in self._until_full(self._ids[-tokens:]):
                     if token in self._stop_at:
                         return
                     self.given += 1
                     yield token
                 # The context is full: restart from its second half, at position 0.
-                self._start_over(max(1, self._context // 2))
+                tokens = max(1, self._context // 2)
         finally:
             self._model.train(was_training)
 
-    def _until_full(self) -> Iterator[int]:
+    def _until_full(self, ids: list[int]) -> Iterator[int]:
         drafter = self._drafter
-        following = self._ids[1:]
-        logits_SV, unseen_SD = self._read(self._ids)
+        self._decoder.cache.used = 0
+        if drafter is not None:
+            drafter.cache.used = 0
+        following = ids[1:]
+        logits_SV, unseen_SD = self._read(ids)
         token = self._pick(logits_SV[-1])
         yield token
         while self._left and self._room:
@@ -177,19 +179,12 @@ class Sampler:
                 token = self._pick(logits_SV[1])
                 yield token
 
-    def _start_over(self, tokens: int) -> None:
-        self._ids = self._ids[-tokens:]
-        self._decoder.cache.used = 0
-        if self._drafter is not None:
-            self._drafter.cache.used = 0
-
     def _read(self, ids: list[int]) -> tuple[Tensor, Tensor]:
         self.passes += 1
         return self._decoder.read(ids)
 
     def _pick(self, logits_V: Tensor) -> int:
-        token = self._rules.pick(logits_V.cpu(), self._text, self._generator)
-        self._text.append(token)
+        token = self._rules.pick(logits_V.cpu(), self._ids, self._generator)
         self._ids.append(token)
         self._left -= 1
         return token

@@ -296,6 +296,7 @@ def _forced(left: list[Episode], known: Known) -> Iterator[_Found]:
 
 
 def _ranks(left: list[Episode], known: Known) -> Iterator[_Found]:
+    """Experts without tokens that are exactly those of whole ranks."""
     ranks = known.run.expert_parallel_size
     found = dict[tuple[int, ...], list[Episode]]()
     for episode in left:

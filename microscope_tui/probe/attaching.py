@@ -128,14 +128,13 @@ def _together(ranks: Ranks, call: Callable[[], Any]) -> list[Any]:
 
 
 def _open(folder: Path, sites: list[Site], start_step: int | None) -> tuple[int, bool]:
-    """Claim the folder; return the first step of this run, and whether the folder has a log."""
+    """Make the folder; return the first step of this run, and whether the folder has a log."""
     log = folder / LOG_NAME
     last, resumed = _last_step(log, sites), log.exists()
     folder.mkdir(parents=True, exist_ok=True)
     if folder in claimed:
         raise ValueError(f"{folder} is written by another probe: detach it, or choose a new folder")
     log.open("ab").close()
-    claimed.add(folder)
     if last and start_step is None:
         _logger.warning("%s has %d steps: continuing with step %d", folder, last, last + 1)
     return start_step or last + 1, resumed

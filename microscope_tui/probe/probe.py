@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary, finalize
 
 import torch
 from msgspec import UNSET
@@ -42,8 +43,8 @@ from microscope_tui.probe.step_sums import (
 from microscope_tui.probe.still import Looks
 
 _logger = logging.getLogger(__name__)
-claimed: set[Path] = set()
-"""Run folders that a probe of this process writes to: closed to others until it is detached."""
+claimed: WeakValueDictionary[Path, Probe] = WeakValueDictionary()
+"""The probe that writes to a run folder, which is closed to others until it is detached."""
 
 
 class Probe:
@@ -91,6 +92,8 @@ class Probe:
         """The ranks are not together any more: nothing is counted or summed."""
         self.hooks, self._model = ForwardHooks(modules, sites, mode, saliency, ranks), modules[0]
         self._looks = Looks(self.hooks, ranks)
+        claimed[folder] = self
+        finalize(self, self.hooks.detach)  # it may be forgotten by an interrupted training
 
     def begin(self, step: int, resumed: bool, judgement: bytes | None) -> None:
         """Make ``step`` the next one, before any is logged.
@@ -135,9 +138,8 @@ class Probe:
         """
         if "lr" in scalars:
             scalars.setdefault("learning_rate", scalars.pop("lr"))
-        if losses is not None and not isinstance(losses, Mapping):
-            self._once("losses is a %s and left out: pass a mapping", type(losses).__name__)
-            losses = None
+        losses = self._mapping("losses", losses)
+        scalars["router"] = self._mapping("router", scalars.get("router"))
         self._step = self._step + 1 if step is None else int(step)
         due, self.hooks.on = self.hooks.on, False
         if due:
@@ -184,7 +186,7 @@ class Probe:
         self.hooks.detach()
         self._read_sum()
         self.is_over, self.hooks.on = True, False
-        claimed.discard(self.folder)
+        claimed.pop(self.folder, None)
         if self._log is not None:
             self._log.end(self._step, reason)
             self._log = None
@@ -228,7 +230,7 @@ class Probe:
         self._seconds = (now - self._tick) / max(1, self._step - self._timed_step)
         self._tick, self._timed_step = now, self._step
         own = {"step": self._step, "step_time_s": self._seconds, "memory_bytes": _memory_bytes()}
-        self._sum = vector, _now(losses or {}), own | _now(scalars)
+        self._sum = vector, _now(losses), own | _now(scalars)
         if ranks.size == 1:
             self._read_sum()
 
@@ -395,6 +397,12 @@ class Probe:
                 "routers run outside the forward of the model that was given to attach, and are "
                 "not counted: attach to the module that the training calls"
             )
+
+    def _mapping(self, name: str, value: Any) -> Mapping[str, Any]:
+        if value is None or isinstance(value, Mapping):
+            return value or {}
+        self._once("%s is a %s and left out: pass a mapping", name, type(value).__name__)
+        return {}
 
     def _once(self, text: str, *values: object) -> None:
         if text not in self._warned:

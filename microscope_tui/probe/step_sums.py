@@ -201,7 +201,7 @@ def step_record(
     sums: StepSums,
     rows: Sequence[Row],
     saliency: bool,
-    losses: Mapping[str, Any] | None,
+    losses: Mapping[str, Any],
     scalars: Mapping[str, Any],
 ) -> dict[str, Any]:
     extra = dict(zip(EXTRA, sums.extra, strict=False))
@@ -211,10 +211,10 @@ def step_record(
     counts = [None if none else row for none, row in zip(unseen, sums.counts, strict=True)]
     record = {name: value for name, value in scalars.items() if name not in _OWN_KEYS}
     record |= {"tokens": max(sums.tokens, default=0) or None, "tokens_per_expert": counts}
-    record["router"] = _mapping(scalars.get("router"))
-    record["router"] |= summaries(sums, rows, sums.extra[len(EXTRA) :][: len(rows)])
+    found = summaries(sums, rows, sums.extra[len(EXTRA) :][: len(rows)])
+    record["router"] = {**scalars["router"], **found}
     record["loss"] = _mean(extra["loss"], extra["losses"])
-    record["losses"] = {**(losses or {})}
+    record["losses"] = {**losses}
     if (aux := _mean(extra["aux"], extra["auxes"])) is not None:
         record["losses"].setdefault("aux", aux)
     if any(sums.biases):
@@ -225,10 +225,6 @@ def step_record(
     if lacking := _incomplete(extra, rows, unseen):
         record["incomplete"] = lacking
     return record
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return dict(value) if isinstance(value, Mapping) else {}
 
 
 def _mean(total: float, number: float) -> float | None:

@@ -22,12 +22,10 @@ from transformers.trainer_callback import ExportableState
 from microscope_tui.probe.attaching import attach
 from microscope_tui.probe.judge import Alert
 from microscope_tui.probe.losses import StepLosses
-from microscope_tui.probe.probe import Probe
+from microscope_tui.probe.probe import Probe, claimed
 from microscope_tui.probe.sites import Adapter, Site
 
 _logger = logging.getLogger(__name__)
-_running: dict[Path, Probe] = {}
-"""By run folder; a training that raised leaves its probe here."""
 
 
 class MicroscopeCallback(TrainerCallback, ExportableState):
@@ -84,10 +82,11 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         text, marked = attributes.get("kept"), attributes.get("marks") or []
         run = self._run or args.run_name or Path(args.output_dir).name or "run"
         folder = (self._logs / run).resolve()
-        for left in (self.probe, _running.pop(folder, None)):
+        for left in (self.probe, claimed.get(folder)):
             if left is not None:
+                _logger.warning("%s: the probe of an earlier training is detached", left.folder)
                 left.detach("failed")
-        self.probe = _running[folder] = attach(
+        self.probe = attach(
             kw["model"],
             folder,
             every=self._every,
@@ -163,7 +162,6 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
                 _logger.info("%s", verdict)
             reason = "finished" if state.global_step >= state.max_steps else "stopped"
             self.probe.detach("collapse" if self.probe.stops else reason)
-            _running.pop(self.probe.folder, None)
             self.probe = None
 
     def state(self) -> dict[str, Any]:

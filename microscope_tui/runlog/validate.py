@@ -170,6 +170,7 @@ class LogValidator(Problems):
         return _Promise(experts, top_k, counts)
 
     def _depths(self, layers: Any) -> int | None:
+        """Check the depths; the number of routers, ``None`` if unknown."""
         if not isinstance(layers, list) or len(layers) > form.MAX_ROUTERS:
             expected = f"a list of at most {form.MAX_ROUTERS:,} depths: one entry per router, "
             expected += "in forward order, 0-based, dense layers left out"

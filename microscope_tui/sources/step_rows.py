@@ -39,7 +39,7 @@ class StepRows:
     def complete(self, rows: Sequence[Row], *, is_started: bool) -> Iterator[Step]:
         """The steps that these rows complete; ``is_started``: some were written to the log."""
         for row in rows:
-            if not row.of_router and 0 < self._newest - row.step <= _LATE_STEPS:
+            if 0 < self._newest - row.step <= _LATE_STEPS and not row.of_router:
                 continue
             if not self._parts or row.step != self._parts[0].step:
                 yield from self.close()

@@ -131,6 +131,7 @@ def load(data: Bytes) -> Any:
 
 
 def _members(data: Bytes) -> dict[str, ZipInfo]:
+    """The members by name; they are only located, what they hold is read piece by piece."""
     try:
         with ZipFile(_Limited(data.file, closefd=False)) as archive:
             found = archive.infolist()

@@ -200,6 +200,7 @@ class WandbReader(RowReader):
         return found, block
 
     def _rows_from(self, start: int, most: int) -> Iterator[tuple[Row | None, int]]:
+        """The rows of at most ``most`` blocks, each with the block where it ended."""
         splitter = RecordSplitter(_is_wanted, start * BLOCK_BYTES)
         # Of its own: a row without a step follows no other.
         history = HistoryRows(self._heads, self._inside)

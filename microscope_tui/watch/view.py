@@ -255,14 +255,14 @@ def findings_of(
     if diagnosis is None:
         return []
     episodes = diagnosis.episodes
-    worse = set()  # those with numbers of a later step
+    later = set()  # those with numbers of a later step
     if until is not None:
-        worse = {(e.rule, e.router_index, e.onset) for e in episodes if e.worst_at > until}
+        later = {(e.rule, e.router_index, e.onset) for e in episodes if e.worst_at > until}
         episodes = [e.as_of(until) for e in episodes if e.onset <= until]
     found = []
     for finding, advice in report(diagnosis, episodes, lambda e: layer in (None, e.router_index)):
         worst = finding.worst
-        if (worst.rule, worst.router_index, worst.onset) in worse and worst.worst_at != until:
+        if (worst.rule, worst.router_index, worst.onset) in later and worst.worst_at != until:
             whose = f"(numbers from step {worst.worst_at:,})"
             advice = replace(advice, verdict=f"{advice.verdict} {whose}")
         found.append((finding, advice))

@@ -20,7 +20,6 @@ SMALL = {
 
 @torch.no_grad()
 def fill(model: torch.nn.Module, seed: int) -> None:
-    """Weights of 0.2 around 0, norms of 0.2 around 1."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         noise = torch.empty_like(parameter).normal_(std=0.2, generator=generator)

@@ -33,7 +33,6 @@ def node_size(cluster: Cluster) -> int:
 
 
 def groups_are_together(placement: Placement, cluster: Cluster) -> bool:
-    """Whether no group is on two nodes, or need not be together."""
     ranks, size = cluster.ranks // cluster.nodes, cluster.experts // cluster.groups
     nodes = [placement[start : start + ranks] for start in range(0, cluster.ranks, ranks)]
     homes = [{expert // size for held in node for expert in held} for node in nodes]

@@ -41,7 +41,6 @@ def collapsing(first: int, last: int, layers: Sequence[int] = (3,), at: int = 20
 
 
 def even(number: int, depth: int) -> list[int]:
-    """No row repeats in the next line or in another layer."""
     turn = (number + 3 * depth) % 8
     return EVEN[turn:] + EVEN[:turn]
 

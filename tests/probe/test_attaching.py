@@ -1,6 +1,7 @@
 """What a probe counts, and what ``attach`` and ``detach`` do to a model and a folder."""
 
 import copy
+import gc
 import pickle
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,10 @@ def test_two_probes_share_a_model_and_not_a_folder(tmp_path: Path) -> None:
             one.step()
             two.step()
     assert sums(tmp_path / "a") == sums(tmp_path / "b") == [[PAIRS] * 2]
+    attach(model, tmp_path / "c", routers=ROUTERS)  # forgotten at once
+    gc.collect()
+    assert not model._forward_hooks
+    attach(model, tmp_path / "c", routers=ROUTERS).detach()
 
 
 def test_a_model_without_moe_layers_is_refused_with_its_kinds_of_modules(tmp_path: Path) -> None:

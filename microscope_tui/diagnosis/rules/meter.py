@@ -211,6 +211,7 @@ class Meter(Rule[MeterLimits, Memory]):
         return found
 
     def _due(self, view: StepView) -> bool:
+        """Whether to check the counts: some lines in a row, then none for a while."""
         memory, limits = self.memory, self.limits
         if memory.wait > 0:
             memory.wait -= 1

@@ -139,6 +139,7 @@ class Overload(Rule[OverloadLimits, Memory]):
                 )
 
     def _noise(self, index: int, tokens: float | None, unknown: float) -> float:
+        """The 99th percentile of the MaxVio of an even router."""
         router = self.routers[index]
         choices, experts = (tokens or 0.0) * router.top_k, router.num_experts
         return (
