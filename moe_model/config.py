@@ -54,9 +54,8 @@ def fields_of(cls: type, found: object, what: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{what}={shown(found)}: it must be an object.")
     fields = dataclasses.fields(cls)
-    known = {field.name for field in fields}
     needed = {field.name for field in fields if field.default is dataclasses.MISSING}
-    unknown = [shown(name) for name in found if name not in known]
+    unknown = [shown(name) for name in found if name not in _field_names(cls)]
     wrong = sorted(unknown)[:20] + sorted(needed - found.keys())
     if wrong:
         raise ValueError(f"fields {', '.join(wrong)} are unknown or missing in {what}.")
@@ -101,13 +100,17 @@ def fitting(name: str, value: Any, annotation: Any) -> Any:
 
 
 def _kind_of(value: Any, kinds: list[Any]) -> Any:
-    """Of several dataclasses the one that has all fields of ``value``, else the first of them; a
-    ``Literal`` is a text, which the dataclass checks."""
+    """Of several dataclasses one with a field of ``value`` that the first of them lacks, else the
+    first; a ``Literal`` is a text, which the dataclass checks."""
     given = set(value) if isinstance(value, dict) else set()
     for kind in kinds[1:]:
-        if given <= {field.name for field in dataclasses.fields(kind)}:
+        if given & (_field_names(kind) - _field_names(kinds[0])):
             return kind
     return str if typing.get_origin(kinds[0]) is Literal else kinds[0]
+
+
+def _field_names(cls: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -214,8 +214,14 @@ def test_descriptions_keep_scaling_and_name_wrong_fields() -> None:
         config = make_config(rope_scaling=scaling)
         described = json.loads(json.dumps(config.to_dict()))
         assert ModelConfig.from_dict(described) == config
-    with pytest.raises(ValueError, match="rope_scaling"):
-        ModelConfig.from_dict({**described, "rope_scaling": {"factor": 4.0}})
+    smallest = {"factor": 4, "original_max_position_embeddings": 64}
+    assert ModelConfig.from_dict({**described, "rope_scaling": smallest}).rope_scaling == yarn
+    for incomplete, missing in (
+        ({"factor": 4.0}, "fields original_max_position_embeddings are"),
+        ({**smallest, "low_freq_factor": 1.0}, "fields high_freq_factor are"),
+    ):
+        with pytest.raises(ValueError, match=f"{missing} unknown or missing in rope_scaling"):
+            ModelConfig.from_dict({**described, "rope_scaling": incomplete})
     del described["hidden_size"]
     with pytest.raises(ValueError, match="'extra', hidden_size"):
         ModelConfig.from_dict(described | {"extra": 1})
