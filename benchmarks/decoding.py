@@ -9,9 +9,9 @@ ratios are those of the medians. Queries have a latent, because llama.cpp requir
 makes as many weights as without, 384 · (768 + 768) = 768 · 768.
 
 transformers caches latents and expands them anew for every token; its fastest backend counts.
-llama.cpp runs in PYTHON (``pip install llama-cpp-cffi cffi gguf``) and is left out where that
-cannot import it; it caches the keys and values of all heads in fp16. The bandwidth bound is a sum
-over as many bytes as the active weights and the latent cache have.
+llama.cpp runs in PYTHON (``pip install llama-cpp-cffi==0.4.42 cffi gguf``) and is left out where
+that has another version or none; it caches the keys and values of all heads in fp16. The bandwidth
+bound is a sum over as many bytes as the active weights and the latent cache have.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ LENGTH = CACHED + 64
 AT_A_TIME = 4
 """Tokens before the next variant has its turn."""
 LLAMA_CPP = str(Path(__file__).with_name("llama_cpp_peer.py"))
+NEEDED = "llama-cpp-cffi==0.4.42 cffi gguf"
 
 
 class Theirs:
@@ -106,9 +107,9 @@ class LlamaCpp:
 def llama_cpp(python: str, model: LanguageModel, ids: list[int]) -> dict[str, LlamaCpp]:
     """Both precisions of weights; prints its build, and how its logits after ``ids`` differ from
     ours with everything in fp32, or why there is none."""
-    found = run([python, "-c", "import gguf, llama"], capture_output=True, text=True)
-    if found.returncode:
-        print(f"llama.cpp: not measured: {python}: {found.stderr.strip().splitlines()[-1]}")
+    problem = missing(python)
+    if problem:
+        print(f"llama.cpp: not measured: {python}: {problem}; needs pip install {NEEDED}")
         return {}
     config = json.dumps(model.config.to_dict())
     with tempfile.TemporaryDirectory() as folder:
@@ -126,6 +127,17 @@ def llama_cpp(python: str, model: LanguageModel, ids: list[int]) -> dict[str, Ll
     print(f"{exact.build}; all in fp32, its logits differ from ours by {difference:.1e} at most")
     exact.process.communicate()
     return variants
+
+
+def missing(python: str) -> str:
+    """What ``python`` lacks to run llama.cpp, if anything."""
+    try:
+        found = run([python, LLAMA_CPP, "check"], capture_output=True, text=True)
+    except OSError as error:
+        return str(error.strerror)
+    if found.returncode == 0:
+        return ""
+    return (found.stderr.strip().splitlines() or [f"exit code {found.returncode}"])[-1]
 
 
 def work(config: ModelConfig) -> tuple[int, float]:

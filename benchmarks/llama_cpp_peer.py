@@ -1,12 +1,14 @@
 """What runs inside the Python of the peers: write a model for llama.cpp, and read tokens with it.
 
+    PEERS_PYTHON benchmarks/llama_cpp_peer.py check
     PEERS_PYTHON benchmarks/llama_cpp_peer.py write {F32,F16} CONFIG WEIGHTS.npz MODEL.gguf
     PEERS_PYTHON benchmarks/llama_cpp_peer.py read {F32,F16} THREADS LENGTH MODEL.gguf
 
-Needs ``pip install llama-cpp-cffi cffi gguf``, nothing of this project. CONFIG is JSON, the weights
-have Hugging Face's names, and the type behind ``read`` is that of the cache. ``read`` prints its
-build, then a line of JSON for each line of standard input: for ``read ID …`` the seconds that these
-tokens took, for ``logits`` those of the last one; ``start`` empties the cache.
+Needs ``pip install llama-cpp-cffi==0.4.42 cffi gguf``, nothing of this project. ``check`` fails
+where these are missing or older. CONFIG is JSON, the weights have Hugging Face's names, and the
+type behind ``read`` is that of the cache. ``read`` prints its build, then a line of JSON for each
+line of standard input: for ``read ID …`` the seconds that these tokens took, for ``logits`` those
+of the last one; ``start`` empties the cache.
 """
 
 import ctypes
@@ -29,6 +31,23 @@ FIELDS = {
     "expert_weights_scale": "routed_scaling_factor",
 }  # fmt: skip
 """Field of a gguf file → ours."""
+FUNCTIONS = (
+    "llama_model_load_from_file", "llama_model_default_params", "llama_context_default_params",
+    "llama_init_from_model", "llama_print_system_info", "llama_kv_self_clear",
+    "llama_get_logits_ith", "llama_vocab_n_tokens", "llama_model_get_vocab", "llama_decode",
+    "llama_batch_get_one",
+)  # fmt: skip
+"""Of the library, as version 0.4.42 names them."""
+
+
+def check() -> None:
+    """Fail unless there is all that ``write`` and ``read`` use."""
+    from gguf import MODEL_ARCH, ExpertGatingFuncType, GGUFWriter, get_tensor_name_map  # noqa: F401
+    from llama import _llama_cpp_cpu  # noqa: F401
+    from llama.llama_cpp import ffi, ggml_type, lib  # noqa: F401
+
+    for name in FUNCTIONS:
+        getattr(lib, name)
 
 
 def write(kind: str, config: str, weights: str, path: str) -> None:
@@ -96,4 +115,4 @@ def read(kind: str, threads: str, length: str, path: str) -> None:
 
 
 if __name__ == "__main__":
-    {"write": write, "read": read}[sys.argv[1]](*sys.argv[2:])
+    {"check": check, "write": write, "read": read}[sys.argv[1]](*sys.argv[2:])
