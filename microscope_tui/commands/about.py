@@ -20,7 +20,7 @@ from microscope_tui.console import USAGE, fail, print_data, print_json, say
 from microscope_tui.diagnosis import RULES
 from microscope_tui.lines import glyphs_for
 from microscope_tui.report import Terminal, as_list, doctor_text, explained, rule_text
-from microscope_tui.runlog import LOG_NAME, safe_text
+from microscope_tui.runlog import LOG_NAME, own_log, safe_text
 from microscope_tui.scenarios import SCENARIOS, write_run, writing
 from microscope_tui.sources import FORMATS
 
@@ -146,6 +146,8 @@ def demo(
     with tempfile.TemporaryDirectory(prefix="moe-microscope-") as temporary:
         logs = output or Path(temporary)
         folder = logs / scenario
+        if (own := own_log(logs)) is not None:
+            fail(f"{own}: {logs} is the folder of that run; choose another -o", USAGE)
         if (folder / LOG_NAME).exists():
             fail(f"{folder}: already contains a run; choose another -o, or remove it", USAGE)
         if live and not (sys.stderr.isatty() and sys.stdin.isatty()):

@@ -11,7 +11,13 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from microscope_tui.commands.options import DEFAULT_SOURCE, Output, SourceOptions, Switch
+from microscope_tui.commands.options import (
+    DEFAULT_SOURCE,
+    Output,
+    SourceOptions,
+    Switch,
+    format_of,
+)
 from microscope_tui.console import (
     DEFAULT_PATH,
     PIPE,
@@ -38,6 +44,8 @@ from microscope_tui.report import (
 from microscope_tui.runlog import LOG_NAME, RunFile, UnknownFormat
 from microscope_tui.sources import merge as merge_parts
 
+_Format = Literal["csv", "parquet"]
+_FORMAT_OF: dict[str, _Format] = {".csv": "csv", ".parquet": "parquet"}
 _ROW_GROUP = 1 << 16
 _TEXTS = frozenset({"run", "layer"})
 _INTEGERS = frozenset({"step", "router", "depth", "expert", "tokens_per_expert"})
@@ -47,7 +55,7 @@ def export(
     path: Path = DEFAULT_PATH,
     /,
     *,
-    format_: Annotated[Literal["csv", "parquet"], Parameter(name="--format")] = "csv",
+    format_: Annotated[_Format | None, Parameter(name="--format")] = None,
     experts: Switch = False,
     output: Output = None,
     reading: SourceOptions = DEFAULT_SOURCE,
@@ -59,12 +67,14 @@ def export(
     path
         A folder of runs, one run, or a file of another tool (see ``sources``).
     format_
-        parquet needs pyarrow and -o.
+        By default what the name of the output ends in, .csv or .parquet, else csv. parquet needs
+        pyarrow and -o.
     experts
         One row per step, router and expert, with its counts and bias, instead of one per router.
     output
         Write to this file instead of standard output; an existing file is replaced.
     """
+    form = format_of(output, format_, _FORMAT_OF, "csv")
     run = newest_file(reading.search(path))
     output = None if output == PIPE else output
     columns = EXPERT_COLUMNS if experts else ROUTER_COLUMNS
@@ -74,7 +84,7 @@ def export(
             what = "no step with counts" if experts else "no step"
             fail(f"{run.path}: holds {what}; nothing was written", NO_VERDICT)
         rows = itertools.chain([first], rows)
-        if format_ == "parquet":
+        if form == "parquet":
             _write_parquet(columns, rows, output)
         elif output is None:
             write_csv(columns, rows, sys.stdout)

@@ -5,10 +5,10 @@ cyclopts makes options and help of the fields and docstrings.
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from cyclopts import Group, Parameter
 
@@ -28,6 +28,18 @@ _FOR_FORMATS = ("every", "as_json", "format_only")
 """The options of ``check`` that do not concern the judgement of a run."""
 Format = Literal["text", "json", "svg"]
 _FORMAT_OF: dict[str, Format] = {".svg": "svg", ".json": "json"}
+_CONVERTED = "snapshot -o NAME.svg, then `rsvg-convert NAME.svg -o NAME{}`"
+_INSTEAD = {
+    ".csv": "export -o NAME.csv",
+    ".parquet": "export -o NAME.parquet",
+    ".xlsx": "export -o NAME.csv",
+    ".svg": "snapshot -o NAME.svg",
+    ".json": "snapshot -o NAME.json",
+    ".html": "snapshot -o NAME.svg",
+    ".png": _CONVERTED.format(".png"),
+    ".pdf": _CONVERTED.format(".pdf"),
+}
+"""What to use for an ending that a command does not write."""
 Switch = Annotated[bool, Parameter(negative=())]
 AsJson = Annotated[bool, Parameter(name="--json", negative=(), help="Print the same as JSON.")]
 _PATH_HELP = "A run, a folder (its newest run), a file of another tool, or - (a pipe)."
@@ -52,6 +64,24 @@ def step_range(name: str, steps: str) -> tuple[int | None, int | None]:
     if first is not None and last is not None and first > last:
         fail(f"{name} {safe_text(steps, 40)}: write A:B, for example 100:200", USAGE)
     return first or 0, last
+
+
+_Name = TypeVar("_Name", bound=str)
+
+
+def format_of(
+    output: Path | None, given: _Name | None, endings: Mapping[str, _Name], default: _Name
+) -> _Name:
+    """The format of ``--format`` or of the output's name; exits if they contradict each other, or
+    if the name ends in a format that the command does not write."""
+    ending = output.suffix.lower() if output is not None else ""
+    named = endings.get(ending)
+    if named is None and ending in _INSTEAD:
+        fail(f"-o {output}: this command writes no {ending}; use {_INSTEAD[ending]}", USAGE)
+    if named is not None and given not in (None, named):
+        why = f"the name ends in {ending}, but --format is {given}"
+        fail(f"-o {output}: {why}; leave one of them out", USAGE)
+    return given or named or default
 
 
 def _spelled(name: str) -> str:
@@ -270,9 +300,8 @@ class PictureOptions:
 
     @property
     def format(self) -> Format:
-        """The format, given or of the output's name."""
-        ending = self.output.suffix.lower() if self.output is not None else ""
-        return self.format_ or _FORMAT_OF.get(ending, "text")
+        """The format, given or of the output's name; exits, see ``format_of``."""
+        return format_of(self.output, self.format_, _FORMAT_OF, "text")
 
     @property
     def alphabet(self) -> GlyphChoice:
@@ -282,11 +311,8 @@ class PictureOptions:
 
     def refuse_invalid(self) -> None:
         """Exit with a usage error if the options contradict each other."""
-        ending = self.output.suffix.lower() if self.output is not None else ""
-        if _FORMAT_OF.get(ending, self.format) != self.format:
-            why = f"the name ends in {ending}, but --format is {self.format}"
-            fail(f"-o {self.output}: {why}; leave one of them out", USAGE)
-        if self.frame and self.format != "svg":
+        form = self.format  # exits if the name of the output does not fit
+        if self.frame and form != "svg":
             fail("--frame draws a window around a picture: add --format svg", USAGE)
 
 

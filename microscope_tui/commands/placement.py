@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from msgspec.structs import replace
 
+from microscope_tui.commands.config import read_config
 from microscope_tui.commands.options import (
     DEFAULT_SOURCE,
     AsJson,
@@ -22,11 +23,12 @@ from microscope_tui.console import (
     newest_file,
     print_data,
     print_record,
+    read,
     say,
     show_progress,
     to_file,
 )
-from microscope_tui.lines import listed
+from microscope_tui.lines import listed, repair_first
 from microscope_tui.placement import (
     FORMS,
     BadCluster,
@@ -43,6 +45,7 @@ from microscope_tui.placement import (
 from microscope_tui.report import NO_VERDICT, placement_json, placement_text
 from microscope_tui.routing import FILE_NAME
 from microscope_tui.runlog import RunFile, UnknownFormat
+from microscope_tui.watch import VERDICT_MEMORY, view_of
 
 if TYPE_CHECKING:
     Form = str
@@ -118,7 +121,10 @@ def placement(
     options: PlacementOptions = PlacementOptions(),
     reading: SourceOptions = DEFAULT_SOURCE,
 ) -> int:
-    """Place experts on ranks, and score that on later steps: 0 pays, 1 does not, 3 no counts."""
+    """Place experts on ranks, and score that on later steps: 0 pays, 1 does not, 3 no counts.
+
+    A run with a collapse or a critical finding is repaired first: its loads will change (1).
+    """
     request = options.request()
     run = newest_file(reading.search(path.parent if path.name == FILE_NAME else path))
     target = options.write[1] if options.write is not None else run.path.parent
@@ -134,11 +140,13 @@ def placement(
         fail_to_read(run, error)
     finally:
         show_progress("")
+    watch = read(run, read_config().criteria, VERDICT_MEMORY)
+    sick = repair_first(view_of(watch, 1, 1).alerts)
     if options.as_json:
-        print_record(placement_json(found))
+        print_record(placement_json(found, sick))
     else:
-        print_data(placement_text(found))
-    return int(bool(found.reason))
+        print_data(placement_text(found, sick))
+    return int(bool(found.reason or sick))
 
 
 def _study(run: RunFile, request: Request, options: PlacementOptions) -> Study:

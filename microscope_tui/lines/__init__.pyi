@@ -61,7 +61,11 @@ from .numbers import (
     quoted as quoted,
 )
 from .pattern import matches as matches
-from .placement import ageing_chart as ageing_chart, placement_lines as placement_lines
+from .placement import (
+    ageing_chart as ageing_chart,
+    placement_lines as placement_lines,
+    repair_first as repair_first,
+)
 from .run_map import (
     MapLayout as MapLayout,
     cell_columns as cell_columns,

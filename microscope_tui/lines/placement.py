@@ -6,6 +6,7 @@ The busiest rank comes first, and in it its busiest expert: an uneven layer is a
 import math
 from collections.abc import Sequence
 
+from microscope_tui.diagnosis import Advice, Finding, Severity
 from microscope_tui.lines.charts import Chart, Curve
 from microscope_tui.lines.glyphs import HOT_LEVEL, bar, load_glyph, load_mark, shade_level
 from microscope_tui.lines.heat import Heat, heat_lines, legend, role_of_level
@@ -18,6 +19,15 @@ from microscope_tui.watch import Column, Window
 _WIDEST, _AIRY_FROM, _LATE, _DECADE = 7, 22, 1.1, 1000
 _STEPS = "fitted to steps {:,} to {:,}, scored on {:,} to {:,}"
 _AGEING = "lost time won back by steps since the fit; refit when 10 % is gone"
+
+
+def repair_first(alerts: Sequence[tuple[Finding, Advice]]) -> str:
+    """The worst of these that will change the loads: a collapse or a critical one; empty if none
+    will."""
+    for finding, _ in alerts:
+        if finding.rule == "COLLAPSE" or finding.severity > Severity.WARN:
+            return f"{finding.rule} in {', '.join(finding.layers[:2]) or 'the run'}"
+    return ""
 
 
 def placement_lines(

@@ -13,7 +13,11 @@ from microscope_tui.runlog import plural
 _WIDTH = 79
 
 
-def placement_text(study: Study) -> str:
+def placement_text(study: Study, sick: str = "") -> str:
+    """As text; ``sick``: what has to be repaired first."""
+    verdict = f"It does not pay: {study.reason}." if study.reason else "It pays."
+    if sick:
+        verdict = f"Repair first: {sick}; its loads will change."
     request = study.request
     sizes = [layer.router.num_experts for layer in study.counts.layers]
     ends = sorted({min(sizes), max(sizes)})
@@ -43,7 +47,7 @@ def placement_text(study: Study) -> str:
         "",
         "Loads are tokens, as in training and prefill; decode waits for the distinct experts that "
         "are read.",
-        f"It does not pay: {study.reason}." if study.reason else "It pays.",
+        verdict,
     ]
     lines = (textwrap.wrap(text, _WIDTH) if len(text) > _WIDTH else [text] for text in paragraphs)
     return "\n".join(line for some in lines for line in some)
@@ -94,16 +98,17 @@ def _moves(study: Study) -> str:
     return f"{text}."
 
 
-def placement_json(study: Study) -> dict[str, Any]:
-    """All of a study as data; ``schema_version`` is 1, keys may be added."""
+def placement_json(study: Study, sick: str = "") -> dict[str, Any]:
+    """All of a study as data; ``schema_version`` is 1, keys may be added. ``sick``: see above."""
     found = {key: getattr(study, key) for key in Study.__struct_fields__ if key != "counts"}
     routers = [layer.router for layer in study.counts.layers]
     return {
         "schema_version": 1,
         "run": study.counts.run.run,
         "layers": [{"layer": router.name, "depth": router.depth} for router in routers],
-        "pays": not study.reason,
+        "pays": not (study.reason or sick),
         "reason": study.reason or None,
+        "repair_first": sick or None,
         "notes": study.counts.notes,
         **{key: msgspec.to_builtins(value) for key, value in found.items()},
     }

@@ -8,6 +8,7 @@ from .discover import (
     entries_of as entries_of,
     find_logs as find_logs,
     find_runs as find_runs,
+    own_log as own_log,
     why_not_a_run as why_not_a_run,
 )
 from .index import (

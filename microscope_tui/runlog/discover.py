@@ -1,8 +1,9 @@
 """Find the runs below a path: a folder of runs, one run folder, or one log file.
 
-Any ``*.jsonl`` whose first lines parse is a run, whatever its name, and so is its archive
-(``.jsonl.gz``, ``.jsonl.zst``). Only regular files are ever opened. A search that knows what the
-last one found opens nothing but new files, so that a folder of many runs can be searched often.
+A folder with a ``metrics.jsonl`` is that run alone, whatever lies below it: an evaluation often.
+Any other ``*.jsonl`` whose first lines parse is a run, and so is its archive (``.jsonl.gz``,
+``.jsonl.zst``). Only regular files are ever opened. A search that knows what the last one found
+opens nothing but new files, so that a folder of many runs can be searched often.
 """
 
 import os
@@ -85,10 +86,12 @@ class KnownLogs(msgspec.Struct):
     """The regular files with such names, in every folder that was searched."""
     unreadable: list[str] = msgspec.field(default_factory=list)
     """The logs that may not or cannot be read, each with its reason."""
+    one_run: bool = False
+    """Whether the root is the folder of one run: of its own log, even if it is still empty."""
 
 
 def find_runs(root: Path, known: KnownLogs | None = None) -> list[RunFile]:
-    """The runs below ``root``, newest first; empty while there is none yet.
+    """The run of the folder ``root``, else those below, newest first; empty while there is none.
 
     ``NoRuns``: it is a single file that is not a run log or cannot be read.
     """
@@ -103,14 +106,32 @@ def find_runs(root: Path, known: KnownLogs | None = None) -> list[RunFile]:
             known.logs[entry.path] = _look(entry, root, before.get(entry.path))
         except OSError as error:  # tried again next time
             known.unreadable.append(f"{entry.path}: {error.strerror or error}")
+    own = own_log(root)
+    state, run = known.logs.get(os.path.join(root, own.name if own else ""), (None, None))
+    # A file of another format leaves the folders below to be searched.
+    known.one_run = own is not None and (run is not None or state is None or not state.size)
+    if known.one_run:
+        return [run] if run is not None else []
     runs = [run for _, run in known.logs.values() if run is not None]
     return sorted(runs, key=lambda run: (-run.modified, run.name))
 
 
+def own_log(folder: Path) -> Path | None:
+    """The log, or else its archive, of a folder that is one run; no link."""
+    for suffix in ("", *ARCHIVE_SUFFIXES):
+        log = folder / f"{LOG_NAME}{suffix}"
+        if os.path.isfile(log) and not os.path.islink(log):
+            return log
+    return None
+
+
 def find_logs(root: Path) -> list[Path]:
-    """Every file that is named like a log, newest first; ``root`` if it is a file."""
+    """Every file that is named like a log, newest first; ``root`` if it is a file, the log of a
+    run if it is the folder of one."""
     if not root.is_dir():
         return [root]
+    if (own := own_log(root)) is not None:
+        return [own]
     found = [(entry.stat().st_mtime, entry.path) for entry in _log_files(root, MAX_DEPTH)]
     return [Path(path) for _, path in sorted(found, reverse=True)]
 

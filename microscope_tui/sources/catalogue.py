@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import ClassVar, NamedTuple
 import msgspec
 
 from microscope_tui.runlog import (
+    LOG_NAME,
     Glance,
     KnownLogs,
     NoRuns,
@@ -272,24 +273,35 @@ class Search:
         logs = find_runs(path, self._known)
         if self.request.source:
             logs = []
+        elif self._known.one_run:
+            return logs
         folders = {log.path.parent for log in logs}
         seen = self._seen
         self._seen = {}
         for file in self._known.listed:
             if file.parent not in folders:
                 self._look_at(file, seen)
+        own = self._seen.get(path / LOG_NAME)
+        if own is not None and own.known:
+            return own.runs
         if any(log.part_of for log in logs):
             from microscope_tui.sources.parts import merged
 
             logs = merged(path, logs)
+        # Those of one file were changed at the same time: their order stays.
+        runs = sorted([*logs, *self._chosen(bool(logs))], key=lambda run: -run.modified)
+        if not runs:
+            self._refuse_mlflow_folders(path)
+        return runs
+
+    def _chosen(self, there_are_logs: bool) -> Iterable[RunFile]:
+        """The runs of other tools, each once."""
         found = self._seen.values()
         # Without readings of routers it is better than nothing: the screen shows what the keys are.
-        chosen = [one for one in found if one.known and one.runs] or ([] if logs else found)
-        runs = {run.path: run for one in chosen for run in one.runs}
-        if not logs and not runs:
-            self._refuse_mlflow_folders(path)
-        # Those of one file were changed at the same time: their order stays.
-        return sorted([*logs, *runs.values()], key=lambda run: -run.modified)
+        chosen = [one for one in found if one.known and one.runs]
+        if not chosen and not there_are_logs:
+            chosen = [*found]
+        return {run.path: run for one in chosen for run in one.runs}.values()
 
     def _refuse_mlflow_folders(self, path: Path) -> None:
         mlflow = [file.parent for file in self._known.listed if file.name == _MLFLOW_FOLDER]

@@ -89,6 +89,16 @@ def test_a_live_demo_without_a_terminal_writes_and_prints_all(call: Call, tmp_pa
     assert "already contains a run" in err
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.jsonl.gz", "metrics.jsonl.zst"])
+def test_a_demo_is_not_written_into_the_folder_of_a_run(
+    call: Call, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).touch()
+    code, _, err = call("demo", "-o", tmp_path)
+    assert (code, f"{tmp_path} is the folder of that run; choose another -o" in err) == (64, True)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_a_live_demo_in_a_terminal_grows_and_ends_as_stopped(shell: Any, tmp_path: Path) -> None:
     screen = shell(f"$MICROSCOPE demo --live -o {tmp_path}")
     screen.wait_for("collapse", "step 1")

@@ -61,10 +61,21 @@ def test_a_file_holds_what_is_printed(call: Call, log: Path, tmp_path: Path) -> 
     assert file.read_text() == call("export", log)[1]
 
 
+@pytest.mark.parametrize(("name", "given"), [("x.csv", "parquet"), ("x.parquet", "csv")])
+def test_a_table_whose_name_contradicts_the_format_is_refused(
+    call: Call, log: Path, tmp_path: Path, name: str, given: str
+) -> None:
+    path = tmp_path / name
+    code, _, err = call("export", log, "-o", path, "--format", given)
+    assert (code, f"the name ends in {path.suffix}, but --format is {given}" in err) == (64, True)
+    assert not path.exists()
+    assert call("export", log, "-o", tmp_path / "table.txt", "--format", "csv")[0] == 0
+
+
 def test_parquet_holds_the_same_rows_with_types(call: Call, log: Path, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     out = tmp_path / "run.parquet"
-    assert call("export", log, "--format", "parquet", "-o", out)[0] == 0
+    assert call("export", log, "-o", out)[0] == 0  # its name says the format
     found = parquet.read_table(out)
     assert found.column_names == list(ROUTER_COLUMNS)
     expected = [list(row) for row in rows_of(RunFile("run", log, 0.0))]

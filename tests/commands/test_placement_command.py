@@ -1,6 +1,7 @@
 """``placement``: its exit codes, its text, its files, and what it refuses in one line."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ def log_of(write_log: Any, shares: np.ndarray, name: str = "run", **more: Any) -
     rng = np.random.default_rng(0)
     steps = []
     for number in range(1, 65):
-        counts = rng.poisson(1_000 * shares / shares.sum(), (2, 8)).tolist()
+        counts = rng.multinomial(1_000, shares / shares.sum(), 2).tolist()
         steps.append(step(number, counts, 1_000))
     return write_log([header(model=MODEL, run=name, **more), *steps], name)
 
@@ -37,6 +38,29 @@ def test_the_exit_code_says_whether_a_placement_pays(call: Call, log: Path, writ
     assert "does not pay: the gain is below 0.01" in out
     slow = ("--expert-bytes", "1e15", "--step-time", "1")
     assert call("placement", log, "--ranks", "4", *slow)[0] == 1
+
+
+def test_a_sick_run_is_repaired_before_its_experts_are_placed(
+    call: Call, scenario: Any, tmp_path: Path
+) -> None:
+    sick, file = scenario("collapse", routers=3), tmp_path / "map.json"
+    options = ("--ranks", "4", "--write", "vllm-map", file)
+    code, out, _ = call("placement", sick, *options)
+    found = re.fullmatch(r"Repair first: (COLLAPSE in L\d); its loads will.*", out.splitlines()[-1])
+    assert (code, found is not None, len(json.loads(file.read_text()))) == (1, True, 3)
+    page = call("snapshot", sick, "--screen", "placement", "--ranks", "4")[1]
+    assert f"repair first: {found[1]}" in page
+    code, out, _ = call("placement", sick, "--ranks", "4", "--json")
+    data = json.loads(out)
+    assert (code, data["pays"], data["repair_first"]) == (1, False, found[1])
+
+
+def test_a_warning_does_not_keep_experts_from_being_placed(call: Call, scenario: Any) -> None:
+    warned = scenario("rank-skew", routers=3)
+    assert call("check", warned)[0] == 1
+    code, out, _ = call("placement", warned, "--ranks", "4", "--json")
+    data = json.loads(out)
+    assert (code, data["pays"], data["repair_first"]) == (0, True, None)
 
 
 def test_the_ranks_are_those_of_the_run_where_none_are_given(call: Call, write_log: Any) -> None:

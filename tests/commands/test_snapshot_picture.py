@@ -12,6 +12,8 @@ from microscope_tui.commands.config import default_config
 from microscope_tui.console import USAGE
 from tests.conftest import Call
 
+BOTH = ("snapshot", "export")
+
 
 @pytest.fixture
 def run(scenario: Callable[..., Path]) -> Path:
@@ -44,6 +46,27 @@ def test_a_name_that_contradicts_the_format_is_refused(
     code, out, err = call("snapshot", run, "-o", path, "--format", given)
     assert (code, out) == (USAGE, "")
     assert f"-o {path}: the name ends in {path.suffix}, but --format is {given}" in err
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "instead"),
+    [
+        *(("snapshot", f"x.{ending}", f"export -o NAME.{ending}") for ending in ("csv", "parquet")),
+        *(("export", f"x.{ending}", f"snapshot -o NAME.{ending}") for ending in ("svg", "json")),
+        *((command, "x.xlsx", "export -o NAME.csv") for command in BOTH),
+        *((command, "x.html", "snapshot -o NAME.svg") for command in BOTH),
+        *((command, "x.PNG", "snapshot -o NAME.svg, then `rsvg-convert") for command in BOTH),
+        *((command, "x.pdf", "snapshot -o NAME.svg, then `rsvg-convert") for command in BOTH),
+    ],
+)
+def test_an_ending_that_a_command_does_not_write_is_refused_and_says_what_does(
+    call: Call, run: Path, tmp_path: Path, command: str, name: str, instead: str
+) -> None:
+    path = tmp_path / name
+    code, out, err = call(command, run, "-o", path)
+    assert (code, out, err.count("\n")) == (USAGE, "", 1)
+    assert f"-o {path}: this command writes no {path.suffix.lower()}; use {instead}" in err
     assert not path.exists()
 
 

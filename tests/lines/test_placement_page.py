@@ -1,12 +1,22 @@
 """The page of placements: every rank with its load and its experts, the verdict, ageing."""
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from microscope_tui.lines import Glyphs, Heat, ageing_chart, line_width, placement_lines, plain
+from microscope_tui.diagnosis import Severity
+from microscope_tui.lines import (
+    Glyphs,
+    Heat,
+    ageing_chart,
+    line_width,
+    placement_lines,
+    plain,
+    repair_first,
+)
 from microscope_tui.placement import Request, Study, rank_loads, study
 from tests.placement.simulated import counts_of, drawn, popularity
 
@@ -45,6 +55,25 @@ def test_a_collapse_is_repaired_before_experts_are_placed() -> None:
     sick = "COLLAPSE in L2"
     lines = placement_lines(found, router, (160, 40), Heat(), sick)
     assert plain(lines[1]).startswith(f"  repair first: {sick}; its loads will change")
+
+
+@pytest.mark.parametrize(
+    ("rule", "severity", "said"),
+    [
+        ("COLLAPSE", Severity.WARN, "COLLAPSE in L1, L2"),
+        ("DROPS", Severity.CRITICAL, "DROPS in L1, L2"),
+        ("DEAD", Severity.WARN, ""),
+    ],
+)
+def test_a_collapse_or_what_is_critical_is_repaired_first(
+    rule: str, severity: Severity, said: str
+) -> None:
+    def found(rule: str, severity: Severity, *layers: str) -> Any:
+        return SimpleNamespace(rule=rule, severity=severity, layers=layers), None
+
+    mild = found("OVERLOAD", Severity.WARN, "L9")
+    assert repair_first([mild, found(rule, severity, "L1", "L2", "L3")]) == said
+    assert repair_first([found("DIVERGED", Severity.CRITICAL)]) == "DIVERGED in the run"
 
 
 def test_what_limits_the_counts_is_said() -> None:

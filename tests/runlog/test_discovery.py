@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 from backports import zstd
 
-from microscope_tui.runlog import KnownLogs, NoRuns, RunFile, discover, find_runs, tail
+from microscope_tui.runlog import KnownLogs, NoRuns, RunFile, discover, find_logs, find_runs, tail
 
 LINE = json.dumps({"kind": "step", "step": 1}) + "\n"
 
@@ -27,6 +27,52 @@ def test_a_run_folder_and_a_single_file_of_any_name_are_runs(tmp_path: Path) -> 
     other = put(tmp_path / "other" / "routing.jsonl")
     assert [run.name for run in find_runs(tmp_path / "mine")] == ["mine"]
     assert [run.path for run in find_runs(other)] == [other]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack"),
+    [("", lambda data: data), (".gz", gzip.compress), (".zst", zstd.compress)],
+)
+def test_a_folder_with_its_own_log_is_that_run_whatever_is_newer_below(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+    pack: Callable[[bytes], bytes],
+) -> None:
+    own = tmp_path / "run" / f"metrics.jsonl{suffix}"
+    put(own.parent / "eval" / "metrics.jsonl")
+    put(own.parent / "eval.jsonl")
+    own.write_bytes(pack(LINE.encode()))
+    os.utime(own, (900, 900))
+    assert [(run.name, run.path) for run in find_runs(own.parent)] == [("run", own)]
+    assert find_logs(own.parent) == [own]
+    monkeypatch.chdir(own.parent)
+    assert [run.path for run in find_runs(Path())] == [Path(own.name)]
+    assert sorted(run.name for run in find_runs(tmp_path)) == ["run", "run/eval", "run/eval"]
+    assert len(find_logs(tmp_path)) == 3
+
+
+def test_other_logs_in_a_folder_are_runs_beside_those_below(tmp_path: Path) -> None:
+    put(tmp_path / "routing.jsonl", age=1)
+    put(tmp_path / "a" / "metrics.jsonl")
+    elsewhere = put(tmp_path.parent / f"{tmp_path.name}-other" / "metrics.jsonl")
+    (tmp_path / "metrics.jsonl").symlink_to(elsewhere)
+    assert [run.name for run in find_runs(tmp_path)] == ["a", "routing"]
+    assert len(find_logs(tmp_path)) == 2
+
+
+def test_a_log_of_its_own_that_is_empty_or_unreadable_is_not_replaced_by_one_below(
+    tmp_path: Path,
+) -> None:
+    put(tmp_path / "eval" / "metrics.jsonl")
+    known = KnownLogs()
+    own = put(tmp_path / "metrics.jsonl", "")
+    assert (find_runs(tmp_path, known), known.one_run) == ([], True)
+    put(own, '{"loss": 1}\n')  # of another tool
+    assert ([run.name for run in find_runs(tmp_path, known)], known.one_run) == (["eval"], False)
+    own.rename(tmp_path / "metrics.jsonl.gz")  # and no archive
+    assert (find_runs(tmp_path, known), known.one_run) == ([], True)
+    assert "damaged archive" in known.unreadable[0]
 
 
 def test_the_search_ends_four_levels_deep_and_follows_no_links(tmp_path: Path) -> None:

@@ -41,6 +41,21 @@ def test_a_folder_with_a_run_log_is_that_run(mixed: Path) -> None:
     assert kinds(mixed / "logs", source="wandb") == ["wandb"]
 
 
+def test_a_named_run_is_not_exchanged_for_what_lies_below_it(mixed: Path, write_log: Any) -> None:
+    newer = write_log([header(), step(1, [[512] * 8] * 3, 2048)], "logs/mine/eval")
+    shutil.copy(WANDB, newer.with_name("run-b.wandb"))
+    mine = mixed / "logs/mine"
+    assert [run.path.parent for run in sources.Search(mine).runs()] == [mine]
+    assert kinds(mine, source="wandb") == ["wandb"]
+    rows = "".join(f'{{"step": {at}, "max_vio/max": 0.5}}\n' for at in range(3))
+    (mine / "metrics.jsonl").write_text(rows)  # the log of another tool is that run as well
+    assert kinds(mine) == ["jsonl"]
+    (mine / "metrics.jsonl").write_text(rows.replace("max_vio", "reward"))
+    assert kinds(mine) == ["run log"]
+    (mine / "metrics.jsonl").write_text("")
+    assert kinds(mine) == []
+
+
 def test_a_folder_lists_the_runs_of_every_writer_and_follows_only_named_links(mixed: Path) -> None:
     link = mixed / "latest-run"
     link.symlink_to(mixed / "wandb" / "run-1")

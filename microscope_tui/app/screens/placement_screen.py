@@ -9,8 +9,14 @@ from microscope_tui import placement
 from microscope_tui.app import keys
 from microscope_tui.app.charts import figure
 from microscope_tui.app.screens.run_screen import RunScreen
-from microscope_tui.diagnosis import Severity
-from microscope_tui.lines import Heat, Span, ageing_chart, placement_lines, wrap
+from microscope_tui.lines import (
+    Heat,
+    Span,
+    ageing_chart,
+    placement_lines,
+    repair_first,
+    wrap,
+)
 from microscope_tui.runlog import UnknownFormat, safe_text
 from microscope_tui.watch import RunView, RunWatch
 
@@ -44,12 +50,7 @@ class PlacementScreen(RunScreen):
             router = view.layers[session.selected].router
             heat = Heat(colour=not self.app.no_color, glyphs=session.glyphs)
             size = columns, rows - _OTHER_ROWS
-            critical = (
-                f for f, _ in view.alerts if f.rule == "COLLAPSE" or f.severity > Severity.WARN
-            )
-            worst = next(critical, None)
-            sick = f"{worst.rule} in {', '.join(worst.layers[:2]) or 'the run'}" if worst else ""
-            lines = placement_lines(found, router, size, heat, sick)
+            lines = placement_lines(found, router, size, heat, repair_first(view.alerts))
             size = columns - 1, min(_MOST_ROWS, rows - 2 - len(lines))
             lines += figure(*ageing_chart(found), size, session.glyphs, step=0)
         self.show("placement", lines, session.look.palette)
