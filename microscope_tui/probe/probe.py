@@ -13,6 +13,7 @@ import math
 import resource
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 from weakref import WeakValueDictionary, finalize
 
 import torch
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from torch import Tensor, nn
 
 from microscope_tui.probe.forward_hooks import ForwardHooks
@@ -76,6 +77,8 @@ class Probe:
         self.layout: Layout | None = None
         """The rows of the log, after the first logged step."""
         self._log: TrainingLog | None = None
+        self._early: deque[tuple[int, str, Mapping[str, Any]]] = deque(maxlen=1000)
+        """Events before the log is open; the oldest are dropped."""
         self._squares: Tensor | None = None
         self._warned: set[str] = set()
         self._passes = 0
@@ -161,8 +164,11 @@ class Probe:
     def event(self, event: str, values: Mapping[str, Any], step: int | None = None) -> None:
         """Write an event of the run: ``eval``, ``checkpoint`` or your own."""
         self._read_sum()
-        if self._log is not None:
-            self._log.event(self._step if step is None else step, event, values)
+        found = (self._step if step is None else step, event, {**values})
+        if self._log is None:
+            self._early.append(found)
+        else:
+            self._log.event(*found)
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: a resumed run is judged as if never stopped."""
@@ -349,7 +355,10 @@ class Probe:
 
     def _write(self, layout: Layout, record: dict[str, Any]) -> None:
         if self._log is None:
-            self._log = TrainingLog(self.hooks.attempt(self._open, layout))
+            self._log = TrainingLog(self.hooks.attempt(self._open, layout, record["loss"]))
+            for event in self._early:
+                self._log.event(*event)
+            self._early.clear()
         self._log.step(record)
         for alert in self._log.alerts():
             if alert.rule != "LINT" or setting_of(alert) not in self._warned:
@@ -409,8 +418,11 @@ class Probe:
             self._warned.add(text)
             _logger.warning(f"step %d: {text}", self._logged, *values)
 
-    def _open(self, layout: Layout) -> RunRecorder:
+    def _open(self, layout: Layout, loss: float | None) -> RunRecorder:
         hooks = self.hooks
+        loss_kind: str | UnsetType = UNSET
+        if loss is not None:
+            loss_kind = "given" if hooks.losses is None else "outputs"
         aux = AuxLoss(self._trainer_args, hooks.asked, hooks.returned)
         described = describe(self._model, self.sites, layout.rows, self._passes, aux)
         if names := self._unpadded:
@@ -430,6 +442,7 @@ class Probe:
             planned_steps=self._planned_steps,
             resumed_at_step=self._logged if self._resumed else None,
             profile="eval" if self._mode == "eval" else profile(self.hooks.model),
+            loss_kind=loss_kind,
             writer="microscope_tui.probe",
             world_size=self.ranks.size,
             expert_parallel_size=expert_ranks(self.sites),

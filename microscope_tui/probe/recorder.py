@@ -42,6 +42,7 @@ _logger = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
 _Counts = Sequence["array[int] | None"]
 _BIAS_FORMAT = "%.4g"
+_NEEDED = ("layers", "num_experts", "top_k")
 
 
 class RunRecorder:
@@ -64,6 +65,7 @@ class RunRecorder:
         versions: Mapping[str, str] | None = None,
         resumed_at_step: int | None = None,
         profile: str = "pretrain",
+        loss_kind: str | UnsetType = UNSET,
         writer: str = "moe_model",
         counts_every: int = 1,
         world_size: int = 1,
@@ -75,6 +77,7 @@ class RunRecorder:
 
         Args:
             model: with ``layers``, ``num_experts`` and ``top_k`` (one number, or one per router).
+            loss_kind: ``outputs`` or ``given`` (see the format), if not the cross-entropy.
             counts_every: the matrices (counts and bias of every expert) are in the lines of step 1
                 and of every step that this number divides; the summaries are in every line.
             judge: run the diagnosis while the run trains, see ``alerts``.
@@ -86,11 +89,8 @@ class RunRecorder:
         """
         if counts_every < 1:
             raise ValueError(f"counts_every is {counts_every}: choose 1 (every step) or more")
-        described = plain(model) if isinstance(model, Mapping) else {}
-        self._depths, *sizes = map(described.get, ("layers", "num_experts", "top_k"))
-        if None in sizes or not isinstance(self._depths, list):
-            needed = "layers (a list of the routers' depths), num_experts and top_k"
-            raise ValueError(f"model is {model!r:.300}: pass a dict with {needed}")
+        described = _described(model)
+        self._depths, *sizes = map(described.__getitem__, _NEEDED)
         self._num_experts, self._top_k = (
             [size] * len(self._depths) if isinstance(size, int) else self._rows(name, size)
             for name, size in zip(("num_experts", "top_k"), sizes, strict=True)
@@ -105,7 +105,7 @@ class RunRecorder:
             profile=profile, model=described, resumed_at_step=resumed_at_step, config=config or {},
             balance=balance or {}, versions=versions or {}, world_size=world_size,
             source={"writer": writer, "counts": "exact"}, expert_parallel_size=expert_parallel_size,
-            training=training or UNSET, part=part,
+            training=training or UNSET, part=part, loss_kind=loss_kind,
         ).to_json())  # fmt: skip
         self._log.write(head)
         self._alerts: deque[Alert] = deque(maxlen=1000)  # older ones are dropped
@@ -363,6 +363,16 @@ class TrainingLog:
                 with contextlib.suppress(Exception):
                     self._say(f"the run log has a gap, training continues: {error!r}")
             return otherwise
+
+
+def _described(model: Any) -> dict[str, Any]:
+    """A plain copy; ``ValueError`` if a key is missing that the log needs."""
+    described = plain(model) if isinstance(model, Mapping) else {}
+    depths, *sizes = map(described.get, _NEEDED)
+    if None in sizes or not isinstance(depths, list):
+        needed = "layers (a list of the routers' depths), num_experts and top_k"
+        raise ValueError(f"model is {model!r:.300}: pass a dict with {needed}")
+    return described
 
 
 def _listed(values: Any) -> list[Any]:

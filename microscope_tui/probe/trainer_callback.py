@@ -11,6 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from microscope_tui.probe.probe import Probe, claimed
 from microscope_tui.probe.sites import Adapter, Site
 
 _logger = logging.getLogger(__name__)
+_MOST_NUMBERS = 64
+"""Of one log of the Trainer."""
 
 
 class MicroscopeCallback(TrainerCallback, ExportableState):
@@ -69,6 +72,8 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         """Alerts of this step."""
         self._unlogged = 0
         """Alerts since the last log of the Trainer."""
+        self._numbers: list[tuple[int, dict[str, float]]] = []
+        """What the Trainer logged, with its step, until it is written behind the line of it."""
         self.kept: str | None = None
         """State of the judge in a checkpoint, base64."""
         self.marks: list[float | None] = []
@@ -86,6 +91,7 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
             if left is not None:
                 _logger.warning("%s: the probe of an earlier training is detached", left.folder)
                 left.detach("failed")
+        self._numbers = []
         self.probe = attach(
             kw["model"],
             folder,
@@ -125,6 +131,7 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
     def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> Any:
         if self.probe is None:
             return control
+        self._write_numbers(self.probe)  # here the line of the step before is due in any case
         self.probe.step(step=state.global_step, learning_rate=self._learning_rate)
         # What reporters get depends on the order of callbacks; the history is the Trainer's own.
         for alert in self._news:
@@ -139,7 +146,10 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kw: Any
     ) -> None:
-        """Add the number of new alerts to the logs of the callbacks after this one."""
+        """Keep the numbers for the run log; add the number of new alerts to the logs of the
+        callbacks after this one."""
+        if found := _numbers(logs or {}):
+            self._numbers.append((state.global_step, found))
         if logs is not None and self._unlogged:
             logs["moe_alerts"] = self._unlogged
         self._unlogged = 0
@@ -158,6 +168,7 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         if self.probe is not None:
+            self._write_numbers(self.probe)
             if verdict := self.probe.verdict():
                 _logger.info("%s", verdict)
             reason = "finished" if state.global_step >= state.max_steps else "stopped"
@@ -173,6 +184,11 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         settings |= {"saliency": self._saliency, "on_collapse": self._on_collapse}
         settings["alerts"] = self._sends
         return {"args": settings, "attributes": {"kept": self.kept, "marks": self.marks}}
+
+    def _write_numbers(self, probe: Probe) -> None:
+        for step, values in self._numbers:
+            probe.event("numbers", values, step)
+        self._numbers = []
 
     def _alarm(self, alert: Alert) -> None:
         if alert.severity != "info":
@@ -201,6 +217,17 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
                 if name not in self._sent:
                     _logger.warning("no alert in %s, training continues: %r", name, error)
                 self._sent.add(name)
+
+
+def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:
+    """The first finite numbers of the Trainer's log, by name."""
+    numbers = {
+        str(name): float(value)
+        for name, value in logs.items()
+        # An integer may be larger than any float.
+        if isinstance(value, int | float) and abs(value) <= sys.float_info.max
+    }
+    return dict(islice(numbers.items(), _MOST_NUMBERS))
 
 
 def _marks(sites: Sequence[Site]) -> list[float | None]:

@@ -36,6 +36,7 @@ _FIRST_BYTES = 1 << 16
 _READ_BYTES = 1 << 19
 _NEAR_BYTES = 1 << 20
 _LONGEST_LINE = 8 << 20
+_MOST_EVENTS = 4  # that follow a step, as a rule
 
 
 class Glance(msgspec.Struct, frozen=True):
@@ -127,15 +128,18 @@ class Overview(msgspec.Struct):
     end: EventRecord | None = None
     """The event that ended the run, if it is the last record."""
 
-    def take(self, lines: bytes, offset: int, name: str) -> None:
-        """Without the steps that those of these whole lines supersede."""
+    def take(self, lines: bytes, offset: int, name: str) -> bool:
+        """Without the steps that those of these whole lines supersede; whether there is one."""
         reader = RunReader(name, self.run, offset)
+        has_step = False
         for entry in reader.feed(lines):
             if isinstance(entry, StepEntry):
+                has_step = True
                 self.keep(entry)
             elif isinstance(entry, EventRecord) and entry.event == "end":
                 self.end = entry
         self.run = reader.run
+        return has_step
 
     def keep(self, entry: StepEntry) -> None:
         """Add a step behind the others."""
@@ -166,9 +170,12 @@ def sample(path: Path, name: str, count: int) -> Overview:
         for entry in steps[:4]:
             overview.keep(entry)
         for index in range(1, count):
-            found = line_after(file, size * index // count, size, overview.line_bytes + 32)
-            if found is not None:
-                overview.take(found[1], found[0], name)
+            start = size * index // count
+            for _ in range(1 + _MOST_EVENTS):
+                found = line_after(file, start, size, overview.line_bytes + 32)
+                if found is None or overview.take(found[1], found[0], name):
+                    break
+                start = found[0] + len(found[1]) - 1
         start = max(0, size - 3 * overview.line_bytes)  # on to the last whole line
         data = os.pread(file, size - start, start)
         begin = data.find(b"\n") + 1

@@ -276,6 +276,9 @@ class RunHeader(msgspec.Struct, frozen=True, kw_only=True):
     planned_steps: int | UnsetType | None = UNSET
     resumed_at_step: int | UnsetType | None = UNSET
     profile: str = "pretrain"
+    loss_kind: str | UnsetType = UNSET
+    """``outputs`` (of the model) or ``given`` (by the training loop), if it may not be the
+    next-token cross-entropy."""
     model: Mapping[str, Any]
     """``layers``, ``layer_names``, ``num_experts``, ``top_k`` …"""
     balance: Mapping[str, Any] | UnsetType = UNSET

@@ -17,6 +17,11 @@ from tests.probe.real_text import TEXT, Pieces, offset, small_mixtral, tokenizer
 
 ALONE, BROKEN = 105, 60
 """Steps: past the warm-up of 100, and past what a full collapse needs within it."""
+LOGGED = {
+    "dpo": {"loss", "rewards/margins", "rewards/accuracies"},
+    "grpo": {"loss", "reward", "kl", "entropy", "completions/mean_length"},
+}
+"""Some of what these trainers log."""
 pytestmark = pytest.mark.filterwarnings("default")  # of the trainers, not of the probe
 
 
@@ -104,7 +109,7 @@ def test_only_the_update_of_the_policy_is_counted(kind: str, tmp_path: Path) -> 
     common: dict[str, Any] = {"processing_class": tokenizer(), "peft_config": lora()}
     common["callbacks"] = [MicroscopeCallback(tmp_path / "logs")]
     if kind == "dpo":
-        args = DPOConfig(**settings(tmp_path, max_steps=2, max_length=64))
+        args = DPOConfig(**settings(tmp_path, max_steps=2, max_length=64, logging_steps=1))
         pairs = [{"prompt": t[:20], "chosen": t[20:], "rejected": t[:25]} for t in texts]
         DPOTrainer(model, args=args, train_dataset=Rows.from_list(pairs), **common).train()
     else:
@@ -112,12 +117,16 @@ def test_only_the_update_of_the_policy_is_counted(kind: str, tmp_path: Path) -> 
         GRPOTrainer(
             model,
             reward_funcs=lambda completions, **kw: [float(len(c)) for c in completions],
-            args=GRPOConfig(**settings(tmp_path, max_steps=2), **sizes),
+            args=GRPOConfig(**settings(tmp_path, max_steps=2, logging_steps=1), **sizes),
             train_dataset=Rows.from_list([{"prompt": text[:30]} for text in texts]),
             **common,
         ).train()
     assert len(without) >= 2
-    lines = records(tmp_path / "logs" / "run")
+    folder = tmp_path / "logs" / "run"
+    assert records(folder, "run")[0]["loss_kind"] == "outputs"
+    logged = [event for event in records(folder, "event") if event["event"] == "numbers"]
+    assert {name for event in logged for name in event["values"]} >= LOGGED[kind]
+    lines = records(folder)
     assert [line["tokens"] for line in lines] == with_gradients
     for line in lines:
         assert "incomplete" not in line

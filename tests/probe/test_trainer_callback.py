@@ -1,5 +1,6 @@
 """The callback in a real Hugging Face Trainer, on small random models."""
 
+import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from transformers import Trainer, TrainerState, TrainingArguments
 
 from benchmarks.families.tiny import build
 from microscope_tui.probe import MicroscopeCallback
-from tests.probe.layers import ROUTERS, Model, records
+from tests.probe.layers import ROUTERS, Model, records, tokens
 
 LENGTHS = [12, 9, 12, 5, 8, 12, 3, 12]
 
@@ -99,6 +100,70 @@ def test_evaluation_is_an_event_and_not_counted(tmp_path: Path) -> None:
     assert [event["step"] for event in evals] == [2, 4]
     assert all(event["values"]["loss"] > 0 for event in evals)
     assert all(line["tokens"] < 4 * 12 for line in records(folder))
+
+
+def numbers(folder: Path) -> list[tuple[int, dict[str, float]]]:
+    found = [event for event in records(folder, "event") if event["event"] == "numbers"]
+    return [(event["step"], event["values"]) for event in found]
+
+
+def test_what_the_trainer_logs_is_in_the_log_behind_its_step(tmp_path: Path) -> None:
+    trained = trainer(tmp_path, eval_strategy="steps", eval_steps=4, logging_steps=2)
+    trained.train()
+    folder = tmp_path / "logs" / "out"
+    assert records(folder, "run")[0]["loss_kind"] == "outputs"
+    history = [({**entry}, entry["step"]) for entry in trained.state.log_history]
+    expected = []
+    for entry, step in history:
+        del entry["step"]
+        expected.append((step, entry))
+    assert [step for step, _ in expected] == [2, 4, 4, 4]  # two of training, evaluation, the end
+    assert numbers(folder) == expected
+    kinds = [(line.get("event", "step"), line["step"]) for line in every_record(folder)]
+    assert kinds.index(("numbers", 2)) == kinds.index(("step", 2)) + 1
+
+
+def every_record(folder: Path) -> list[dict[str, Any]]:
+    """Without the header."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines[1:]]
+
+
+def called(tmp_path: Path, *logs: Any) -> MicroscopeCallback:
+    callback = MicroscopeCallback(tmp_path, "run", routers=ROUTERS)
+    args = SimpleNamespace(run_name=None, output_dir="o", average_tokens_across_devices=False)
+    model, state = Model(), TrainerState(max_steps=2)
+    callback.on_train_begin(args, state, None, model=model)
+    for state.global_step in (1, 2):
+        model(tokens())
+        callback.on_step_end(args, state, None)
+        callback.on_log(args, state, None, logs[state.global_step - 1])
+    return callback
+
+
+def test_only_finite_numbers_are_taken_and_not_too_many(tmp_path: Path) -> None:
+    odd = {"a": float("nan"), "b": float("inf"), "c": "text", "d": [1.0], "e": 10**400, "f": 3}
+    many = {f"metric {at}": at / 2 for at in range(70)}
+    callback = called(tmp_path, odd, many)
+    callback.on_train_end(None, TrainerState(global_step=2, max_steps=2), None)
+    first, second = numbers(tmp_path / "run")
+    assert first == (1, {"f": 3.0})
+    assert second == (2, {f"metric {at}": at / 2 for at in range(64)})
+
+
+def test_a_log_without_a_number_is_no_event_and_one_of_a_broken_training_not_the_next_ones(
+    tmp_path: Path,
+) -> None:
+    callback = called(tmp_path, None, {"loss": 1.5})  # and it ends without a word
+    args = SimpleNamespace(run_name=None, output_dir="o", average_tokens_across_devices=False)
+    model, state = Model(), TrainerState(global_step=2, max_steps=3)
+    callback.on_train_begin(args, state, None, model=model)
+    state.global_step = 3
+    model(tokens())
+    callback.on_step_end(args, state, None)
+    callback.on_train_end(args, state, None)
+    assert [line["step"] for line in records(tmp_path / "run")] == [1, 2, 3]
+    assert numbers(tmp_path / "run") == []
 
 
 @pytest.fixture(name="uninterrupted", scope="module")

@@ -302,6 +302,33 @@ def test_numbers_may_be_infinite_and_what_is_not_a_number_is_left_out(
     assert [(line["grad_norm"], line["mine"]) for line in records(tmp_path)] == [(1.5, None)] * 3
 
 
+def test_events_before_the_first_logged_step_are_written_with_it(tmp_path: Path) -> None:
+    model = Model()
+    with attach(model, tmp_path, routers=ROUTERS, every=3) as probe:
+        values = {"loss": 1.0}
+        probe.event("eval", values, 0)
+        values["loss"] = 2.0  # the caller may use it again
+        for _ in range(3):
+            model(tokens())
+            probe.step()
+            probe.event("mine", values)
+    events = [(event["event"], event["step"]) for event in records(tmp_path, "event")]
+    assert events == [("eval", 0), ("mine", 1), ("mine", 2), ("mine", 3), ("end", 3)]
+    assert records(tmp_path, "event")[0]["values"] == {"loss": 1.0}
+
+
+@pytest.mark.parametrize(("loss", "kind"), [(1.0, {"loss_kind": "given"}), (None, {})])
+def test_the_header_has_what_kind_of_loss_the_log_has(
+    loss: float | None, kind: dict[str, str], tmp_path: Path
+) -> None:
+    model = Model()
+    with attach(model, tmp_path, routers=ROUTERS) as probe:
+        model(tokens())
+        probe.step(loss=loss)
+    (head,) = records(tmp_path, "run")
+    assert {key: head[key] for key in head if key == "loss_kind"} == kind
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT
 def test_a_model_that_is_wrapped_after_attach_stays_watched(tmp_path: Path) -> None:
     model = small_mixtral()

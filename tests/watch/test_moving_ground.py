@@ -1,5 +1,6 @@
 """Logs that are deleted while they are read, clocks that disagree, runs that resume: no lie."""
 
+import itertools
 import json
 import os
 import time
@@ -142,6 +143,19 @@ def test_a_long_header_does_not_make_the_first_look_read_the_whole_file(tmp_path
     assert found.line_bytes < 2000
     assert len(found.samples) < 40 + 64 + 8
     assert found.samples[-1].record.step == 20000
+
+
+def test_events_between_the_steps_leave_the_samples_of_a_long_log(
+    write_log: Callable[..., Path], balanced: Any
+) -> None:
+    event = {"kind": "event", "event": "numbers", "values": {"reward": 0.5}}
+    records = [header()]
+    for number in range(1, 1001):
+        records += [step(number, [balanced()] * 3, 2048), *[event | {"step": number}] * 4]
+    found = sample(write_log(records), "r", 40)
+    steps = [entry.record.step for entry in found.samples]
+    assert len(steps) >= 38
+    assert max(b - a for a, b in itertools.pairwise(steps)) <= 30
 
 
 def test_a_run_that_was_resumed_and_has_no_new_step_yet_shows_where_it_stands(
