@@ -164,7 +164,8 @@ class Probe:
     def event(self, event: str, values: Mapping[str, Any], step: int | None = None) -> None:
         """Write an event of the run: ``eval``, ``checkpoint`` or your own."""
         self._read_sum()
-        found = (self._step if step is None else step, event, {**values})
+        values = _now(self._mapping("values", values))
+        found = (self._step if step is None else step, event, values)
         if self._log is None:
             self._early.append(found)
         else:

@@ -302,6 +302,19 @@ def test_numbers_may_be_infinite_and_what_is_not_a_number_is_left_out(
     assert [(line["grad_norm"], line["mine"]) for line in records(tmp_path)] == [(1.5, None)] * 3
 
 
+def test_an_event_whose_values_are_no_mapping_is_written_without_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with watched(tmp_path) as (model, probe):
+        for values in ([1.0], {"a": torch.tensor(1.0)}):
+            probe.event("mine", values)  # type: ignore[arg-type]
+            model(tokens())
+            probe.step()
+    events = [event for event in records(tmp_path, "event") if event["event"] == "mine"]
+    assert [event["values"] for event in events] == [{}, {"a": 1.0}]
+    assert "values is a list and left out: pass a mapping" in caplog.text
+
+
 def test_events_before_the_first_logged_step_are_written_with_it(tmp_path: Path) -> None:
     model = Model()
     with attach(model, tmp_path, routers=ROUTERS, every=3) as probe:
