@@ -110,6 +110,18 @@ def test_the_whole_microscope_imports_without_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("missing", ["torch", "microscope_tui.runlog"])
+def test_a_name_of_the_probe_that_needs_another_package_says_so(missing: str) -> None:
+    """What is missing of our own is a broken installation, which keeps its own words."""
+    code = f"import sys; sys.modules[{missing!r}] = None; from microscope_tui.probe import attach"
+    first, *_, last = fresh(code).stderr.splitlines()
+    assert first.startswith("Traceback")
+    words = "microscope_tui.probe.attach needs torch: pip install 'moe-microscope[train]'."
+    if missing != "torch":
+        words = f"import of {missing} halted; None in sys.modules"
+    assert last == f"ModuleNotFoundError: {words}"
+
+
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
