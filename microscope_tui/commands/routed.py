@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -96,7 +97,13 @@ def _window_length(run: RunFile) -> int | None:
 
 
 def mismatch(
-    a: Path, b: Path, /, *, as_json: AsJson = False, max_share: float | None = None
+    a: Path,
+    b: Path,
+    /,
+    *,
+    as_json: AsJson = False,
+    max_share: float | None = None,
+    top_k: int | None = None,
 ) -> int:
     """Compare what was chosen for the same tokens: 0 compared, 1 too different, 3 not comparable.
 
@@ -110,11 +117,14 @@ def mismatch(
     max_share
         Exit with 1 if more than this share of the (token, layer) choices differs, for example
         0.1; by default any share is fine.
+    top_k
+        Experts per token, if neither side has it: SGLang's choices have no shape.
     """
+    refuse_below(1, top_k=top_k)
     if max_share is not None and not 0 <= max_share <= 1:
         fail(f"--max-share {max_share:g}: write a share from 0 to 1", USAGE)
     with ExitStack() as opened:
-        sides, engine, token_ids = _opened((a, b), opened)
+        sides, engine, token_ids = _opened((a, b), top_k, opened)
         letters = [name for name, is_engine in zip("AB", engine, strict=True) if not is_engine]
         margins_of = letters[0] if letters else ""  # an engine has no margins
         try:
@@ -136,27 +146,14 @@ def mismatch(
         return code
 
 
-def _opened(places: tuple[Path, Path], opened: ExitStack) -> tuple[list[Routing], list[bool], bool]:
-    """Both sides, which of them are an engine's output, and whether both have token ids.
-
-    An engine's output is read with the shape of the other side.
-    """
+def _opened(
+    places: tuple[Path, Path], top_k: int | None, opened: ExitStack
+) -> tuple[list[Routing], list[bool], bool]:
+    """Both sides, which of them are an engine's output, and whether both have token ids."""
     paths = [path / FILE_NAME if path.is_dir() else path for path in places]
     engine = [path.suffix in CHOICE_SUFFIXES for path in paths]
-    token_ids = True
-    sides: dict[int, Routing] = {}
-    beside = None
     try:
-        for at in sorted(range(2), key=lambda at: engine[at]):
-            path = paths[at]
-            if engine[at]:
-                folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="moe-microscope-"))
-                say_size(path)
-                known = convert_choices(path, Path(folder) / FILE_NAME, beside)
-                path, token_ids = Path(folder) / FILE_NAME, token_ids and known
-            sides[at] = opened.enter_context(Routing(path))
-            if not engine[at]:
-                beside = sides[at].shape
+        sides, token_ids = _both(paths, engine, top_k, opened)
     except FileNotFoundError as error:
         how = "make a probe with `moe-microscope probe MODEL TEXT`"
         fail(f"{error.filename}: no such file; {how}", NO_VERDICT)
@@ -164,4 +161,37 @@ def _opened(places: tuple[Path, Path], opened: ExitStack) -> tuple[list[Routing]
         fail(str(error), NO_VERDICT)
     except OSError as error:
         fail(f"{error.filename or ''}: {error.strerror or error}", NO_VERDICT)
-    return [sides[0], sides[1]], engine, token_ids
+    for at in sorted(range(2), key=lambda at: engine[at]):
+        if top_k not in (None, k := sides[at].shape.top_k):
+            fail(f"--top-k {top_k}: the tokens of {paths[at]} choose {k} experts", NO_VERDICT)
+    return sides, engine, token_ids
+
+
+def _both(
+    paths: Sequence[Path], engine: Sequence[bool], top_k: int | None, opened: ExitStack
+) -> tuple[list[Routing], bool]:
+    """An engine's output is read with the shape of a probe on the other side, or its k alone."""
+    sides: dict[int, Routing] = {}
+    token_ids = True
+    beside = None
+    first, last = sorted(range(2), key=lambda at: engine[at])
+    for at in (first, last, first):
+        if at in sides:
+            continue
+        path = paths[at]
+        if engine[at]:
+            folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="moe-microscope-"))
+            say_size(path)
+            target = Path(folder) / FILE_NAME
+            try:
+                token_ids &= convert_choices(path, target, beside, top_k)
+            except Unreadable:
+                if at == last or top_k:
+                    raise
+                continue  # it may only need the k of the other side
+            path = target
+        sides[at] = opened.enter_context(Routing(path))
+        top_k = top_k or sides[at].shape.top_k
+        if not engine[at]:
+            beside = sides[at].shape
+    return [sides[0], sides[1]], token_ids

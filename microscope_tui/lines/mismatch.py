@@ -16,7 +16,8 @@ MOST_SWAPS = 10
 
 
 def head_lines(found: Mismatch, columns: int) -> list[Line]:
-    of = f" of the choices of {found.tokens:,} tokens in {len(found.layers):,} layers differ"
+    layers = sum(layer.compared > 0 for layer in found.layers)
+    of = f" of the choices of {found.tokens:,} tokens in {layers:,} layers differ"
     tokens = " of the tokens are routed differently in at least one layer"
     shares = (found.share, of), (found.tokens_differing / found.tokens, tokens)
     return [pad([Span(percent(share)), dim(text)], columns) for share, text in shares]
@@ -36,12 +37,29 @@ def finding_lines(found: Mismatch, columns: int) -> list[Line]:
             f"{origin.name} is the first layer that differs in {origin.first:,} of the "
             f"{found.tokens_differing:,} tokens"
         )
+    texts += [text for where in _WITHOUT if (text := _without(found, *where))]
     for shift in sorted({layer.shift for layer in found.layers} - {0}):
         names = [layer.name for layer in found.layers if layer.shift == shift]
         tokens = f"{abs(shift)} token{'s' if abs(shift) > 1 else ''}"
         texts.append(f"B is {tokens} {'late' if shift > 0 else 'early'} in {listed(names)}")
     texts += [f"{file}: {layer} is a copy of {other}" for file, layer, other in found.copies]
+    if found.moved:
+        places = listed([f"{other} in {layer}" for layer, other in found.moved.items()])
+        texts.append(f"B has the choices that A has for {places}")
     return [[Span(line)] for text in texts for line in wrap(text, columns)]
+
+
+_WITHOUT = (
+    ("A", "choices in B and none in A"),
+    ("B", "choices in A and none in B"),
+    ("AB", "no choices in A and B"),
+)
+
+
+def _without(found: Mismatch, files: str, what: str) -> str:
+    names = found.layers_without(files)
+    verb = "has" if len(names) == 1 else "have"
+    return f"{listed(names)} {verb} {what}" if names else ""
 
 
 def layer_lines(
@@ -68,16 +86,20 @@ def margin_lines(found: Mismatch, columns: int, glyphs: Glyphs) -> list[Line]:
 
 
 def _with_bars(
-    labels: Sequence[Line], label: int, shares: Sequence[float], columns: int, glyphs: Glyphs
+    labels: Sequence[Line],
+    label: int,
+    shares: Sequence[float | None],
+    columns: int,
+    glyphs: Glyphs,
 ) -> list[Line]:
-    most = max(shares)
+    most = max(share or 0.0 for share in shares)
     lines = []
     room = min(_MOST_BAR, columns - label - 6 - 2 * _GAP)
     parts = [Column("label", label, gap=0), Column("share", 6, "right"), Column("bar", room)]
     table = Table(parts if room >= _LEAST_BAR and most else parts[:2], columns)
     for line, share in zip(labels, shares, strict=True):
         number = Span(percent(share), "value" if share else "faint")
-        drawn = Span(bar(share / (most or 1.0), max(0, room), glyphs), "accent")
+        drawn = Span(bar((share or 0.0) / (most or 1.0), max(0, room), glyphs), "accent")
         lines.append(table.line({"label": line, "share": [number], "bar": [drawn]}))
     return lines
 
@@ -164,8 +186,10 @@ def without_probe(problem: str, columns: int) -> list[Line]:
     return lines
 
 
-def percent(share: float) -> str:
-    """``3.10%``; never 0 for something, or 100 for less than all."""
+def percent(share: float | None) -> str:
+    """``3.10%``; never 0 for something, or 100 for less than all; empty for no value."""
+    if share is None:
+        return ""
     if 0 < share < 1e-4:
         return "<.01%"
     if 0.9995 <= share < 1:

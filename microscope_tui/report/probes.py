@@ -90,8 +90,10 @@ def mismatch_json(found: Mismatch, a: str, b: str) -> dict[str, Any]:
                 "choices": layer.compared,
                 "differing": layer.differing,
                 "share": layer.share,
+                "tokens_routed": {file.lower(): found.total - layer.holes[file] for file in "AB"},
                 "differing_first": layer.first,
                 "b_is_late_by": layer.shift,
+                "b_has_choices_of": found.moved.get(layer.name),
                 "swaps": [
                     {"from": old, "to": new, "times": times}
                     for (old, new), times in layer.swaps.most_common(_MOST_SWAPS)

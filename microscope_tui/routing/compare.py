@@ -3,13 +3,13 @@
 A choice is the set of experts of one token in one layer; their order does not count. Blocks of raw
 ids are compared as bytes, and only blocks that differ are compared token by token. Tokens that one
 side did not route (empty slots) are left out. Explanations: the first layer that differs, choices
-of a token before or after, a layer that repeats another.
+of a token before or after, a layer that repeats another, a layer with the choices of another one.
 """
 
 import struct
 from array import array
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress, count
 from operator import ne
@@ -24,9 +24,9 @@ _MOST_SWAPS = 1 << 17
 """Different swaps of a layer that are counted."""
 _SHIFTS = (-2, -1, 1, 2)
 _LEAST = 8
-"""Fewest different choices of a shift or a copy."""
+"""Fewest different choices of a shift, a copy or a moved layer."""
 _SAMPLED = 512
-"""Tokens, for copies."""
+"""Tokens, for copies and moved layers."""
 _Row = tuple[int, ...]
 _HALF = struct.Struct("<e")
 
@@ -58,8 +58,9 @@ class LayerMismatch:
         return shift if times >= _LEAST and 2 * times > self.differing else 0
 
     @property
-    def share(self) -> float:
-        return self.differing / self.compared if self.compared else 0.0
+    def share(self) -> float | None:
+        """None: no token was routed on both sides."""
+        return self.differing / self.compared if self.compared else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,8 @@ class Mismatch:
     """Tokens in the files."""
     copies: Sequence[tuple[str, str, str]] = ()
     """File (A or B), layer, and the layer before it that has the same choices."""
+    moved: Mapping[str, str] = field(default_factory=dict)
+    """Layers of B with the choices of another layer of A, and that layer; without copies."""
 
     @property
     def origin(self) -> LayerMismatch:
@@ -96,6 +99,15 @@ class Mismatch:
     def routed(self, file: str) -> int:
         """Tokens of A or B with a choice."""
         return self.total - min(layer.holes[file] for layer in self.layers)
+
+    def layers_without(self, files: str) -> list[str]:
+        """Layers without any choice in A, in B, or in both (``AB``), and with some elsewhere."""
+        found = []
+        for layer in self.layers:
+            without = [file for file in "AB" if layer.holes[file] == self.total]
+            if not layer.compared and without == list(files):
+                found.append(layer.name)
+        return found
 
     @property
     def compared(self) -> int:
@@ -147,24 +159,73 @@ def compare(a: Routing, b: Routing, *, token_ids: bool = True, margins_of: str =
     routed = max(layer.compared for layer in layers)
     if not routed:
         raise NotComparable("no token was routed on both sides")
-    copies = [(letter, *names) for letter, side in (("A", a), ("B", b)) for names in _copies(side)]
-    margins = _bins(seen, differing)
-    return Mismatch(routed, flags.count(1), layers, margins, margins_of or "A", a.tokens, copies)
+    names = a.shape.layer_names
+    rows_a, rows_b = _sampled(a), _sampled(b)
+    copies = [("A", names[layer], names[other]) for layer, other in _copies(rows_a)]
+    copied = dict(_copies(rows_b))
+    copies += [("B", names[layer], names[other]) for layer, other in copied.items()]
+    moved = {names[layer]: names[other] for layer, other in _moved(rows_a, rows_b, copied)}
+    return Mismatch(
+        routed,
+        flags.count(1),
+        layers,
+        _bins(seen, differing),
+        margins_of or "A",
+        a.tokens,
+        copies,
+        moved,
+    )
 
 
-def _copies(side: Routing) -> Iterator[tuple[str, str]]:
-    """Layers with the choices of a layer before them, by tokens from all of the file."""
+_Sampled = list[dict[int, _Row]]
+"""Layer → token → its choice, sorted; tokens from all of the file that the layer routed."""
+
+
+def _sampled(side: Routing) -> _Sampled:
     tokens = range(0, side.tokens, -(-side.tokens // _SAMPLED))
-    empty = b"\xff" * side.shape.top_k
-    seen: dict[str, set[tuple[int, bytes]]] = {}
-    for layer, name in enumerate(side.shape.layer_names):
-        rows = [(token, side.raw("ids", layer, token, token + 1)) for token in tokens]
-        mine = {(token, row) for token, row in rows if not row.startswith(empty)}
-        same = [other for other in seen if len(mine & seen[other]) >= 0.99 * len(mine)]
-        if same and len({row for _, row in mine}) >= _LEAST:  # not a collapsed router
-            yield name, same[0]
-        seen[name] = mine
+    layers = []
+    for layer in range(len(side.shape.layers)):
+        rows = {token: tuple(sorted(*side.chosen(layer, token, token + 1))) for token in tokens}
+        layers.append({token: row for token, row in rows.items() if row})
         side.release()
+    return layers
+
+
+def _copies(layers: _Sampled) -> Iterator[tuple[int, int]]:
+    """Layers with the choices of a layer before them, and that layer."""
+    for layer, mine in enumerate(layers):
+        if len(set(mine.values())) < _LEAST:  # a collapsed router
+            continue
+        for other in range(layer):
+            if len(mine.items() & layers[other].items()) >= 0.99 * len(mine):
+                yield layer, other
+                break
+
+
+def _moved(a: _Sampled, b: _Sampled, copied: Container[int]) -> Iterator[tuple[int, int]]:
+    """Layers of B of which another layer of A explains most differences, and that layer.
+
+    Those that repeat a layer of B (``copied``) are left out.
+    """
+    places: dict[int, dict[_Row, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for layer, rows in enumerate(a):
+        for token, row in rows.items():
+            places[token][row].append(layer)
+    for layer, rows in enumerate(b):
+        differing = [
+            (token, row)
+            for token, row in rows.items()
+            if layer not in copied and token in places and row != a[layer].get(token)
+        ]
+        explained: dict[int, list[_Row]] = defaultdict(list)
+        for token, row in differing:
+            for other in places[token].get(row, ()):
+                explained[other].append(row)
+        if explained:
+            other = max(explained, key=lambda one: len(explained[one]))
+            found = explained[other]
+            if 2 * len(found) > len(differing) and len(set(found)) >= _LEAST:
+                yield layer, other
 
 
 def _refuse_others(a: Routing, b: Routing, token_ids: bool) -> None:
@@ -175,7 +236,8 @@ def _refuse_others(a: Routing, b: Routing, token_ids: bool) -> None:
         ("num_experts", a.shape.num_experts, b.shape.num_experts),
     ):
         if mine != theirs:
-            raise NotComparable(f"{what}: {mine:,} in A, {theirs:,} in B")
+            more = _lacking(a, b) if what == "layers" else ""
+            raise NotComparable(f"{what}: {mine:,} in A, {theirs:,} in B{more}")
     for number, (mine, theirs) in enumerate(zip(a.shape.layers, b.shape.layers, strict=True)):
         if mine != theirs:
             how = "if one lacks the dense layers, compare each with a probe"
@@ -190,6 +252,19 @@ def _refuse_others(a: Routing, b: Routing, token_ids: bool) -> None:
                 f"token {start + at:,}: id {ours[at]:,} in A, {others[at]:,} in B; "
                 "compare two files of the same tokens"
             )
+
+
+def _lacking(a: Routing, b: Routing) -> str:
+    """The first layer that only the file with more layers has, if it has all those of the other."""
+    sides = sorted(
+        (len(side.shape.layers), file, side.shape) for file, side in (("A", a), ("B", b))
+    )
+    (_, less, short), (_, more, long) = sides
+    named = zip(long.layers, long.layer_names, strict=True)
+    missing = [name for depth, name in named if depth not in short.layers]
+    if len(missing) != len(long.layers) - len(short.layers):
+        return ""
+    return f"; {missing[0]} has choices in {more} and none in {less}"
 
 
 class _Piece:

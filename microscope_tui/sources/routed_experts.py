@@ -129,13 +129,16 @@ class _Sample:
         return {one for one in layers if min(self.packed(ids, one, MOST_EXPERTS)) < MOST_EXPERTS}
 
 
-def convert_choices(path: Path, target: Path, beside: Shape | None = None) -> bool:
+def convert_choices(
+    path: Path, target: Path, beside: Shape | None = None, top_k: int | None = None
+) -> bool:
     """Write ``target``, a ``routing.bin``, from choices; true if the token ids are known.
 
-    ``beside``: sizes of the probe that they are compared with. ``OSError`` (``Unreadable``):
-    another form, or expert ids that the model of ``beside`` lacks.
+    ``beside``: sizes of the probe that they are compared with. ``top_k``: for choices without a
+    shape, if there is no probe. ``OSError`` (``Unreadable``): another form, or expert ids that the
+    model of ``beside`` lacks.
     """
-    known = (None, ()) if beside is None else (beside.top_k, beside.layers)
+    known = (top_k, ()) if beside is None else (beside.top_k, beside.layers)
     tokens, has_ids, found = 0, True, set[int]()
     with opened(path) as data:
         try:
@@ -147,6 +150,8 @@ def convert_choices(path: Path, target: Path, beside: Shape | None = None) -> bo
             kept = sorted(found)
             if not kept or (beside is not None and len(beside.layers) == layers):
                 kept = list(range(layers))
+            elif beside is not None and found < set(beside.layers) <= set(range(layers)):
+                kept = list(beside.layers)  # one without any choice is compared, and named
             experts = MOST_EXPERTS if beside is None else beside.num_experts
             shape = Shape(tuple(kept), tuple(f"L{n}" for n in kept), experts, k, tokens)
             if beside is not None and len(beside.layers) == len(kept):
@@ -380,5 +385,5 @@ def _without_shape(k: int | None, layers: Sequence[int], choices: int, ids: _Ids
                 return tokens, found, k
     raise Unreadable(
         f"base64 holds no shape: {choices:,} choices need token ids, all or all but the last with "
-        "choices, and a probe beside it or --top-k"
+        "choices, and --top-k"
     )

@@ -11,6 +11,7 @@ import pytest
 from microscope_tui import console
 from tests.conftest import Call, header
 from tests.routing import test_compare as compare
+from tests.sources.test_routed_experts import sglang
 
 LAYERS, TOKENS, EXPERTS, K = 4, 500, 16, 2
 Ids = list[list[list[int]]]
@@ -120,6 +121,68 @@ def test_swaps_of_two_engines_go_from_the_first_to_the_second(
     np.save(tmp_path / "all.npy", np.insert(np.array(rows_of(ids)), 0, -1, axis=1))
     _, _, err = call("mismatch", tmp_path / "a.npy", tmp_path / "all.npy")
     assert "depth 0 in A, 1 in B; if one lacks the dense layers, compare each with a probe" in err
+
+
+def base64_of(tmp_path: Path, ids: Ids) -> Path:
+    """SGLang's form, without a shape."""
+    response = sglang(list(range(TOKENS)), np.array(rows_of(ids)))
+    (tmp_path / "sglang.jsonl").write_bytes(response)
+    return tmp_path / "sglang.jsonl"
+
+
+def test_choices_without_a_shape_have_the_k_of_the_other_side_in_either_order(
+    call: Call, tmp_path: Path, ids: Ids, flipped: Ids
+) -> None:
+    bare = base64_of(tmp_path, flipped)
+    np.save(tmp_path / "engine.npy", np.array(rows_of(ids), dtype=np.int32))
+    for other in (write(tmp_path / "a", ids), tmp_path / "engine.npy"):
+        for sides in ((bare, other), (other, bare)):
+            code, out, err = call("mismatch", *sides, "--json")
+            assert (code, err) == (0, "")
+            assert json.loads(out)["choices_differing"] == 5
+
+
+def test_k_is_given_where_neither_side_has_it_and_refused_where_one_has_another(
+    call: Call, tmp_path: Path, ids: Ids
+) -> None:
+    bare, probe = base64_of(tmp_path, ids), write(tmp_path / "a", ids)
+    code, _, err = call("mismatch", bare, bare)
+    assert (code, err.count("and --top-k")) == (3, 1)
+    assert call("mismatch", bare, bare, "--top-k", "2")[0] == 0
+    assert call("mismatch", probe, bare, "--top-k", "2")[0] == 0
+    for sides in ((bare, probe), (probe, bare)):
+        code, out, err = call("mismatch", *sides, "--top-k", "4")
+        assert (code, out) == (3, "")
+        assert f"--top-k 4: the tokens of {probe / 'routing.bin'} choose 2 experts" in err
+    assert call("mismatch", bare, bare, "--top-k", "0")[0] == 64
+    np.save(tmp_path / "one.npy", np.array(rows_of(ids))[..., :1])
+    assert "top_k: 2 in A, 1 in B" in call("mismatch", probe, tmp_path / "one.npy")[2]
+
+
+def test_an_engine_without_choices_in_a_layer_is_compared_in_the_others(
+    call: Call, tmp_path: Path, ids: Ids
+) -> None:
+    array = np.insert(np.array(rows_of(ids)), 0, -1, axis=1)  # the dense layer
+    np.save(tmp_path / "whole.npy", array)
+    array[:, 2] = -1
+    np.save(tmp_path / "lost.npy", array)
+    probe = write(tmp_path / "a", ids)
+    _, out, _ = call("mismatch", probe, tmp_path / "lost.npy")
+    assert "0.00% of the choices of 500 tokens in 3 layers differ" in out
+    assert "L2 has choices in A and none in B" in out
+    found = json.loads(call("mismatch", probe, tmp_path / "lost.npy", "--json")[1])
+    assert [layer["share"] for layer in found["layers"]] == [0, None, 0, 0]
+    assert found["layers"][1]["tokens_routed"] == {"a": TOKENS, "b": 0}
+    code, _, err = call("mismatch", tmp_path / "whole.npy", tmp_path / "lost.npy")
+    assert (code, "L2 has choices in A and none in B" in err) == (3, True)
+
+
+def test_swapped_layers_are_in_text_and_json(call: Call, tmp_path: Path, ids: Ids) -> None:
+    a = write(tmp_path / "a", ids)
+    b = write(tmp_path / "b", [ids[1], ids[0], ids[2], ids[3]])
+    assert "B has the choices that A has for L2 in L1, L1 in L2\n" in call("mismatch", a, b)[1]
+    layers = json.loads(call("mismatch", a, b, "--json")[1])["layers"]
+    assert [layer["b_has_choices_of"] for layer in layers] == ["L2", "L1", None, None]
 
 
 def test_a_refusal_says_the_first_difference(call: Call, tmp_path: Path, ids: Ids) -> None:

@@ -42,7 +42,7 @@ OF_THE_USER = (
 
 
 def used_checkout(folder: Path) -> tuple[Path, set[str]]:
-    """A copy of the checkout in which somebody trained, and the names of the files of the code."""
+    """A copy of the checkout in which a user trained, and the names of the files of the code."""
     copy = folder / "checkout"
     output_of("git", "clone", "-q", "--shared", "--no-checkout", ROOT, copy, folder=folder)
     output_of("git", "reset", "-q", folder=copy)

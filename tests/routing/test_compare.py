@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from microscope_tui.lines import Glyphs, mismatch_text, plain
 from microscope_tui.routing import Mismatch, NotComparable, Routing, RoutingWriter, Shape, compare
 
 Ids = list[list[list[int]]]
@@ -110,6 +111,43 @@ def test_a_layer_that_repeats_another_is_found_and_a_collapsed_one_is_not(tmp_pa
     assert not any(layer.shift for layer in found.layers)
 
 
+def test_layers_with_the_choices_of_another_layer_are_named_beside_other_differences(
+    tmp_path: Path,
+) -> None:
+    a = planted(6)
+    b = [[row[::-1] for row in a[layer]] for layer in (1, 2, 3, 3, 5, 4)]
+    for rows in b[:2]:  # as from another precision
+        rows[::3] = [[(one + 1) % 16 for one in row] for row in rows[::3]]
+    found = compared(write(tmp_path / "a", a, 16), write(tmp_path / "b", b, 16))
+    assert found.moved == {"L1": "L2", "L2": "L3", "L3": "L4", "L5": "L6", "L6": "L5"}
+    assert found.copies == [("B", "L4", "L3")]
+    text = [plain(line) for line in mismatch_text(found, 80, Glyphs.ASCII)]
+    assert "B has the choices that A has for L2 in L1, L3 in L2, L4 in L3 and 2 more" in text
+
+
+def test_a_layer_that_differs_less_or_has_collapsed_is_not_another_one(tmp_path: Path) -> None:
+    a = [*planted(3), [[1, 2]] * 500]
+    repeated = [a[2][token] if token % 9 == 0 else [3, token % 7 + 4] for token in range(500)]
+    b = [[[1, 2]] * 500, repeated, a[0], [[1, 2]] * 500]
+    found = compared(write(tmp_path / "a", a, 16), write(tmp_path / "b", b, 16))
+    assert found.moved == {"L3": "L1"}, "L1 has collapsed, and a ninth of L2 is from L3"
+
+
+def test_a_layer_without_choices_is_named_and_has_no_share(tmp_path: Path) -> None:
+    none = [[0xFF, 0xFF]] * 500
+    a = planted(5)
+    b = [a[0], none, a[2], none, a[4][:400] + none[400:]]
+    a[2:4] = none, none
+    found = compared(write(tmp_path / "a", a, 16), write(tmp_path / "b", b, 16))
+    assert [layer.share for layer in found.layers] == [0, None, None, None, 0]
+    assert [found.layers_without(files) for files in ("A", "B", "AB")] == [["L3"], ["L2"], ["L4"]]
+    text = [plain(line) for line in mismatch_text(found, 80, Glyphs.ASCII)]
+    assert text[0].startswith("0.00% of the choices of 500 tokens in 2 layers differ")
+    assert "L3 has choices in B and none in A" in text
+    assert "L2 has choices in A and none in B" in text
+    assert "L4 has no choices in A and B" in text
+
+
 def test_each_token_counts_for_the_first_layer_in_which_it_differs(tmp_path: Path) -> None:
     a = planted()
     b = [[row[:] for row in rows] for rows in a]
@@ -144,7 +182,7 @@ def test_margins_that_are_not_known_are_in_no_tenth(tmp_path: Path) -> None:
     ("ids", "experts", "first", "why"),
     [
         ([[[1], [2], [3]]], 8, 0, "tokens: 2 in A, 3 in B"),
-        ([[[1], [2]]] * 2, 8, 0, "layers: 1 in A, 2 in B"),
+        ([[[1], [2]]] * 2, 8, 0, "layers: 1 in A, 2 in B; L2 has choices in B and none in A$"),
         ([[[1, 2], [2, 3]]], 8, 0, "top_k: 1 in A, 2 in B"),
         ([[[1], [2]]], 9, 0, "num_experts: 8 in A, 9 in B"),
         ([[[1], [2]]], 8, 7, "token 0: id 0 in A, 7 in B"),
