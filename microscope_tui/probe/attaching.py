@@ -18,7 +18,7 @@ from microscope_tui.probe.judge import Alert
 from microscope_tui.probe.probe import Probe, claimed
 from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.sites import Adapter, Site, arrange
-from microscope_tui.probe.stages import modules_of, sites_of, unite
+from microscope_tui.probe.stages import check_stages, modules_of, sites_of, unite
 from microscope_tui.probe.step_sums import shortened
 from microscope_tui.runlog import LOG_NAME, glance
 
@@ -74,7 +74,7 @@ def attach(
     """
     modules = modules_of(model)
     ranks, folder = Ranks(modules, counts), Path(run_folder).resolve() / str(part or "")
-    check = partial(_check, modules[0], mode, every, start_step, part)
+    check = partial(_check, model, modules[0], mode, every, start_step, part)
     find = partial(sites_of, modules, routers, depths or {})
     sites = _agreed(ranks, check, find, modules[0])
     first, resumed = _together(ranks, lambda: ranks.rank or _open(folder, sites, start_step))[0]
@@ -157,8 +157,9 @@ def _last_step(log: Path, sites: Sequence[Site]) -> int:
 
 
 def _check(
-    model: nn.Module, mode: str, every: int, start_step: int | None, part: str | None
+    given: Any, model: nn.Module, mode: str, every: int, start_step: int | None, part: str | None
 ) -> None:
+    check_stages(given)
     if type(model).__module__.startswith("transformers."):
         version = sys.modules["transformers"].__version__
         if int(version.partition(".")[0]) < 5:

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from microscope_tui.probe.counter import (
@@ -35,6 +36,12 @@ from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.sites import Site, argument_names
 
 _logger = logging.getLogger(__name__)
+COMPILED_STAGE = (
+    "a stage of a pipeline that is compiled as a whole does not show which of its passes train: "
+    "compile its layers instead (layer.compile() for each)"
+)
+
+_STAGE = "torch.distributed.pipelining.stage"
 
 
 def _no_hook() -> Any:
@@ -97,6 +104,8 @@ class ForwardHooks:
         """See ``Probe.mask``."""
         self._batch: Batch | None = None
         self._compiled = False
+        self._is_compiled_stage = False
+        self._may_be_stage = dist.is_available() and dist.is_initialized()
         self._inside = 0
         self._seen: list[_Seen] = []
         self._seen_bytes = 0
@@ -131,6 +140,8 @@ class ForwardHooks:
         self._batch = None
 
     def _install(self) -> None:
+        if self._may_be_stage:
+            torch.compiler.assume_constant_result(_in_stage)  # type: ignore[no-untyped-call]
         for model in self.modules:
             enter = partial(self._enter, argument_names(model))
             self.hook(model.register_forward_pre_hook, enter, with_kwargs=True)
@@ -182,6 +193,8 @@ class ForwardHooks:
         self._inside += 1
         if self._inside > 1 or not self.on or self.problem or not self._pass_counts(module):
             return
+        if self._may_be_stage and torch.compiler.is_compiling() and _in_stage():
+            self._is_compiled_stage = True
         trains, number, of = _micro_batch() or (self.trains, 0, 1)
         if trains != self.trains:
             return
@@ -228,6 +241,15 @@ class ForwardHooks:
         self.passes -= 1
         self.spoiled = self.spoiled or batch.is_counted
 
+    def end(self) -> None:
+        """Count all calls of the step.
+
+        ``ValueError``: it is unknown which of its passes count.
+        """
+        if self._is_compiled_stage:
+            raise ValueError(COMPILED_STAGE)
+        self.count()
+
     def count(self) -> None:
         """Count all calls so far."""
         if self._batch is not None:
@@ -268,7 +290,8 @@ class ForwardHooks:
 
     def _see(self, place: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         site = self.sites[place]
-        self._compiled = self._compiled or torch.compiler.is_compiling()
+        if torch.compiler.is_compiling():
+            self._compiled = True  # only written: code compiled with its value would be made twice
         choice = site.read(module, args, output)
         index, scored = self._outputs.pop(place, (0, None))
         logits = scored[index] if isinstance(scored, tuple | list) else scored
@@ -367,14 +390,20 @@ def _named(names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
     return given
 
 
+def _in_stage() -> bool:
+    """Whether a stage of a pipeline of torch runs this; compiled code keeps the first answer."""
+    home = sys.modules.get(_STAGE)
+    frames = traceback.walk_stack(sys._getframe())
+    return home is not None and any(f.f_code.co_filename == home.__file__ for f, _ in frames)
+
+
 def _micro_batch() -> tuple[bool | None, int, int] | None:
     """In a pipeline of torch, which evaluates in training mode with gradients: whether it trains
     (``None``: it learns shapes, from any numbers), number of the micro-batch, and how many."""
-    name = "torch.distributed.pipelining.stage"
-    if name not in sys.modules or torch.compiler.is_compiling():
+    if _STAGE not in sys.modules or torch.compiler.is_compiling():
         return None
     for frame, _ in traceback.walk_stack(sys._getframe()):
-        if frame.f_code.co_filename != sys.modules[name].__file__:
+        if frame.f_code.co_filename != sys.modules[_STAGE].__file__:
             continue
         if frame.f_code.co_name == "forward_one_chunk":
             stage = frame.f_locals["self"]

@@ -219,7 +219,7 @@ class Probe:
         hooks, ranks, looks = self.hooks, self.ranks, self._looks
         self._read_sum()
         self.stops = self.stops or self._stop_requested
-        hooks.attempt(hooks.count)
+        hooks.attempt(hooks.end)
         looks.count(scalars.get("learning_rate"))
         if self.layout is None and not self.is_over:
             self._together(self._agree)

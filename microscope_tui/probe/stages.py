@@ -7,13 +7,14 @@ log.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from microscope_tui.probe.find_routers import sites_in
+from microscope_tui.probe.forward_hooks import COMPILED_STAGE
 from microscope_tui.probe.ranks import along
 from microscope_tui.probe.sites import Adapter, Site, is_size, setting
 from microscope_tui.probe.weights import inside, local_part
@@ -26,6 +27,18 @@ def modules_of(model: Any) -> list[nn.Module]:
     """In what ``attach`` was given: modules, or stages of a pipeline of torch."""
     given = model if isinstance(model, list | tuple) else [model]
     return [_unwrapped(one if isinstance(one, nn.Module) else one.submod) for one in given]
+
+
+def check_stages(model: Any) -> None:
+    """``ValueError``: a stage in what ``attach`` was given is compiled as a whole."""
+    given = model if isinstance(model, list | tuple) else [model]
+    for stage in (one for one in given if not isinstance(one, nn.Module)):
+        # ``torch.compile`` wraps a module, ``module.compile`` changes how it is called.
+        if any(
+            hasattr(one, "_orig_mod") or getattr(one, "_compiled_call_impl", None) is not None
+            for one in _with_inner(stage.submod)
+        ):
+            raise ValueError(COMPILED_STAGE)
 
 
 def sites_of(
@@ -108,12 +121,19 @@ def expert_ranks(sites: Sequence[Site]) -> int:
 
 def _unwrapped(model: Any) -> Any:
     """The model itself, without DDP, ``torch.compile`` and PEFT around it."""
+    *_, inner = _with_inner(model)
+    return inner
+
+
+def _with_inner(model: Any) -> Iterator[Any]:
+    """A model, what it wraps, and so on."""
     while True:
+        yield model
         inner = getattr(model, "_orig_mod", None)
         if inner is None and type(model).__name__ == "DistributedDataParallel":
             inner = model.module
         if inner is None and hasattr(model, "get_base_model"):
             inner = model.get_base_model()
         if not isinstance(inner, nn.Module) or inner is model:
-            return model
+            return
         model = inner

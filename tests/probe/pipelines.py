@@ -22,7 +22,7 @@ from torch.distributed.tensor import Replicate, distribute_tensor
 
 from benchmarks.families.tiny import VOCABULARY, build
 from microscope_tui.probe import attach, ranks
-from tests.probe.layers import ROUTERS, VOCABULARY as VOCABULARY_HERE, Model
+from tests.probe.layers import ADAPTER, ROUTERS, VOCABULARY as VOCABULARY_HERE, WIDTH, Block, Model
 from tests.training.worlds import fork_ranks
 
 LAYERS, BATCHES, STEPS = 8, 4, int(os.environ.get("PIPELINE_STEPS", "3"))
@@ -282,12 +282,53 @@ def wrong(kind: str, folder: Path, rank: int) -> None:
     sys.stderr.write(f"{kind}: trained {step} steps\n")
 
 
+class Small(nn.Module):
+    """One layer, under its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        torch.manual_seed(number)
+        self.layers = nn.ModuleDict({str(number): Block()})
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for layer in self.layers.values():
+            hidden = layer(hidden)
+        return hidden
+
+
+def compiled(kind: str, folder: Path, rank: int) -> None:
+    """What rank 1 compiles: its layer, or its whole stage before or after ``attach``."""
+    module: Any = Small(rank)
+    layer, options = module.layers[str(rank)], {"backend": "eager", "fullgraph": True}
+    if kind == "compiled layer" and rank == 1:
+        layer.compile(**options)
+    is_whole = kind == "compiled stage" and rank == 1
+    given = torch.compile(module, **options) if is_whole else module
+    stage = pipelining.PipelineStage(given, rank, 4, torch.device("cpu"))
+    schedule = pipelining.ScheduleGPipe(stage, BATCHES, loss_fn=lambda out, _: out.square().mean())
+    own = {f"layers.{rank}.gate": ADAPTER}
+    try:
+        probe = attach(stage, folder, routers=own)
+    except ValueError as error:
+        sys.stderr.write(f"{kind}: {error}\n")
+        return
+    if kind == "compiled later" and rank == 1:
+        module.compile(**options)
+    inputs = [torch.randn(2 * BATCHES, 5, WIDTH)] if rank == 0 else []
+    with probe:
+        for _ in range(2):
+            schedule.step(*inputs, target=torch.zeros(2 * BATCHES))
+            probe.step()
+            schedule.eval(*inputs, target=torch.zeros(2 * BATCHES))
+
+
 CASES: dict[str, Any] = {
     **dict.fromkeys(SINGLE, single),
     **dict.fromkeys(SEVERAL, several),
     **dict.fromkeys(("data", "experts"), combined),
     **dict.fromkeys(("context", "tensor", "sequence", "told"), flat),
     **dict.fromkeys(("mask given", "mask of the first"), masked),
+    **dict.fromkeys(("compiled layer", "compiled stage", "compiled later"), compiled),
     **dict.fromkeys(("same names", "depths", "fails", "falls behind"), wrong),
 }
 

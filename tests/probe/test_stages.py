@@ -4,14 +4,16 @@
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import nn
 
 from microscope_tui.probe import attach
 from tests.forked import ForkServer
-from tests.probe.layers import ROUTERS, VOCABULARY, Model, records
+from tests.probe.layers import ADAPTER, ROUTERS, VOCABULARY, Model, records, sums
 from tests.probe.pipelines import CASES, alone, batch, mask
 
 LAYERS = [f"L{n}" for n in range(1, 8)]
@@ -114,6 +116,39 @@ def test_different_layers_of_one_path_are_not_summed_and_training_continues(few:
         assert "pass attach(..., depths={'layers.0.mlp.experts': DEPTH})" in errors
         assert "same names: trained 4 steps" in errors
     assert not records(few.folder / "same names")
+
+
+def in_place() -> nn.Module:
+    model = Model()
+    model.compile(backend="eager")
+    return model
+
+
+@pytest.mark.parametrize("compiled", [in_place, lambda: torch.compile(Model(), backend="eager")])
+def test_a_stage_that_is_compiled_as_a_whole_is_refused(compiled: Any, tmp_path: Path) -> None:
+    stages = [SimpleNamespace(submod=one) for one in (Model(), compiled())]
+    with pytest.raises(ValueError, match=r"compile its layers instead \(layer\.compile\(\)"):
+        attach(stages, tmp_path, routers={"0.layers.1.gate": ADAPTER})
+
+
+def test_a_compiled_stage_on_one_rank_is_refused_on_all(few: Trained) -> None:
+    for rank, errors in enumerate(few.errors):
+        start = "" if rank == 1 else "attach failed on rank 1: "
+        assert errors.count(f"compiled stage: {start}a stage of a pipeline that is compiled") == 1
+
+
+def test_compiled_layers_of_a_stage_are_counted_in_its_training_passes(few: Trained) -> None:
+    assert sums(few.folder / "compiled layer") == [[80, 80, 80, 80]] * 2
+
+
+def test_a_stage_that_is_compiled_after_attach_is_not_counted_and_named(few: Trained) -> None:
+    lines = records(few.folder / "compiled later")
+    for line in lines:
+        assert line["incomplete"] == "1 ranks did not count; not seen: L1"
+        counts = line["tokens_per_expert"]
+        assert [row and sum(row) for row in counts] == [80, None, 80, 80]
+    assert len(lines) == 2
+    assert [errors.count("compiled as a whole") for errors in few.errors] == [1, 2, 1, 1]
 
 
 def test_given_depths_make_them_rows_of_one_model(few: Trained) -> None:
