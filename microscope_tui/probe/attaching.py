@@ -15,6 +15,7 @@ from torch import nn
 
 from microscope_tui.probe.find_routers import nothing_found
 from microscope_tui.probe.judge import Alert
+from microscope_tui.probe.log_lock import lock_log, unlock_log
 from microscope_tui.probe.probe import Probe, claimed
 from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.sites import Adapter, Site, arrange
@@ -70,7 +71,7 @@ def attach(
 
     Raises:
         ValueError: no MoE layer is found, or an argument is invalid; raised on every rank.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or another process writes its log.
     """
     modules = modules_of(model)
     ranks, folder = Ranks(modules, counts), Path(run_folder).resolve() / str(part or "")
@@ -129,12 +130,16 @@ def _together(ranks: Ranks, call: Callable[[], Any]) -> list[Any]:
 
 def _open(folder: Path, sites: list[Site], start_step: int | None) -> tuple[int, bool]:
     """Make the folder; return the first step of this run, and whether the folder has a log."""
-    log = folder / LOG_NAME
-    last, resumed = _last_step(log, sites), log.exists()
-    folder.mkdir(parents=True, exist_ok=True)
     if folder in claimed:
         raise ValueError(f"{folder} is written by another probe: detach it, or choose a new folder")
-    log.open("ab").close()
+    log = folder / LOG_NAME
+    lock_log(log)
+    try:
+        last, resumed = _last_step(log, sites), log.exists()
+        log.open("ab").close()
+    except BaseException:
+        unlock_log(log)
+        raise
     if last and start_step is None:
         _logger.warning("%s has %d steps: continuing with step %d", folder, last, last + 1)
     return start_step or last + 1, resumed

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from microscope_tui.probe.forward_hooks import ForwardHooks
 from microscope_tui.probe.header import AuxLoss, check_settings, describe, profile, setting_of
 from microscope_tui.probe.judge import Alert
+from microscope_tui.probe.log_lock import unlock_log
 from microscope_tui.probe.losses import grad_squares
 from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.recorder import RunRecorder, TrainingLog
@@ -42,6 +43,7 @@ from microscope_tui.probe.step_sums import (
     step_record,
 )
 from microscope_tui.probe.still import Looks
+from microscope_tui.runlog import LOG_NAME
 
 _logger = logging.getLogger(__name__)
 claimed: WeakValueDictionary[Path, Probe] = WeakValueDictionary()
@@ -97,6 +99,7 @@ class Probe:
         self._looks = Looks(self.hooks, ranks)
         claimed[folder] = self
         finalize(self, self.hooks.detach)  # it may be forgotten by an interrupted training
+        self._unlock = finalize(self, unlock_log, folder / LOG_NAME)
 
     def begin(self, step: int, resumed: bool, judgement: bytes | None) -> None:
         """Make ``step`` the next one, before any is logged.
@@ -197,6 +200,7 @@ class Probe:
         if self._log is not None:
             self._log.end(self._step, reason)
             self._log = None
+        self._unlock()
 
     def verdict(self) -> str:
         """The verdict so far, on a few lines; empty without one."""

@@ -24,6 +24,7 @@ from msgspec import UNSET, UnsetType
 from microscope_tui import measures
 from microscope_tui.diagnosis import BadState
 from microscope_tui.probe.judge import Alert, RunJudge
+from microscope_tui.probe.log_lock import lock_log, unlock_log
 from microscope_tui.runlog import (
     LOG_NAME,
     MEANS,
@@ -84,7 +85,7 @@ class RunRecorder:
             judgement: of ``judgement()`` after the step before ``resumed_at_step``, to continue.
 
         Raises:
-            OSError: the folder cannot be written at all.
+            OSError: the folder cannot be written at all, or another process writes its log.
             ValueError: ``counts_every`` is less than 1, or ``model`` lacks one of the three keys.
         """
         if counts_every < 1:
@@ -97,9 +98,7 @@ class RunRecorder:
         )
         self._counts_every, self._left_out = counts_every, set[str]()
         self._path = Path(run_dir) / LOG_NAME
-        if resumed_at_step is None and self._path.exists() and self._path.stat().st_size:
-            self._warn("holds a run, and this one follows: take another folder, or resumed_at_step")
-        self._log = BackgroundLog(RunLogWriter(self._path), finish=_finished)
+        self._log = self._open(resumed_at_step is not None)
         head = plain(RunHeader(
             run=run or Path(run_dir).resolve().name, time=time.time(), planned_steps=planned_steps,
             profile=profile, model=described, resumed_at_step=resumed_at_step, config=config or {},
@@ -110,6 +109,12 @@ class RunRecorder:
         self._log.write(head)
         self._alerts: deque[Alert] = deque(maxlen=1000)  # older ones are dropped
         self._judge = self._new_judge(head, judgement) if judge else None
+
+    def _open(self, resumed: bool) -> BackgroundLog:
+        lock_log(self._path)
+        if not resumed and self._path.exists() and self._path.stat().st_size:
+            self._warn("holds a run, and this one follows: take another folder, or resumed_at_step")
+        return BackgroundLog(RunLogWriter(self._path), finish=_finished)
 
     def record_step(
         self,
@@ -207,6 +212,7 @@ class RunRecorder:
         """
         self.record_event(step=step, event="end", reason=reason)
         self._log.close()
+        unlock_log(self._path)
 
     def _new_judge(self, head: Mapping[str, Any], state: bytes | None) -> RunJudge | None:
         try:
