@@ -13,7 +13,7 @@ _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``name`` on first use; ``ModuleNotFoundError`` says what to install for it."""
+    """Import ``name`` on first use; ``ModuleNotFoundError`` names what to install."""
     try:
         return _load(name)
     except ModuleNotFoundError as error:

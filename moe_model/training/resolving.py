@@ -117,6 +117,8 @@ def _inherited(
     if saved.get("optimizer") == "muon":
         saved = {"adamw_experts": True, **saved}  # as all did before there was this option
     left_out = [*_NOT_INHERITED, *_of_another_choice(saved, arguments)]
+    if _given(arguments, "--resume") == AUTO:
+        left_out.append("checkpoint_dir")  # it was found where it is now
     if _is_dense(model, saved.get("mtp_weight")):
         left_out += _OF_ROUTERS  # before they were refused
     return {

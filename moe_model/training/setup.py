@@ -10,15 +10,26 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from moe_model import PRESETS, Checkpoint, LanguageModel, ModelConfig, UsageError, stop_ids_of
+from moe_model import (
+    PRESETS,
+    Checkpoint,
+    LanguageModel,
+    ModelConfig,
+    UsageError,
+    shown,
+    stop_ids_of,
+)
 from moe_model.threads import settle_threads
 from moe_model.training.batches import Batch, TrainingBatches, held_out_batches
 from moe_model.training.checkpoint import (
     AUTO,
+    candidates,
     find_checkpoint,
     has_training_state,
     is_newest,
@@ -34,6 +45,8 @@ from moe_model.training.run import LossScale, Progress, Run, traced_steps
 from moe_model.training.step import make_optimizer
 from moe_model.training.world import World, agree
 
+LOG = "metrics.jsonl"
+HEADER = b'{"kind":"run"'
 EVALUATION_SEQUENCES = 128
 PROMPT_TOKENS = 32
 
@@ -59,6 +72,8 @@ def prepare(options: Options, world: World) -> Run:
         prompt = _choose_prompt(options, corpora[0])
         model = _build_model(options, config, checkpoint)
         forced_collapse = _forced_collapse(options, model.router_depths)
+        if world.is_main and checkpoint is None:
+            _refuse_log_of_another(options, model.config)
     forward = parallelize(model, options.parallel, world, options.expert_parallel)
     run = Run(
         options=options,
@@ -178,6 +193,40 @@ def _refuse_existing(options: Options, checkpoint: Checkpoint | None) -> bool:
             "another name, or remove it."
         )
     return bool(folders)
+
+
+def _refuse_log_of_another(options: Options, model: ModelConfig) -> None:
+    """A run that starts with a log must have written it: ``UsageError`` if its checkpoints are
+    elsewhere, or its model is another one."""
+    log = options.log_dir / options.run / LOG
+    header = _last_header(log)
+    own = options.checkpoint_dir / options.run
+    before = header.get("checkpoint_dir")
+    if isinstance(before, str) and candidates(AUTO, options.run, Path(before)):
+        raise UsageError(
+            f"--resume auto: {own} has no checkpoint, but {Path(before, options.run)} has, and "
+            f"belongs to {log}: add --checkpoint-dir {before}, or choose another --run."
+        )
+    saved: Any = header.get("model")
+    if not isinstance(saved, dict):
+        return
+    for field, value in model.to_dict().items():
+        if saved.get(field, value) != value:
+            raise UsageError(
+                f"--resume auto: {own} has no checkpoint, and {log} is of another model: {field} "
+                f"was {shown(saved[field])}, now it is {value}: add the --checkpoint-dir of that "
+                "run, or choose another --run."
+            )
+
+
+def _last_header(log: Path) -> dict[str, Any]:
+    """The options of the last start in ``log``, none if it is missing or damaged."""
+    found: Any = {}
+    with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
+        with log.open("rb") as lines:
+            headers = [line for line in lines if line.startswith(HEADER)]
+        found = json.loads(headers[-1])["config"] if headers else {}
+    return found if isinstance(found, dict) else {}
 
 
 def _is_taken(path: Path) -> bool:

@@ -52,10 +52,10 @@ def test_a_run_is_trained_by_one_process_at_a_time(
 
 
 def test_a_start_anew_is_reported_also_in_an_old_log(
-    copied: GetTrained, train: Train, read_log: ReadLog, capsys: Capsys
+    train: Train, read_log: ReadLog, tmp_path: Path, capsys: Capsys
 ) -> None:
-    for folder in copied(*SHORT).checkpoints.glob("step-*"):
-        shutil.rmtree(folder)
+    assert train("--run=r", "--steps=1") == 0
+    shutil.rmtree(tmp_path / "ck")
     for run in ("r", "frist"):
         assert train(f"--run={run}", "--steps=2", "--resume=auto") == 0
         assert f"ck/{run}: {run} starts at step 1.\n" in capsys.readouterr().err

@@ -247,3 +247,54 @@ def test_the_command_line_overrides_options_of_a_file(
         file.write_text(wrong, "utf-8")
         assert train(*flags) == 64
         assert message in capsys.readouterr().err
+
+
+def resumed_in(folder: Path, trainer: ModuleType, *options: str) -> int:
+    """The exit code of ``--resume auto`` for ``r``, with no option of the run given again."""
+    with chdir(folder):
+        return trainer.run_command(trainer.app, ["--run=r", "--resume=auto", *options])
+
+
+@pytest.mark.parametrize("place", ["checkpoints", "home"])
+def test_a_moved_folder_of_checkpoints_is_resumed_where_it_is(
+    place: str, train: Train, trainer: ModuleType, read_log: ReadLog, tmp_path: Path
+) -> None:
+    assert train("--run=r", *SHORT) == 0
+    (tmp_path / "ck").rename(tmp_path / place)
+    given = [] if place == "checkpoints" else [f"--checkpoint-dir={place}"]
+    own = [*given, f"--log-dir={tmp_path / 'logs'}", "--steps=5"]
+    assert resumed_in(tmp_path, trainer, *own) == 0
+    assert [row["step"] for row in steps(story(read_log("r")))] == [5]
+    assert read_checkpoint(tmp_path / place / "r").step == 5
+    assert not (tmp_path / "ck").exists()
+
+
+def test_a_log_whose_checkpoints_are_elsewhere_is_not_continued_at_step_1(
+    train: Train, trainer: ModuleType, read_log: ReadLog, tmp_path: Path, capsys: Any
+) -> None:
+    assert train("--run=r", "--steps=1", "--save-every=1") == 0
+    before = read_log("r")
+    assert resumed_in(tmp_path, trainer, "--log-dir=logs") == 64
+    assert f"{tmp_path / 'ck' / 'r'} has, and belongs to logs/r" in capsys.readouterr().err
+    assert train("--run=r", "--resume=auto", "--steps=2") == 0, "of their own folder it is"
+    assert read_log("r")[: len(before)] == before
+    (tmp_path / "ck").rename(tmp_path / "away")
+    before = read_log("r")
+    assert train("--run=r", "--resume=auto", "--model.hidden_size=48") == 64
+    assert "of another model: hidden_size was 32, now it is 48: add" in capsys.readouterr().err
+    assert read_log("r") == before
+    assert not (tmp_path / "ck").exists()
+
+
+@pytest.mark.parametrize("header", ["{", "[]", '{"kind":"run"', '{"kind":"run","config":[]}', None])
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(
+    header: str | None, train: Train, train_until: Any, read_log: ReadLog, tmp_path: Path
+) -> None:
+    """Whatever its log begins with, if that has no model and no folder."""
+    train_until(2, "--run=r", "--steps=3")
+    log = tmp_path / "logs" / "r" / "metrics.jsonl"
+    if header is not None:
+        log.write_text(header + "\n", "utf-8")
+    assert train("--run=r", "--resume=auto", "--steps=3") == 0
+    lines = log.read_text("utf-8").splitlines()
+    assert any('"step":3' in line for line in lines)
