@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, UnknownOptionError
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +72,11 @@ def run_command(app: App, arguments: Sequence[str] | None) -> int:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (CycloptsError, UsageError) as error:
         say(f"{app.name[0]}: {error}")
-        say(f"Try 'python {app.name[0].removeprefix('python ')} --help'.")
+        program = app.name[0].removeprefix("python ")
+        if isinstance(error, UnknownOptionError) and _has_fields(error):
+            say(f"Fields of the model: --model.FIELD, see 'python {program} --help-all'.")
+        else:
+            say(f"Try 'python {program} --help'.")
         return USAGE
     finally:
         try:
@@ -81,6 +85,11 @@ def run_command(app: App, arguments: Sequence[str] | None) -> int:
         except (OSError, ValueError):
             sys.stderr = None  # broken: Python's last flush would exit with 120
     return FINISHED if code is None else int(code)
+
+
+def _has_fields(error: UnknownOptionError) -> bool:
+    names = [name for argument in error.argument_collection for name in argument.names]
+    return any(name.startswith("--model.") for name in names)
 
 
 def say(line: str) -> None:

@@ -142,9 +142,15 @@ class Checkpoint:
         return model.eval()
 
     def load_weights(self, model: LanguageModel, device: torch.device | str = "cpu") -> None:
-        """``CheckpointError`` if they do not fit."""
+        """``CheckpointError`` if they do not fit, or a number in them is not finite."""
         with _blamed_on(self.folder / WEIGHTS, f"does not fit its own {DESCRIPTION}"):
-            model.load_state_dict(load_file(self.folder / WEIGHTS, device=str(device)))
+            weights = load_file(self.folder / WEIGHTS, device=str(device))
+            for name, tensor in weights.items():
+                if not tensor.is_floating_point():  # torch would convert it without a word
+                    raise ValueError(f"{name} is {tensor.dtype}, not a floating-point type")
+                if not tensor.isfinite().all():
+                    raise ValueError(f"{name} has numbers that are not finite")
+            model.load_state_dict(weights)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import (
@@ -39,6 +40,7 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
 
 from moe_model import (
     DESCRIPTION,
@@ -58,7 +60,7 @@ from moe_model import (
     write_description,
     write_tensors,
 )
-from moe_model.config import fitting
+from moe_model.config import MOST, fitting
 from moe_model.training.options import FINAL_SHARE, Options, flag_name
 from moe_model.training.parallel import whole_weights
 from moe_model.training.run import JUDGEMENT, MOST_LOSS_SCALE, Progress, Run
@@ -77,6 +79,7 @@ _OWN_NAME = re.compile(r"step-\d{8}(-\d+)?")
 _SHARDS = "shard-*.safetensors"
 
 AUTO = "auto"
+MOST_THREADS = 2**16
 _MAY_CHANGE = {
     "capacity_factor", "drop_policy", "router_jitter_noise", "max_position_embeddings",
     "rope_scaling", "routed_scaling_factor", "num_experts_per_tok", "initializer_range",
@@ -279,6 +282,27 @@ def _refuse_other(folder: Path, name: str, tensor: Tensor, found: object) -> Non
     )
 
 
+def refuse_impossible(folder: Path, state: Mapping[str, Tensor]) -> None:
+    """``CheckpointError`` with the file and the tensor if this rank's part of ``state``, read from
+    ``folder``, has NaN, or negative numbers where squares and counts are."""
+    for name, tensor in state.items():
+        part = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        sound = ~part.isnan()
+        if name.endswith((".exp_avg_sq", ".step", "counts_E")):
+            sound = part >= 0  # false for NaN, too
+        if not sound.all():
+            files = [file.name for file in sorted(folder.glob("*.safetensors")) if _has(file, name)]
+            raise CheckpointError(
+                f"{folder}: {name} in {', '.join(files)} has NaN or negative numbers, which "
+                "training cannot write: use another checkpoint."
+            )
+
+
+def _has(file: Path, name: str) -> bool:
+    with safe_open(file, framework="pt") as tensors:
+        return name in tensors.keys()  # noqa: SIM118
+
+
 def _causes(error: CheckpointException) -> str:
     return "; ".join(f"rank {rank}: {cause!r}" for rank, (cause, _) in error.failures.items())
 
@@ -341,9 +365,10 @@ def described(
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The :func:`candidates` whose description is sound, with it; loading reports the others."""
     for path in candidates(resume, run, checkpoint_dir):
-        with suppress(ValueError, KeyError, OverflowError):
+        with suppress(ValueError, KeyError, ArithmeticError):
             plain = read_plain_description(path)
             ModelConfig.from_dict(plain["model"])
+            _rate_before(plain)
             yield path, plain
 
 
@@ -425,7 +450,10 @@ def read_progress(checkpoint: Checkpoint) -> Progress:
                     raise ValueError(f"loss_scale.{name}={scale[name]} is out of range")
             for name in ("growth_interval", "_growth_tracker"):
                 count(f"loss_scale.{name}", scale[name])
-        _rate_before(checkpoint)
+        _rate_before(plain)
+        threads = plain.get("threads")
+        if threads is not None and not 1 <= count("threads", threads) <= MOST_THREADS:
+            raise ValueError(f"threads={threads} is out of range")
         return Progress.from_dict(plain["progress"], checkpoint.step)
     except (ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise CheckpointError(
@@ -433,10 +461,10 @@ def read_progress(checkpoint: Checkpoint) -> Progress:
         ) from error
 
 
-def _rate_before(checkpoint: Checkpoint) -> float | None:
-    """The learning rate of the next step, or of the last, by its options, if it has any.
-    ``ValueError`` or ``ArithmeticError`` if they are invalid."""
-    saved = checkpoint.description["options"]
+def _rate_before(plain: Mapping[str, Any]) -> float | None:
+    """The learning rate of the next step, or of the last, by the options of a description, if it
+    has any. ``ValueError`` or ``ArithmeticError`` if they are invalid."""
+    saved = plain["options"]
     if None in (saved.get("steps"), saved.get("lr")):
         return None
     kinds = typing.get_type_hints(Options)
@@ -444,8 +472,10 @@ def _rate_before(checkpoint: Checkpoint) -> float | None:
     for name in ("steps", "lr", "lr_schedule", "warmup", "decay", "min_lr"):
         if saved.get(name) is not None:
             fields[name] = fitting(name, saved[name], kinds[name])
+            if name != "lr_schedule":
+                number(name, fields[name], 1 if name in ("decay", "min_lr") else MOST)
     before = Options(**fields)
-    return learning_rate_at(min(checkpoint.step + 1, before.steps), before)
+    return learning_rate_at(min(plain["step"] + 1, before.steps), before)
 
 
 def restore(run: Run, checkpoint: Checkpoint) -> None:
@@ -463,6 +493,7 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     if "balance_scope" in saved:  # else it is from before there were counts
         state |= _counts(run)
     load_shards(checkpoint.folder, state)
+    refuse_impossible(checkpoint.folder, state)
     if run.loss_scale is not None and (scale := plain["loss_scale"]):
         for field in dataclasses.fields(run.loss_scale):
             setattr(run.loss_scale, field.name, scale[field.name])
@@ -478,7 +509,7 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     progress.collapse_index = [*progress.collapse_index, *[None] * routers][:routers]
     for field in dataclasses.fields(progress):
         setattr(run.progress, field.name, getattr(progress, field.name))
-    step, old_rate = progress.step + 1, _rate_before(checkpoint)
+    step, old_rate = progress.step + 1, _rate_before(plain)
     if step <= run.options.steps and old_rate is not None:
         rate = learning_rate_at(step, run.options)
         if abs(rate - old_rate) > 0.1 * old_rate:

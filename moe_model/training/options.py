@@ -245,9 +245,10 @@ class Options:
         except ValueError as error:
             raise UsageError(f"--model: {error}") from error
         if config.topk_method != "noaux_tc" and self.bias_update_rate:
+            # Names neither --balance nor --bias-update-rate as given: both have defaults.
             raise UsageError(
-                f"--bias-update-rate {self.bias_update_rate}: a router with topk_method="
-                f"{config.topk_method} has no bias: use --balance aux."
+                f"a router with topk_method={config.topk_method} has no bias, which --balance bias "
+                "updates: add --balance aux, or none."
             )
         if config.vocab_size < vocabulary:
             raise UsageError(

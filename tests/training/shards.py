@@ -11,14 +11,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from moe_model import LanguageModel
+from moe_model import CheckpointError, LanguageModel
 from moe_model.sampling import generate
-from moe_model.training.checkpoint import load_shards, optimizer_state, save_shards
+from moe_model.training.checkpoint import (
+    load_shards,
+    optimizer_state,
+    refuse_impossible,
+    save_shards,
+)
 from moe_model.training.console import SHARDED_SAMPLE_TOKENS, sample
 from moe_model.training.options import Options
 from moe_model.training.parallel import parallelize, whole_weights
 from moe_model.training.step import make_optimizer
-from moe_model.training.world import World
+from moe_model.training.world import RankLostError, World
 from tests.training.ranks import KINDS, Claim, by_name, make_model, train_step, whole
 
 
@@ -114,6 +119,24 @@ def a_rank_that_cannot_write_fails_all(world: World, folder: Path) -> None:
         save_shards(target, state)
 
 
+def a_part_with_negative_squares_is_refused_on_all_ranks_by_rank_file_and_tensor(
+    world: World, folder: Path
+) -> None:
+    _, _, state = state_of(world)
+    name = "optimizer.norm.weight.exp_avg_sq"
+    moment: Any = state[name]
+    moment.to_local().fill_(-float(world.rank))
+    save_shards(folder / "negative", state)
+    load_shards(folder / "negative", state)
+    message = rf"negative: {name} in shard-\S+, shard-\S+ has NaN or negative numbers"
+    kind = RankLostError if world.is_main else CheckpointError
+    with (
+        pytest.raises(kind, match=f"^rank 1 of 2: .*{message}" if world.is_main else message),
+        world.together(),
+    ):
+        refuse_impossible(folder / "negative", state)
+
+
 def three_ranks_resume_a_run_of_two(world: World, folder: Path) -> None:
     """Two ranks make two steps, save, and make one more; three load and make that one."""
     model, optimizer, _ = state_of(world)
@@ -159,6 +182,7 @@ CLAIMS: dict[int, dict[str, Claim]] = {
         two_ranks_save_their_shards,
         every_layout_reads_the_shards_of_any_other_and_of_one_rank,
         a_rank_that_cannot_write_fails_all,
+        a_part_with_negative_squares_is_refused_on_all_ranks_by_rank_file_and_tensor,
         three_ranks_resume_a_run_of_two,
         a_sharded_model_writes_its_sample_without_becoming_whole,
     ),

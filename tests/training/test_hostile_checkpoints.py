@@ -5,6 +5,7 @@ no loop without end, nothing that a terminal would obey.
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable
@@ -14,10 +15,18 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from safetensors.torch import load_file, save_file
 
-from moe_model import CheckpointError, LanguageModel, read_checkpoint, read_plain_description
+from moe_model import (
+    TRAINING_STATE,
+    WEIGHTS,
+    CheckpointError,
+    LanguageModel,
+    read_checkpoint,
+    read_plain_description,
+)
 from moe_model.config import YarnScaling
-from moe_model.store import MOST_BYTES
+from moe_model.store import MOST_BYTES, file_facts
 from moe_model.training.checkpoint import described, find_checkpoint
 from moe_model.training.options import Options
 from moe_model.training.run import Progress
@@ -78,6 +87,11 @@ HOSTILE: list[tuple[str, object]] = [
     ("progress/tokens", HUGE),
     ("data/sequences", HUGE),
     ("sha256", ESCAPE),
+    *(("threads", threads) for threads in (10**9, 0, True, "2")),
+    *(("options/warmup", steps) for steps in (-3, HUGE)),
+    ("options/decay", 1.5),
+    ("options/min_lr", 1.5),
+    ("options/lr", -1.0),
     ("progress", None),
     *(("progress/tokens", tokens) for tokens in (-1, True, "9", 10**400)),
     *(("progress/bad_steps", steps) for steps in (-1, 0.5)),
@@ -159,7 +173,15 @@ def test_a_pipe_is_not_waited_for(name: str, make: Any, latest: Path, capsys: Ca
 
 @pytest.mark.parametrize(
     ("place", "value"),
-    [("step", -5), ("model", []), ("options", ESCAPE), (f"model/{ESCAPE}", 1), ("progress", None)],
+    [
+        ("step", -5),
+        ("model", []),
+        ("options", ESCAPE),
+        (f"model/{ESCAPE}", 1),
+        ("progress", None),
+        ("options/warmup", -3),
+        ("threads", 10**9),
+    ],
     ids=named,
 )
 def test_a_whole_run_resumes_from_previous_or_ends_in_one_line(
@@ -279,3 +301,46 @@ def test_a_flipped_bit_is_seen_or_harmless(small: tuple[Path, str], place: int, 
         return
     written = json.loads(text)
     assert all(found[name] == written[name] for name in written.keys() - {"sha256"})
+
+
+BIAS = "layers.1.mlp.router.expert_bias"
+MOMENT = "optimizer.norm.weight.exp_avg_sq"
+COUNTS = "layers.1.mlp.router.counts_E"
+Change = Callable[[torch.Tensor], torch.Tensor]
+
+
+def seal_with(folder: Path, name: str, tensor: str, change: Change) -> None:
+    """Replace ``tensor`` in the file ``name``; size and checksums in the description agree."""
+    tensors = load_file(folder / name)
+    tensors[tensor] = change(tensors[tensor])
+    save_file(tensors, folder / name, metadata={"format": "pt"})
+    edit(folder, f"files/{name}", file_facts(folder / name))
+
+
+@pytest.mark.parametrize(
+    ("file", "tensor", "change", "problem"),
+    [
+        (WEIGHTS, BIAS, torch.Tensor.long, "is torch.int64, not a floating-point type"),
+        (WEIGHTS, BIAS, lambda bias: bias * math.nan, "has numbers that are not finite"),
+        (WEIGHTS, "norm.weight", lambda w: w / 0, "has numbers that are not finite"),
+        (TRAINING_STATE, MOMENT, lambda it: it - 1, "has NaN or negative numbers"),
+        (TRAINING_STATE, MOMENT, lambda it: it * math.nan, "has NaN or negative numbers"),
+        (TRAINING_STATE, MOMENT[:-3], lambda it: it * math.nan, "has NaN or negative numbers"),
+        (TRAINING_STATE, MOMENT.replace("exp_avg_sq", "step"), lambda it: it - 99, "negative"),
+        (TRAINING_STATE, COUNTS, lambda it: it - 10**6, "has NaN or negative numbers"),
+    ],
+    ids=named,
+)  # fmt: skip
+def test_numbers_that_no_training_writes_are_refused_by_file_and_tensor(
+    file: str, tensor: str, change: Change, problem: str, latest: Path, train: Train, read_log: Any,
+    capsys: Capsys,
+) -> None:  # fmt: skip
+    seal_with(latest, file, tensor, change)
+    before = read_log("r")
+    assert train("--run=r", "--resume=auto", "--steps=5") == 1
+    (line,) = harmless(capsys.readouterr().err.splitlines())
+    assert line.startswith(f"train.py: r failed: {latest}")
+    assert file in line
+    assert tensor in line
+    assert problem in line
+    assert read_log("r") == before, "no step was made"

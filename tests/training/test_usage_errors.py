@@ -11,6 +11,8 @@ from tests.training.story import Capsys
 
 WRONG = [
     (["--bogus=1"], "Unknown option"),
+    (["--top-k=9"], "Fields of the model: --model.FIELD, see 'python train.py --help-all'."),
+    (["--num-experts=7"], "Unknown option: --num-experts"),
     (["--steps=many"], "unable to convert"),
     (["--steps=1.5"], "is not a whole number"),
     (["--model.hidden_size=32.5"], "is not a whole number"),
