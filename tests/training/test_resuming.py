@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
-from moe_model import TRAINING_STATE, read_checkpoint
+from moe_model import TRAINING_STATE, UsageError, read_checkpoint
+from moe_model.training.resolving import resolve
+from moe_model.training.setup import prepare
+from moe_model.training.world import World
 from tests.forked import ROOT, Program
 from tests.training.conftest import SHORT, GetTrained
 from tests.training.story import ReadLog, Train, flip_a_bit, from_step, steps, story, wait_until
@@ -284,6 +287,17 @@ def test_a_log_whose_checkpoints_are_elsewhere_is_not_continued_at_step_1(
     assert "of another model: hidden_size was 32, now it is 48: add" in capsys.readouterr().err
     assert read_log("r") == before
     assert not (tmp_path / "ck").exists()
+
+
+def test_only_rank_0_which_writes_the_log_decides_by_it(
+    train_until: Any, trainer: ModuleType, arguments: Any
+) -> None:
+    train_until(2, "--run=r", "--steps=3")
+    words = arguments("--run=r", "--resume=auto", "--model.hidden_size=48")
+    options = resolve(trainer.app.parse_args(words)[1].args[0])
+    with pytest.raises(UsageError, match="of another model: hidden_size"):
+        prepare(options, World())
+    assert prepare(options, World(rank=1)).progress.step == 0
 
 
 @pytest.mark.parametrize("header", ["{", "[]", '{"kind":"run"', '{"kind":"run","config":[]}', None])
