@@ -76,7 +76,7 @@ def attach(
     modules = modules_of(model)
     ranks, folder = Ranks(modules, counts), Path(run_folder).resolve() / str(part or "")
     check = partial(_check, model, modules[0], mode, every, start_step, part)
-    find = partial(sites_of, modules, routers, depths or {})
+    find = partial(sites_of, model, routers, depths or {})
     sites = _agreed(ranks, check, find, modules[0])
     first, resumed = _together(ranks, lambda: ranks.rank or _open(folder, sites, start_step))[0]
     probe = Probe(

@@ -106,6 +106,8 @@ class Site:
     """Its depth is given: the same one elsewhere is a replica."""
     start: str = ""
     """Of its path: the number of its module, if the model is a list of them."""
+    stage: int | None = None
+    """Number of its stage in a pipeline of torch, if ``attach`` was given that."""
     has_bias: bool = False
     bias_at: Any = None
     """Where ``bias`` found one: the module and the name; ``()``: nowhere."""

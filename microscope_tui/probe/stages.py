@@ -1,7 +1,7 @@
 """The routers of all ranks together, where a rank may hold only a stage of a pipeline.
 
-Routers of the same depth and path are replicas, if their weights agree; all others are rows of the
-log.
+Routers of the same depth and path are replicas, if their weights agree and they are in one stage;
+all others are rows of the log.
 """
 
 from __future__ import annotations
@@ -25,14 +25,13 @@ _EXPERTS = ("ep", "expert", "experts", "expert_parallel")
 
 def modules_of(model: Any) -> list[nn.Module]:
     """In what ``attach`` was given: modules, or stages of a pipeline of torch."""
-    given = model if isinstance(model, list | tuple) else [model]
+    given = _given(model)
     return [_unwrapped(one if isinstance(one, nn.Module) else one.submod) for one in given]
 
 
 def check_stages(model: Any) -> None:
     """``ValueError``: a stage in what ``attach`` was given is compiled as a whole."""
-    given = model if isinstance(model, list | tuple) else [model]
-    for stage in (one for one in given if not isinstance(one, nn.Module)):
+    for stage in (one for one in _given(model) if not isinstance(one, nn.Module)):
         # ``torch.compile`` wraps a module, ``module.compile`` changes how it is called.
         if any(
             hasattr(one, "_orig_mod") or getattr(one, "_compiled_call_impl", None) is not None
@@ -42,15 +41,17 @@ def check_stages(model: Any) -> None:
 
 
 def sites_of(
-    modules: Sequence[nn.Module], routers: Mapping[str, Adapter] | None, depths: Mapping[str, int]
+    model: Any, routers: Mapping[str, Adapter] | None, depths: Mapping[str, int]
 ) -> list[Site]:
     """The routers of this rank; with several modules, the number of one begins its paths."""
     found: list[Site] = []
+    modules = modules_of(model)
+    stages = [getattr(one, "stage_index", None) for one in _given(model)]
     for number, module in enumerate(modules):
         start = f"{number}." if len(modules) > 1 else ""
         own = {p.removeprefix(start): a for p, a in (routers or {}).items() if p.startswith(start)}
         for site in sites_in(module, own) if own or not routers else ():
-            site.start, site.path = start, start + site.path
+            site.start, site.path, site.stage = start, start + site.path, stages[number]
             if path := inside(site.path, depths):
                 site.depth, site.is_placed = depths[path], True
             found.append(site)
@@ -69,6 +70,9 @@ def unite(everyone: Sequence[Sequence[Site]], rank: int) -> list[Site]:
         first = found.setdefault(key, site)
         if first.num_experts != site.num_experts or number in holders[key]:
             raise different(site.path, f"another router on rank {holders[key][0]}")
+        if first.stage != site.stage:
+            places = f"stages {first.stage} and {site.stage}"
+            raise different(site.path, f"one path in {places} of the pipeline")
         holders[key].append(number)
         if number == rank:  # all ranks treat it as the first that holds it
             found[key], site.is_placed = site, first.is_placed
@@ -117,6 +121,10 @@ def expert_ranks(sites: Sequence[Site]) -> int:
         own = setting((site.block, site.experts), ("num_local_experts",), is_size)
         parts.append(site.num_experts // (own or site.num_experts))
     return max(parts)
+
+
+def _given(model: Any) -> Sequence[Any]:
+    return model if isinstance(model, list | tuple) else [model]
 
 
 def _unwrapped(model: Any) -> Any:

@@ -296,19 +296,20 @@ class Small(nn.Module):
         return hidden
 
 
-def compiled(kind: str, folder: Path, rank: int) -> None:
-    """What rank 1 compiles: its layer, or its whole stage before or after ``attach``."""
-    module: Any = Small(rank)
-    layer, options = module.layers[str(rank)], {"backend": "eager", "fullgraph": True}
+def small(kind: str, folder: Path, rank: int) -> None:
+    """Rank 1 compiles its layer, or its whole stage before or after ``attach``; or all stages have
+    equal paths and weights."""
+    number = 0 if kind == "equal stages" else rank
+    module: Any = Small(number)
+    layer, options = module.layers[str(number)], {"backend": "eager", "fullgraph": True}
     if kind == "compiled layer" and rank == 1:
         layer.compile(**options)
     is_whole = kind == "compiled stage" and rank == 1
     given = torch.compile(module, **options) if is_whole else module
     stage = pipelining.PipelineStage(given, rank, 4, torch.device("cpu"))
     schedule = pipelining.ScheduleGPipe(stage, BATCHES, loss_fn=lambda out, _: out.square().mean())
-    own = {f"layers.{rank}.gate": ADAPTER}
     try:
-        probe = attach(stage, folder, routers=own)
+        probe = attach(stage, folder, routers={f"layers.{number}.gate": ADAPTER})
     except ValueError as error:
         sys.stderr.write(f"{kind}: {error}\n")
         return
@@ -328,7 +329,7 @@ CASES: dict[str, Any] = {
     **dict.fromkeys(("data", "experts"), combined),
     **dict.fromkeys(("context", "tensor", "sequence", "told"), flat),
     **dict.fromkeys(("mask given", "mask of the first"), masked),
-    **dict.fromkeys(("compiled layer", "compiled stage", "compiled later"), compiled),
+    **dict.fromkeys(("compiled layer", "compiled stage", "compiled later", "equal stages"), small),
     **dict.fromkeys(("same names", "depths", "fails", "falls behind"), wrong),
 }
 

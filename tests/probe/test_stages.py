@@ -151,6 +151,13 @@ def test_a_stage_that_is_compiled_after_attach_is_not_counted_and_named(few: Tra
     assert [errors.count("compiled as a whole") for errors in few.errors] == [1, 2, 1, 1]
 
 
+def test_stages_of_equal_paths_and_weights_are_no_replicas(few: Trained) -> None:
+    for errors in few.errors:
+        text = "equal stages: layers.0.gate has one path in stages 0 and 1 of the pipeline: "
+        assert errors.count(text) == 1
+    assert not (few.folder / "equal stages").exists()
+
+
 def test_given_depths_make_them_rows_of_one_model(few: Trained) -> None:
     (run,) = records(few.folder / "depths", "run")
     assert run["model"]["layer_names"] == LAYERS
