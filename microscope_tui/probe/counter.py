@@ -53,8 +53,9 @@ class Call(NamedTuple):
     """True for tokens with loss; ``None`` where that is unknown."""
 
     @classmethod
-    def of(cls, site: Site, place: int, choice: Choice, logits_TE: Tensor | None) -> Call:
-        """Copies, because the model may change its tensors later; without gradients enabled."""
+    def of(cls, site: Site, choice: Choice, logits_TE: Tensor | None) -> Call:
+        """Copies, because the model may change its tensors later; without gradients enabled.
+        Its key follows with ``placed``."""
         ids_TK = choice.ids_TK.reshape(-1, choice.ids_TK.shape[-1]).to(torch.int64, copy=True)
         kind = None if site.scores is None else site.scores.kind
         if kind is None or logits_TE is None:
@@ -64,7 +65,7 @@ class Call(NamedTuple):
             logits_TE = logits_TE.clone() if len(logits_TE) == len(ids_TK) else None
         bias_E = None if logits_TE is None or not site.plain_choice else site.bias()
         return cls(
-            (place, 0),
+            (-1, 0),
             site.num_experts,
             kind,
             site.plain_choice,

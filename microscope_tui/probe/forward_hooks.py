@@ -62,10 +62,20 @@ class _Hook:
 
 
 class _Seen(NamedTuple):
-    place: int
     own_T: Tensor | None
     """Places of its tokens in the batch, where the site knows them."""
     call: Call
+
+
+class _Watched:
+    """A router in a pass, with nothing that compiled code would depend on and layers differ in:
+    layers of one class then share what is compiled, as they do without the probe."""
+
+    def __init__(self, site: Site, place: int) -> None:
+        self.site, self.place = site, place
+        self.seen: list[_Seen] = []
+        self.scored: Any = None
+        """Logits, until the router itself is seen."""
 
 
 class ForwardHooks:
@@ -107,9 +117,8 @@ class ForwardHooks:
         self._is_compiled_stage = False
         self._may_be_stage = dist.is_available() and dist.is_initialized()
         self._inside = 0
-        self._seen: list[_Seen] = []
+        self._watched = [_Watched(site, place) for place, site in enumerate(sites)]
         self._seen_bytes = 0
-        self._outputs: dict[int, tuple[int, Any]] = {}  # and where the logits are
         self._counted: dict[int, tuple[Counted, tuple[Any, ...]]] = {}
         self._handles: list[Any] = []
         self._install()
@@ -119,11 +128,15 @@ class ForwardHooks:
         self._inside, self._batch = 0, None  # also after a pass that Ctrl-C ended
         self.spoiled = False
         self.mask = None
-        self._seen, self._seen_bytes = [], 0
-        self._outputs.clear()
+        self._forget()
+        self._seen_bytes = 0
         self.calls.clear()
         if self.losses is not None:
             self.losses.reset()
+
+    def _forget(self) -> None:
+        for one in self._watched:
+            one.seen, one.scored = [], None
 
     def detach(self) -> None:
         for handle in self._handles:
@@ -146,36 +159,38 @@ class ForwardHooks:
             enter = partial(self._enter, argument_names(model))
             self.hook(model.register_forward_pre_hook, enter, with_kwargs=True)
             self.hook(model.register_forward_hook, self._leave, always_call=True)
-        for place, site in enumerate(self.sites):
+        for one in self._watched:
+            site = one.site
             if not site.here:
                 continue
             for module, pre_hook in site.pre_hooks:
                 self.hook(module.register_forward_pre_hook, pre_hook, with_kwargs=True)
             if site.before:
-                see = self._for(place, self._see_arguments)
+                see = self._for(one, self._see_arguments)
                 self.hook(site.module.register_forward_pre_hook, see, with_kwargs=True)
             else:
-                self._after(site.module, place, self._see)
+                self._after(site.module, one, self._see)
             scores = site.scores
             if scores is not None and scores.index is not None:  # it runs before the one above
-                take = partial(self._take_output, scores.index, place)
+                take = partial(self._take_output, scores.index, one)
                 self.hook(scores.module.register_forward_hook, take, prepend=True)
             if self._saliency and site.experts is not None:
-                self._after(site.experts, place, self._measure_norms)
+                self._after(site.experts, one, self._measure_norms)
 
-    def _after(self, module: nn.Module, place: int, call: Callable[..., None]) -> None:
-        self.hook(module.register_forward_hook, self._for(place, call), prepend=True)
+    def _after(self, module: nn.Module, one: _Watched, call: Callable[..., None]) -> None:
+        self.hook(module.register_forward_hook, self._for(one, call), prepend=True)
 
     def hook(self, register: Any, call: Callable[..., None], **options: Any) -> None:
         self._handles.append(register(_Hook(call), **options))
 
-    def _for(self, place: int, call: Callable[..., None]) -> Callable[..., None]:
+    def _for(self, one: _Watched, call: Callable[..., None]) -> Callable[..., None]:
         def hook(*args: Any) -> None:
             if self._batch is None:
-                inside = self._inside or _in_backward()
+                # Compiled code does not show whether a backward pass runs a layer again.
+                inside = torch.compiler.is_compiling() or self._inside or _in_backward()
                 self.outside += self.on and torch.is_grad_enabled() and not inside
                 return
-            self.attempt(call, place, *args)
+            self.attempt(call, one, *args)
 
         return hook
 
@@ -225,7 +240,7 @@ class ForwardHooks:
                 return
             self.attempt(self._place)
             self._batch = None
-            self._outputs.clear()
+            self._forget()
             if self._compiled:  # a replayed graph writes its tensors again
                 self.attempt(self.calls.count)
             if not compiling and hasattr(output, "aux_loss"):
@@ -236,8 +251,8 @@ class ForwardHooks:
 
     def _discard(self, batch: Batch) -> None:
         """Forget a pass that raised: out of memory, its batch may come again in parts."""
-        self._seen, self._batch = [], None
-        self._outputs.clear()
+        self._batch = None
+        self._forget()
         self.passes -= 1
         self.spoiled = self.spoiled or batch.is_counted
 
@@ -259,9 +274,10 @@ class ForwardHooks:
         self.calls.count()
 
     def _place(self) -> None:
-        seen, self._seen = self._seen, []
-        for one in seen:
-            self.calls.add(self._placed(one))
+        for one in self._watched:
+            seen, one.seen = one.seen, []
+            for each in seen:
+                self.calls.add(self._placed(one, each))
 
     def _check_rows(self, batch: Batch) -> None:
         """Fail if a router saw only some of the tokens, of a sequence that is split over ranks."""
@@ -276,44 +292,40 @@ class ForwardHooks:
                 what = f"{site.name} ({site.path}) saw {rows % of_batch} of {of_batch} tokens"
                 self.fail(ValueError(f"{what} of the batch: it is not known which these are"))
 
-    def _take_output(self, index: int, place: int, module: Any, args: Any, output: Any) -> None:
+    def _take_output(self, index: int, one: _Watched, module: Any, args: Any, output: Any) -> None:
         if self._batch is not None:
-            self._outputs[place] = index, output
+            one.scored = output[index] if isinstance(output, tuple | list) else output
 
     def _see_arguments(
-        self, place: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, one: _Watched, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         if kwargs:
             names = argument_names(module)
             args = (*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs))
-        self._see(place, module, args, None)
+        self._see(one, module, args, None)
 
-    def _see(self, place: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        site = self.sites[place]
-        if torch.compiler.is_compiling():
-            self._compiled = True  # only written: code compiled with its value would be made twice
+    def _see(self, one: _Watched, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        site = one.site
         choice = site.read(module, args, output)
-        index, scored = self._outputs.pop(place, (0, None))
-        logits = scored[index] if isinstance(scored, tuple | list) else scored
+        logits = one.scored
+        one.scored = None
         if choice.logits_TE is not None:
             logits = choice.logits_TE
-        call = Call.of(site, place, choice, logits)
+        call = Call.of(site, choice, logits)
         if not (rows := len(call.ids_TK)):
             return
         own_T = None
         if site.own_rows is not None and (own_N := site.own_rows()) is not None:
             # Without waiting for the device: the number of rows is known from the call.
             own_T = torch.nonzero_static(own_N.reshape(-1), size=rows)[:, 0]
-        seen = _Seen(place, own_T, call)
+        seen = _Seen(own_T, call)
         if self.tracer is None and not self._saliency:
-            self._seen.append(seen)
-            self._seen_bytes += call.bytes
-            if self._seen_bytes > WAITING_BYTES:
-                self.count()
+            one.seen.append(seen)
+            self._limit(call.bytes)
             return
         assert self._batch is not None
         self._batch.is_counted = True
-        self.calls.add(self._placed(seen))
+        self.calls.add(self._placed(one, seen))
         (counted,) = self.calls.count()
         weights_TK = choice.weights_TK
         if self.tracer is not None:
@@ -321,14 +333,23 @@ class ForwardHooks:
         if self._saliency and weights_TK is not None:
             counted.tally.add_values(WEIGHTS, weights_TK, counted.slots_LTK)
             if site.experts is not None:  # otherwise these activations stay
-                self._counted[place] = counted, args
+                self._counted[one.place] = counted, args
 
-    def _placed(self, seen: _Seen) -> Call:
+    def _limit(self, more: int) -> None:
+        """Count what waits if it is too much; of compiled code, all at the end of the pass."""
+        if torch.compiler.is_compiling():
+            self._compiled = True  # and not read: another value would be compiled again
+            return
+        self._seen_bytes += more
+        if self._seen_bytes > WAITING_BYTES:
+            self.count()
+
+    def _placed(self, one: _Watched, seen: _Seen) -> Call:
         """With its pass through the router, and what is known of its tokens."""
-        call, batch, site = seen.call, self._batch, self.sites[seen.place]
+        call, batch, site, place = seen.call, self._batch, one.site, one.place
         assert batch is not None
         rows = len(call.ids_TK)
-        number, at = self._rows_of(batch, seen, rows)
+        number, at = self._rows_of(batch, one, seen, rows)
         real_T, loss_T = call.real_T, None
         if at is not None:
             masks = batch.real(site.stack), batch.loss(site.stack)
@@ -336,12 +357,12 @@ class ForwardHooks:
         if real_T is not None:
             if len(real_T) != rows:
                 raise ValueError(f"a mask of {len(real_T)} tokens for {rows}: see Probe.mask")
-            self.padded.add(seen.place)
-        return call.placed((seen.place, number), real_T, loss_T)
+            self.padded.add(place)
+        return call.placed((place, number), real_T, loss_T)
 
-    def _rows_of(self, batch: Batch, seen: _Seen, rows: int) -> tuple[int, Any]:
+    def _rows_of(self, batch: Batch, one: _Watched, seen: _Seen, rows: int) -> tuple[int, Any]:
         """Which pass through the site this is, and its rows of the batch; ``None`` if unknown."""
-        place, site = seen.place, self.sites[seen.place]
+        place, site = one.place, one.site
         if seen.call.real_T is not None or not site.sees_text:
             return 0, None
         of_batch = batch.rows(site.stack)
@@ -362,9 +383,9 @@ class ForwardHooks:
         start = before % of_batch  # a layer may take its tokens in pieces
         return before // of_batch, slice(start, start + rows)
 
-    def _measure_norms(self, place: int, module: nn.Module, args: Any, output: Any) -> None:
+    def _measure_norms(self, one: _Watched, module: nn.Module, args: Any, output: Any) -> None:
         """Of what every chosen expert returns, before it is weighted."""
-        found = self._counted.pop(place, None)
+        found = self._counted.pop(one.place, None)
         if found is None:
             return
         counted, args = found
@@ -376,8 +397,8 @@ class ForwardHooks:
                 for k in range(ids_TK.shape[-1])
             ]
         except Exception as error:  # some do not take a single choice: only the norms are lost
-            self.sites[place].experts = None
-            _logger.warning("no mean_output_norm of %s: %r", self.sites[place].name, error)
+            one.site.experts = None
+            _logger.warning("no mean_output_norm of %s: %r", one.site.name, error)
             return
         counted.tally.add_values(NORMS, torch.stack(norms, dim=-1), counted.slots_LTK)
 

@@ -1,6 +1,7 @@
 """Calls of routers that are counted together, against the same calls counted one by one."""
 
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from microscope_tui.probe import attach, forward_hooks as hooks
 from microscope_tui.probe.counter import Call, Calls
@@ -55,7 +57,7 @@ def totals(made_calls: list[Made], *, one_by_one: bool) -> dict[Any, tuple[Tenso
     """Everything that was summed and the largest logit, of every router and pass."""
     calls = Calls()
     for key, choice, real_T in made_calls:
-        call = Call.of(SITES[key[0]], key[0], choice, choice.logits_TE)
+        call = Call.of(SITES[key[0]], choice, choice.logits_TE)
         calls.add(call.placed(key, real_T, None))
         if one_by_one:
             calls.count()
@@ -83,7 +85,7 @@ def test_a_call_keeps_what_the_model_chose_and_not_what_it_writes_there_later() 
     ids_TK, kept_TK = torch.tensor([[0, 1], [2, 3]]), torch.ones(2, 2, dtype=torch.bool)
     logits_TE, bias_E = torch.randn(2, 5), SITES[1].module.e_score_correction_bias
     choice, calls = Choice(ids_TK, logits_TE=logits_TE, kept_TK=kept_TK), Calls()
-    calls.add(Call.of(SITES[1], 1, choice, logits_TE))
+    calls.add(Call.of(SITES[1], choice, logits_TE).placed((1, 0), None, None))
     expected = totals([((1, 0), choice, None)], one_by_one=True)[1, 0]
     for tensor in (ids_TK, kept_TK, logits_TE, bias_E):
         tensor.zero_()
@@ -101,7 +103,7 @@ def test_calls_that_are_too_large_to_wait_are_counted_before_the_step_ends(
 
     def forward(block: Block, x_BSD: Tensor) -> Tensor:
         output = run(block, x_BSD)
-        waiting.append(len(probe.hooks._seen))
+        waiting.append(sum(len(one.seen) for one in probe.hooks._watched))
         return output
 
     monkeypatch.setattr(Block, "forward", forward)
@@ -138,12 +140,39 @@ def test_a_compiled_model_is_counted_when_the_number_of_tokens_changes(tmp_path:
     assert sums(tmp_path) == [[2 * length * TOP_K] * 2 for length in (12, 16, 20)]
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch reads it, to compile
+@pytest.mark.parametrize("checkpoints", ["none", "reentrant", "not reentrant"])
+def test_layers_share_what_is_compiled_as_they_do_without_the_probe(
+    checkpoints: str, tmp_path: Path, caplog: Any
+) -> None:
+    """Code of its own for each layer ends a training that is compiled with ``fullgraph``."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    with watched(tmp_path) as (model, probe):
+        for block in [*model.layers][1:]:
+            block.compile(backend=backend, fullgraph=True)
+            if checkpoints != "none":
+                again = partial(checkpoint, use_reentrant=checkpoints == "reentrant")
+                block._compiled_call_impl = partial(again, block._compiled_call_impl)
+        for step in range(3):
+            for seed in range(2):
+                model(tokens(seed=2 * step + seed)).sum().backward()
+            probe.step()
+    assert sums(tmp_path) == [[2 * PAIRS] * 2] * 3
+    assert len(graphs) == (1 if checkpoints == "none" else 2)  # a backward pass counts nothing
+    assert "routers run outside" not in caplog.text
+
+
 def test_no_output_of_a_router_is_kept_outside_of_a_counted_pass(tmp_path: Path) -> None:
     """It would keep the graph that made it."""
     model, ids_BS = small_mixtral().train(), torch.arange(16).view(2, 8)
     with attach(model, tmp_path, every=2) as probe:
         for _ in range(2):  # the second one counts
             model(ids_BS)
-            assert not probe.hooks._outputs
+            assert not any(one.scored for one in probe.hooks._watched)
             probe.step()
         assert not probe.hooks.problem
