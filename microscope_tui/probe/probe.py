@@ -32,7 +32,7 @@ from microscope_tui.probe.losses import grad_squares
 from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.recorder import RunRecorder, TrainingLog
 from microscope_tui.probe.sites import Site
-from microscope_tui.probe.stages import check_replicas, expert_ranks, mark_of
+from microscope_tui.probe.stages import check_replicas, check_sums, expert_ranks, mark_of, marks_of
 from microscope_tui.probe.step_sums import (
     EXTRA,
     Layout,
@@ -46,6 +46,9 @@ from microscope_tui.probe.still import Looks
 from microscope_tui.runlog import LOG_NAME
 
 _logger = logging.getLogger(__name__)
+_COMPARED = (2, 3)
+"""Logged steps that compare replicas again: before the rate of a warm-up from 0 has moved them,
+stages that are built with one seed are equal."""
 claimed: WeakValueDictionary[Path, Probe] = WeakValueDictionary()
 """The probe that writes to a run folder, which is closed to others until it is detached."""
 
@@ -93,6 +96,8 @@ class Probe:
         self._stop_requested = False
         self._logged = 0
         """The latest step that is summed."""
+        self._number = 0
+        """Logged steps of this probe."""
         self.is_over = False
         """The ranks are not together any more: nothing is counted or summed."""
         self.hooks, self._model = ForwardHooks(modules, sites, mode, saliency, ranks), modules[0]
@@ -236,6 +241,8 @@ class Probe:
             extra[0] = 1.0
             extra = torch.cat([extra, self._biases(layout, extra.device)])
             vector = layout.vector((), extra, ranks.rank, ranks.size)
+        self._number += 1
+        vector = torch.cat([vector, self._marks(vector.device)])
         self._together(ranks.start, vector, self._step)
         now = time.perf_counter()
         self._seconds = (now - self._tick) / max(1, self._step - self._timed_step)
@@ -290,6 +297,15 @@ class Probe:
                 found_E[: row.num_experts] = torch.nan if own is None else own
         return found_LE.flatten()
 
+    def _marks(self, device: torch.device) -> Tensor:
+        """See ``marks_of``; zeros in a step in which replicas are not compared."""
+        found: Tensor | None = None
+        if self._number in _COMPARED and self.ranks.size > 1:
+            found = self.hooks.attempt(marks_of, self.sites, device)
+        if found is None:
+            found = torch.zeros(3 * len(self.sites), dtype=torch.float64, device=device)
+        return found
+
     def _read_sum(self) -> None:
         """Read the sum of the last logged step; on rank 0, write its line."""
         if self._sum is None or self.layout is None:
@@ -297,6 +313,9 @@ class Probe:
         vector, losses, scalars = self._sum
         self._sum = None
         self._together(self.ranks.finish)
+        vector, marks = vector.tensor_split([-3 * len(self.sites)])
+        if self._number in _COMPARED:
+            self._together(check_sums, self.sites, marks)
         if self.is_over:
             return
         hooks, layout = self.hooks, self.layout

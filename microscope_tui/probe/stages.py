@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from microscope_tui.probe.find_routers import sites_in
 from microscope_tui.probe.forward_hooks import COMPILED_STAGE
 from microscope_tui.probe.ranks import along
 from microscope_tui.probe.sites import Adapter, Site, is_size, setting
+from microscope_tui.probe.step_sums import shortened
 from microscope_tui.probe.weights import inside, local_part
 
 _EXPERTS = ("ep", "expert", "experts", "expert_parallel")
@@ -104,13 +105,45 @@ def check_replicas(sites: Sequence[Site], marks: Sequence[Sequence[Any]]) -> Non
 def mark_of(site: Site) -> Any:
     """The sum of a router's bits, or the ranks that have a part of it each; ``None`` if this rank
     holds no matrix of it."""
-    weights = () if site.router is None else site.router.parameters()
-    weight: Any = next((one for one in weights if one.dim() > 1 and one.numel()), None)
+    weight = _matrix_of(site)
     if weight is None:
         return None
-    if any(placement.is_shard() for placement in getattr(weight, "placements", ())):
+    if _is_sharded(weight):
         return tuple(weight.device_mesh.mesh.flatten().tolist())
-    return int(local_part(weight).flatten().view(torch.int16).sum())
+    return int(_bits_of(weight))
+
+
+def marks_of(sites: Sequence[Site], device: torch.device) -> Tensor:
+    """``[S · 3]``, of every router: whether this rank has a whole matrix, 20 bits of its sum, and
+    their square. Their sums over ranks show whether all are equal, see ``check_sums``."""
+    marks_S3 = torch.zeros(len(sites), 3, dtype=torch.float64, device=device)
+    for mark_3, site in zip(marks_S3, sites, strict=True):
+        weight = _matrix_of(site)
+        if weight is not None and not _is_sharded(weight):
+            mark = (_bits_of(weight) % 2**20).to(mark_3)
+            mark_3.copy_(torch.stack([torch.ones_like(mark), mark, mark * mark]))
+    return marks_S3.flatten()
+
+
+def check_sums(sites: Sequence[Site], marks: Tensor) -> None:
+    """``ValueError``: routers of one depth and path differ, by the sum of ``marks_of``."""
+    for site, (number, total, squares) in zip(sites, marks.view(-1, 3).tolist(), strict=True):
+        if int(number) * int(squares) != int(total) ** 2 and not site.is_placed:
+            ranks = shortened([*map(str, site.holders)])
+            raise different(site.path, f"weights that are not the same on ranks {ranks}")
+
+
+def _matrix_of(site: Site) -> Any:
+    weights = () if site.router is None else site.router.parameters()
+    return next((one for one in weights if one.dim() > 1 and one.numel()), None)
+
+
+def _is_sharded(weight: Any) -> bool:
+    return any(placement.is_shard() for placement in getattr(weight, "placements", ()))
+
+
+def _bits_of(weight: Any) -> Tensor:
+    return local_part(weight).flatten().view(torch.int16).sum()
 
 
 def expert_ranks(sites: Sequence[Site]) -> int:

@@ -282,6 +282,21 @@ def wrong(kind: str, folder: Path, rank: int) -> None:
     sys.stderr.write(f"{kind}: trained {step} steps\n")
 
 
+def warms_up(kind: str, folder: Path, rank: int) -> None:
+    """Every rank trains the same weights alone; the first steps, their number in ``kind``, leave
+    them as they are."""
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with attach(model, folder, routers=ROUTERS) as probe:
+        for step in range(1, 6):
+            optimizer.param_groups[0]["lr"] = 0.1 * (step > int(kind[-1]))
+            optimizer.zero_grad()
+            model(batch(4 * step + rank) % VOCABULARY_HERE).square().mean().backward()
+            optimizer.step()
+            probe.step()
+    sys.stderr.write(f"{kind}: trained {step} steps\n")
+
+
 class Small(nn.Module):
     """One layer, under its number."""
 
@@ -330,6 +345,7 @@ CASES: dict[str, Any] = {
     **dict.fromkeys(("context", "tensor", "sequence", "told"), flat),
     **dict.fromkeys(("mask given", "mask of the first"), masked),
     **dict.fromkeys(("compiled layer", "compiled stage", "compiled later", "equal stages"), small),
+    **dict.fromkeys(("warm-up 1", "warm-up 2", "warm-up 3"), warms_up),
     **dict.fromkeys(("same names", "depths", "fails", "falls behind"), wrong),
 }
 

@@ -158,6 +158,22 @@ def test_stages_of_equal_paths_and_weights_are_no_replicas(few: Trained) -> None
     assert not (few.folder / "equal stages").exists()
 
 
+@pytest.mark.parametrize("still", [1, 2])
+def test_equal_weights_that_a_warm_up_leaves_so_are_looked_at_again(
+    still: int, few: Trained
+) -> None:
+    case = f"warm-up {still}"
+    assert [line["step"] for line in records(few.folder / case)] == [*range(1, still + 1)]
+    for errors in few.errors:
+        assert f"{case}: trained 5 steps" in errors
+        text = "layers.1.gate has weights that are not the same on ranks 0, 1, 2, 3: different"
+        assert errors.count(text) == 2
+
+
+def test_later_differences_are_not_looked_for(few: Trained) -> None:
+    assert len(records(few.folder / "warm-up 3")) == 5
+
+
 def test_given_depths_make_them_rows_of_one_model(few: Trained) -> None:
     (run,) = records(few.folder / "depths", "run")
     assert run["model"]["layer_names"] == LAYERS
