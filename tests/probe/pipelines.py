@@ -282,12 +282,16 @@ def wrong(kind: str, folder: Path, rank: int) -> None:
     sys.stderr.write(f"{kind}: trained {step} steps\n")
 
 
+WARM_UPS = ("warm-up 1", "warm-up 2", "warm-up 3", "given depths, warm-up 1")
+
+
 def warms_up(kind: str, folder: Path, rank: int) -> None:
     """Every rank trains the same weights alone; the first steps, their number in ``kind``, leave
     them as they are."""
     model = Model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    with attach(model, folder, routers=ROUTERS) as probe:
+    depths = {"layers.1": 1, "layers.2": 2} if "given depths" in kind else None
+    with attach(model, folder, routers=ROUTERS, depths=depths) as probe:
         for step in range(1, 6):
             optimizer.param_groups[0]["lr"] = 0.1 * (step > int(kind[-1]))
             optimizer.zero_grad()
@@ -345,7 +349,7 @@ CASES: dict[str, Any] = {
     **dict.fromkeys(("context", "tensor", "sequence", "told"), flat),
     **dict.fromkeys(("mask given", "mask of the first"), masked),
     **dict.fromkeys(("compiled layer", "compiled stage", "compiled later", "equal stages"), small),
-    **dict.fromkeys(("warm-up 1", "warm-up 2", "warm-up 3"), warms_up),
+    **dict.fromkeys(WARM_UPS, warms_up),
     **dict.fromkeys(("same names", "depths", "fails", "falls behind"), wrong),
 }
 

@@ -170,8 +170,9 @@ def test_equal_weights_that_a_warm_up_leaves_so_are_looked_at_again(
         assert errors.count(text) == 2
 
 
-def test_later_differences_are_not_looked_for(few: Trained) -> None:
-    assert len(records(few.folder / "warm-up 3")) == 5
+@pytest.mark.parametrize("case", ["warm-up 3", "given depths, warm-up 1"])
+def test_later_differences_and_those_of_given_depths_end_nothing(case: str, few: Trained) -> None:
+    assert len(records(few.folder / case)) == 5
 
 
 def test_given_depths_make_them_rows_of_one_model(few: Trained) -> None:
