@@ -8,8 +8,10 @@ incomplete.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
+import os
 import resource
 import sys
 import time
@@ -29,7 +31,7 @@ from microscope_tui.probe.header import AuxLoss, check_settings, describe, profi
 from microscope_tui.probe.judge import Alert
 from microscope_tui.probe.log_lock import unlock_log
 from microscope_tui.probe.losses import grad_squares
-from microscope_tui.probe.ranks import Ranks
+from microscope_tui.probe.ranks import EXIT_S, Ranks
 from microscope_tui.probe.recorder import RunRecorder, TrainingLog
 from microscope_tui.probe.sites import Site
 from microscope_tui.probe.stages import check_replicas, check_sums, expert_ranks, mark_of, marks_of
@@ -94,6 +96,7 @@ class Probe:
         self._sum: tuple[Tensor, Mapping[str, Any], Mapping[str, Any]] | None = None
         """Of the last logged step, until it is read; its losses, and other numbers of its line."""
         self._stop_requested = False
+        self._owner = os.getpid()
         self._logged = 0
         """The latest step that is summed."""
         self._number = 0
@@ -206,6 +209,18 @@ class Probe:
             self._log.end(self._step, reason)
             self._log = None
         self._unlock()
+
+    def read_last_sum(self) -> None:
+        """At the end of a program without ``detach``: the last step is in the log, too."""
+        # After an exception other ranks may never come; in a fork they never do.
+        if self._sum is None or hasattr(sys, "last_value") or os.getpid() != self._owner:
+            return
+        self.ranks.limit_s = EXIT_S
+        self.state_dict()
+
+    def __del__(self) -> None:
+        """Forgotten, for example at the end of the function that has trained."""
+        self.read_last_sum()
 
     def verdict(self) -> str:
         """The verdict so far, on a few lines; empty without one."""
@@ -383,6 +398,8 @@ class Probe:
             for event in self._early:
                 self._log.event(*event)
             self._early.clear()
+            atexit.unregister(_read_last_sums)  # again: it comes before the log is closed
+            atexit.register(_read_last_sums)
         self._log.step(record)
         for alert in self._log.alerts():
             if alert.rule != "LINT" or setting_of(alert) not in self._warned:
@@ -475,6 +492,11 @@ class Probe:
         )
 
 
+def _read_last_sums() -> None:
+    for probe in list(claimed.values()):
+        probe.read_last_sum()
+
+
 def _now(values: Mapping[str, Any]) -> dict[str, Any]:
     """As they are: the trainer may change its tensors before the line is written."""
     return {n: v.detach().clone() if isinstance(v, Tensor) else v for n, v in values.items()}
@@ -490,3 +512,6 @@ def _memory_bytes() -> int:
         return int(torch.cuda.max_memory_allocated())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+atexit.register(_read_last_sums)

@@ -7,6 +7,7 @@ because another counts the same tokens or its probe has failed, takes part with 
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import pickle
 import zlib
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 LIMIT_S = 60
 """Seconds that a rank waits for the others."""
+EXIT_S = 5
+"""The same where nothing follows: at the end of the program."""
 _SAME_TOKENS = ("tp", "tensor", "tensor_parallel", "tensor_model_parallel", "model")
 """Names of mesh dimensions along which ranks see the same tokens, or parts of the same sequence."""
 _STOP = "stop"
@@ -39,8 +42,12 @@ class Ranks:
         self.given = counts
         self.counting = 1
         """Ranks that count, if no router sees only a part of a sequence."""
+        self.limit_s: int | None = None
+        """Instead of ``LIMIT_S``."""
         if self.size > 1:
             self._group = dist.new_group(backend="gloo")
+            # The program ends without destroying it, which would wait for a pending sum.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._group))
             home: Any = dist.distributed_c10d
             store = home._get_default_store()
             self._store = home.PrefixStore(f"moe-microscope/{next(_numbers)}", store)
@@ -64,7 +71,7 @@ class Ranks:
         """
         if self.size == 1:
             return
-        for _ in range(LIMIT_S):
+        for _ in range(self.limit_s or LIMIT_S):
             try:
                 self._work.wait(timedelta(seconds=1))
                 return
@@ -82,7 +89,7 @@ class Ranks:
         steps = [int(self._store.get(str(rank))) for rank in range(self.size)]
         behind = [f"rank {rank} (step {own})" for rank, own in enumerate(steps) if own < step]
         return (
-            f"step {step} is not summed after {LIMIT_S} s, these ranks are behind: "
+            f"step {step} is not summed after {self.limit_s or LIMIT_S} s, these ranks are behind: "
             f"{', '.join(behind[:8]) or 'none'}; call probe.step on every rank, every step"
         )
 
