@@ -203,12 +203,15 @@ class Probe:
         """
         self.hooks.detach()
         self._read_sum()
-        self.is_over, self.hooks.on = True, False
+        was_over, self.is_over = self.is_over, True
+        self.hooks.on = False
         claimed.pop(self.folder, None)
         if self._log is not None:
             self._log.end(self._step, reason)
             self._log = None
         self._unlock()
+        if not was_over:
+            self.ranks.give_back()
 
     def read_last_sum(self) -> None:
         """At the end of a program without ``detach``: the last step is in the log, too."""

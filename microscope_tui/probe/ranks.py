@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import logging
 import pickle
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -27,6 +29,7 @@ _SAME_TOKENS = ("tp", "tensor", "tensor_parallel", "tensor_model_parallel", "mod
 _STOP = "stop"
 """Key in the store: why the ranks do not wait any more."""
 _T = TypeVar("_T")
+_logger = logging.getLogger(__name__)
 _numbers = itertools.count()
 
 
@@ -42,6 +45,8 @@ class Ranks:
         self.given = counts
         self.counting = 1
         """Ranks that count, if no router sees only a part of a sequence."""
+        self._group: Any = None
+        self._work: Any = None
         self.limit_s: int | None = None
         """Instead of ``LIMIT_S``."""
         if self.size > 1:
@@ -83,6 +88,23 @@ class Ranks:
         else:
             self._store.set(_STOP, self._behind())
         raise RuntimeError(self._store.get(_STOP).decode())
+
+    def give_back(self) -> None:
+        """End the group of the sums, once all ranks have read the last one; after ``EXIT_S`` it is
+        left. Not to be called while a sum is pending: its end would wait for that."""
+        if self.size == 1:
+            return
+        try:
+            if self._store.add("read", 1) == self.size:
+                self._store.set("all have read", "")
+            self._store.wait(["all have read"], timedelta(seconds=EXIT_S))
+        except RuntimeError as error:
+            _logger.info("the gloo group of the probe is left: %s", error)
+            return
+        with suppress(ValueError):  # the program has destroyed all groups
+            dist.destroy_process_group(self._group)
+        ctypes.pythonapi.Py_DecRef(ctypes.py_object(self._group))
+        self._group = self._work = None
 
     def _behind(self) -> str:
         step = self._step

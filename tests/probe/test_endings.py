@@ -9,13 +9,15 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch.distributed as dist
 
-from microscope_tui.probe import attach, probe as probe_module
+from microscope_tui.probe import attach, probe as probe_module, ranks
 from tests.forked import ForkServer, Program
 from tests.probe.layers import ROUTERS, Model, records, tokens
 
@@ -81,7 +83,73 @@ def raises(model: Any, probe: Any, rank: int) -> None:
     time.sleep(600)
 
 
-ENDS = {"late": late, "destroyed": destroyed, "missed": missed, "raises": raises, "forked": forked}
+def held() -> tuple[int, int]:
+    """File descriptors and threads of this process."""
+    return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+
+def detached(model: Any, probe: Any, rank: int) -> None:
+    """``attach`` again and again leaves nothing; rank 1 reads the last sum later than rank 0."""
+    probe.detach()
+    folder, end = probe.folder.parent, dist.destroy_process_group
+    before = held()
+    for number in range(3):
+        has_read = folder / f"read{number}"
+
+        def destroy(group: Any, has_read: Path = has_read) -> None:
+            assert has_read.exists()
+            end(group)
+
+        with (
+            attach(model, folder / "again", routers=ROUTERS) as again,
+            mock.patch.object(dist, "destroy_process_group", destroy),
+        ):
+            take_step(model, again)
+            take_step(model, again)
+            if rank:
+                time.sleep(0.3)
+                has_read.touch()
+            again.detach()
+    attach(model, folder / "unused", routers=ROUTERS).detach()
+    wait_until(lambda: held() == before)
+    last = attach(model, folder / "unused", routers=ROUTERS)
+    take_step(model, last)
+    dist.barrier()
+    end()
+    after_all = held()
+    last.detach()
+    wait_until(lambda: held() < after_all)
+    sys.stderr.write("all is given back\n")
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    """The kernel ends threads a little later."""
+    until = time.monotonic() + 10
+    while not is_true():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def destroyed_before(model: Any, probe: Any, rank: int) -> None:
+    destroyed(model, probe, rank)
+    probe.detach()
+
+
+def fails(model: Any, probe: Any, rank: int) -> None:
+    """Rank 1 ends with an exception after two steps, while rank 0 waits for its third."""
+    ranks.LIMIT_S = ranks.EXIT_S = 1
+    with probe:
+        if rank == 0:
+            take_step(model, probe)
+        else:
+            raise KeyError("made to fail")
+    sys.stderr.write("detached\n")
+
+
+ENDS = {
+    end.__name__: end
+    for end in (late, destroyed, missed, raises, forked, detached, destroyed_before, fails)
+}
 
 
 def started(server: ForkServer, folder: Path, kind: str) -> list[Program]:
@@ -110,6 +178,33 @@ def test_the_end_waits_no_longer_for_a_rank_than_it_may(
         second.kill()
     assert [line["step"] for line in records(tmp_path / "run")] == [1, 2]
     assert ("these ranks are behind: rank 1 (step 2)" in errors) == (kind == "missed")
+
+
+def test_the_group_is_given_back_when_all_ranks_have_read_the_last_sum(
+    fork_server: ForkServer, tmp_path: Path
+) -> None:
+    programs = started(fork_server, tmp_path, "detached")
+    for errors in [program.communicate()[1] for program in programs]:
+        assert errors.endswith("all is given back\n")
+    assert len(records(tmp_path / "again")) == 6
+
+
+def test_detach_after_the_groups_were_destroyed_writes_all_and_raises_nothing(
+    fork_server: ForkServer, tmp_path: Path
+) -> None:
+    programs = started(fork_server, tmp_path, "destroyed_before")
+    assert [program.communicate()[1] for program in programs] == ["", ""]
+    assert [line["step"] for line in records(tmp_path / "run")] == [1, 2, 3]
+
+
+def test_after_an_exception_on_one_rank_detach_ends_on_all(
+    fork_server: ForkServer, tmp_path: Path
+) -> None:
+    first, second = started(fork_server, tmp_path, "fails")
+    errors = [program.communicate(timeout=60)[1] for program in (first, second)]
+    assert "detached" in errors[0]
+    assert "made to fail" in errors[1]
+    assert [line["step"] for line in records(tmp_path / "run")] == [1, 2]
 
 
 if __name__ == "__main__":
