@@ -203,8 +203,8 @@ class Probe:
         """
         self.hooks.detach()
         self._read_sum()
-        was_over, self.is_over = self.is_over, True
-        self.hooks.on = False
+        was_over = self.is_over
+        self.is_over, self.hooks.on = True, False
         claimed.pop(self.folder, None)
         if self._log is not None:
             self._log.end(self._step, reason)
