@@ -1,6 +1,7 @@
 """A training loop of your own: attach the probe, call ``probe.step`` after every optimizer step.
 
     python examples/plain_loop.py
+    torchrun --nproc-per-node 2 examples/plain_loop.py    # the same, sharded with FSDP2
 
 Trains a small Mixtral with random weights on text that comes with Python: no download. A token is
 a byte, and the auxiliary loss of transformers pools all layers, so single layers become uneven:
@@ -8,10 +9,12 @@ expect a warning about them.
 """
 
 import argparse
+import os
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import torch
+from torch.distributed.fsdp import fully_shard
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from microscope_tui.probe import attach
@@ -43,6 +46,11 @@ def main() -> None:
             router_aux_loss_coef=0.01,
         )
     )
+    if "RANK" in os.environ:  # under torchrun
+        torch.distributed.init_process_group()
+        for part in (*model.model.layers, model):
+            fully_shard(part)
+        torch.manual_seed(torch.distributed.get_rank())  # other text on every rank
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     text = torch.tensor(list("\n".join(topics.values()).encode()))
 

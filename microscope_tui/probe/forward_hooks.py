@@ -36,6 +36,8 @@ from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.sites import Site, argument_names
 
 _logger = logging.getLogger(__name__)
+MOST_AHEAD = 3
+"""How many tokens ahead a layer for multi-token prediction looks at most."""
 COMPILED_STAGE = (
     "a stage of a pipeline that is compiled as a whole does not show which of its passes train: "
     "compile its layers instead (layer.compile() for each)"
@@ -371,6 +373,10 @@ class ForwardHooks:
         before, batch.seen[place] = batch.seen[place], batch.seen[place] + rows
         if of_batch is None:
             return before // rows, None
+        ahead_T = batch.places_ahead(rows) if site.stack == "mtp" else None
+        if ahead_T is not None and before % of_batch == 0:
+            batch.seen[place] = before + of_batch
+            return before // of_batch, ahead_T
         if before % of_batch + rows > of_batch:
             if batch.real(site.stack) is None and self._ranks.tensor_size == 1:
                 return before // rows, None  # all are real, as where the model adds tokens
@@ -471,6 +477,19 @@ class Batch:
         shape = self._shape(stack) or (0, 0)
         places_BS = torch.arange(shape[0] * shape[1]).view(shape)
         return places_BS.chunk(ranks.tensor_size, dim=1)[ranks.tensor_rank].reshape(-1)
+
+    def places_ahead(self, rows: int) -> Tensor | None:
+        """Where the tokens of a layer for multi-token prediction are, if it has only ``rows``.
+
+        Such a layer takes each token together with what the model knows of one up to ``MOST_AHEAD``
+        before it, so the first tokens of every sequence are not among its rows. ``None`` for other
+        numbers of rows.
+        """
+        B, S = self._shape("mtp") or (1, 0)
+        length, rest = divmod(rows, B)
+        if rest or not max(1, S - MOST_AHEAD) <= length < S:
+            return None
+        return torch.arange(B * S).view(B, S)[:, S - length :].reshape(-1)
 
     def real(self, stack: str) -> Tensor | None:
         """Bool ``[B·S]``, false for padding; ``None`` where every token is real."""

@@ -1,12 +1,16 @@
-"""The loss of a step from the model's own outputs, over micro-batches and ranks.
+"""The numbers of a step over micro-batches and ranks: losses and norms.
 
 A model of transformers adds its auxiliary term to the loss it returns. The log has the two apart:
-the cross-entropy, and the auxiliary term without its weight.
+the cross-entropy, and the auxiliary term without its weight. What the trainer passes to ``step``
+may be a DTensor of which this rank has a part, as the norm of ``clip_grad_norm_`` under FSDP2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +18,9 @@ from torch import Tensor, nn
 
 from microscope_tui.probe.find_routers import text_config
 from microscope_tui.probe.sites import Site, setting
+
+Name = tuple[str, ...]
+"""Where a number is in a line of the log: ``("grad_norm",)``, ``("losses", "aux")``."""
 
 
 class StepLosses:
@@ -63,6 +70,132 @@ class StepLosses:
 def _part(output: Any, name: str) -> Tensor | None:
     value = output.get(name) if isinstance(output, dict) else getattr(output, name, None)
     return value if isinstance(value, Tensor) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A rank's share of one number, for a sum over ranks.
+
+    The mean of ``term`` over the ranks that have one is the number to the power of ``order``: 1, or
+    the order of a norm.
+    """
+
+    term: Tensor
+    """fp64, without dimensions."""
+    group: int
+    """Ranks whose shares make up one number; further ranks have copies of it."""
+    order: float
+
+
+class Shares:
+    """The numbers of a step of which each rank has a share: their places in the sum over ranks.
+
+    The ranks agree on them at the first logged step. A rank without a number adds zeros.
+    """
+
+    def __init__(self) -> None:
+        self._own: dict[Name, Share] = {}
+        self._places: dict[Name, tuple[int, float]] = {}
+        """Of all ranks, by name: ``group`` and ``order``."""
+        self._ranks: Counter[Name] = Counter()
+        """How many have a share of each."""
+
+    @property
+    def size(self) -> int:
+        """Numbers in ``vector``."""
+        return 2 * len(self._places)
+
+    def reset(self) -> None:
+        """Forget the shares of the last step."""
+        self._own = {}
+
+    def take(self, name: Name, value: Any) -> Any:
+        """``value`` for the line, as ``number_of`` reads it; ``None`` while it is summed."""
+        found = number_of(value)
+        if not isinstance(found, Share):
+            return found
+        self._own[name] = found
+        return None
+
+    def places(self) -> dict[Name, tuple[int, float]]:
+        """Of this rank in this step; ``agree`` takes those of all ranks."""
+        return {name: (share.group, share.order) for name, share in self._own.items()}
+
+    def agree(self, everyone: Sequence[Mapping[Name, tuple[int, float]]]) -> None:
+        """``everyone``: what ``places`` returned, by rank; the first rank that has one decides."""
+        for places in reversed(everyone):
+            self._places |= places
+            self._ranks.update(places.keys())
+
+    def strangers(self) -> list[Name]:
+        """Numbers of this step that have no place in the sum."""
+        return [name for name, place in self.places().items() if self._places.get(name) != place]
+
+    def vector(self, device: torch.device) -> Tensor:
+        """For each number the share of this rank and 1, or zeros; fp64."""
+        slots = torch.zeros(self.size, dtype=torch.float64, device=device)
+        strangers = self.strangers()
+        for place, name in enumerate(self._places):
+            if name in self._own and name not in strangers:
+                slots[2 * place] = self._own[name].term.to(device)
+                slots[2 * place + 1] = 1.0
+        return slots
+
+    def read(self, slots: Sequence[float]) -> dict[Name, float]:
+        """The numbers, from the sum of ``vector`` over ranks.
+
+        One is left out if its shares are not complete: of a group, and of all ranks that had one
+        in the first logged step.
+        """
+        found = {}
+        pairs = zip(slots[::2], slots[1::2], strict=True)
+        for (name, (group, order)), (total, ranks) in zip(self._places.items(), pairs, strict=True):
+            if ranks == self._ranks[name] and not ranks % group:
+                found[name] = (total / ranks) ** (1.0 / order)
+        return found
+
+
+def number_of(value: Any) -> Any:
+    """A scalar that a trainer passed: a number, a tensor without a graph, or this rank's ``Share``.
+
+    ``ValueError``: it is not one number, or a DTensor whose parts do not add up to one.
+    """
+    if hasattr(value, "placements"):
+        return _share_of(value)
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.is_complex():
+            raise ValueError(f"a tensor of shape {tuple(value.shape)}")
+        return value.detach().reshape(()).to(torch.float64, copy=True)  # the trainer may change it
+    if type(value) in (int, float):
+        return value
+    if isinstance(value, str | bool):
+        raise ValueError(f"{value!r:.40}")
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ValueError(f"a {type(value).__name__}") from None
+
+
+def _share_of(value: Any) -> Any:
+    """Of a DTensor. A replicated one is its local tensor."""
+    group, formulas = 1, set()
+    for size, placement in zip(value.device_mesh.shape, value.placements, strict=True):
+        if placement.is_replicate():
+            continue
+        if not placement.is_partial():
+            raise ValueError(f"a DTensor that is split ({placement})")
+        group *= size
+        # _NormPartial: its parts are norms, and reduce_op is how their powers are combined
+        formulas.add((placement.reduce_op, getattr(placement, "norm_type", 1.0)))
+    local = number_of(value.to_local())
+    if not formulas:
+        return local
+    (kind, order), *others = formulas
+    known = kind in ("sum", "avg") and isinstance(order, int | float)
+    if others or not known or not 0 < order < math.inf:
+        raise ValueError(f"a DTensor of parts that are not added up ({value.placements})")
+    power = local.abs() ** order if order != 1.0 else local
+    return Share(power * group if kind == "sum" else power, group, float(order))
 
 
 def grad_squares(sites: Sequence[Site]) -> Tensor:

@@ -30,9 +30,9 @@ from microscope_tui.probe.forward_hooks import ForwardHooks
 from microscope_tui.probe.header import AuxLoss, check_settings, describe, profile, setting_of
 from microscope_tui.probe.judge import Alert
 from microscope_tui.probe.log_lock import unlock_log
-from microscope_tui.probe.losses import grad_squares
+from microscope_tui.probe.losses import Shares, grad_squares
 from microscope_tui.probe.ranks import EXIT_S, Ranks
-from microscope_tui.probe.recorder import RunRecorder, TrainingLog
+from microscope_tui.probe.recorder import RunRecorder, TrainingLog, plain
 from microscope_tui.probe.sites import Site
 from microscope_tui.probe.stages import check_replicas, check_sums, expert_ranks, mark_of, marks_of
 from microscope_tui.probe.step_sums import (
@@ -45,7 +45,7 @@ from microscope_tui.probe.step_sums import (
     step_record,
 )
 from microscope_tui.probe.still import Looks
-from microscope_tui.runlog import LOG_NAME
+from microscope_tui.runlog import LOG_NAME, plural
 
 _logger = logging.getLogger(__name__)
 _COMPARED = (2, 3)
@@ -93,7 +93,7 @@ class Probe:
         self._unpadded: list[str] = []
         """Routers in other stages than those that show the padding."""
         self._is_whole = all(site.here for site in sites)
-        self._sum: tuple[Tensor, Mapping[str, Any], Mapping[str, Any]] | None = None
+        self._sum: tuple[Tensor, dict[str, Any], dict[str, Any]] | None = None
         """Of the last logged step, until it is read; its losses, and other numbers of its line."""
         self._stop_requested = False
         self._owner = os.getpid()
@@ -105,6 +105,7 @@ class Probe:
         """The ranks are not together any more: nothing is counted or summed."""
         self.hooks, self._model = ForwardHooks(modules, sites, mode, saliency, ranks), modules[0]
         self._looks = Looks(self.hooks, ranks)
+        self._shares = Shares()
         claimed[folder] = self
         finalize(self, self.hooks.detach)  # it may be forgotten by an interrupted training
         self._unlock = finalize(self, unlock_log, folder / LOG_NAME)
@@ -146,18 +147,27 @@ class Probe:
 
         Args:
             loss: Next-token cross-entropy of this rank in nats; the log holds the mean over ranks.
-            losses: Other loss terms, unweighted, a mapping by name.
+            losses: Other loss terms, unweighted, a mapping by name; those of rank 0 are logged.
             step: Its number, if it is not the next one.
-            scalars: Other numbers for the line, for example ``learning_rate`` (or ``lr``).
+            scalars: Other numbers for the line, for example ``learning_rate`` (or ``lr``), those of
+                rank 0; ``router``: a mapping of lists with one number for each row of the log.
+
+        Numbers may be tensors. Of a DTensor whose parts are on several ranks, as a norm under FSDP2
+        may be, the log holds the whole number. What is not one number is left out, with a warning.
         """
         if "lr" in scalars:
             scalars.setdefault("learning_rate", scalars.pop("lr"))
-        losses = self._mapping("losses", losses)
-        scalars["router"] = self._mapping("router", scalars.get("router"))
         self._step = self._step + 1 if step is None else int(step)
         due, self.hooks.on = self.hooks.on, False
         if due:
-            self._record(loss, losses, scalars)
+            self._shares.reset()
+            if isinstance(loss, Tensor) and loss.dim() and not hasattr(loss, "placements"):
+                loss = loss.detach().double().mean()  # of each token or micro-batch
+            router = self._mapping("router", scalars.pop("router", None))
+            router = {name: _now(value) for name, value in router.items()}
+            losses = self._numbers(self._mapping("losses", losses), "losses")
+            numbers = self._numbers({**scalars, "loss": loss})
+            self._record(numbers.pop("loss", None), losses, numbers | {"router": router})
         self._next()
 
     def read_gradients(self) -> None:
@@ -241,7 +251,7 @@ class Probe:
         self.hooks.reset(on=(self._step + 1) % self._every == 0 and not self.is_over)
         self._looks.begin(self.hooks.on)
 
-    def _record(self, loss: Any, losses: Any, scalars: Mapping[str, Any]) -> None:
+    def _record(self, loss: Any, losses: dict[str, Any], scalars: dict[str, Any]) -> None:
         """The sums over ranks are made even if everything else fails."""
         hooks, ranks, looks = self.hooks, self.ranks, self._looks
         self._read_sum()
@@ -253,9 +263,13 @@ class Probe:
         if self.is_over or self.layout is None:
             return
         layout = self.layout
+        for name in self._shares.strangers():
+            where = ".".join(name)
+            self._once(f"{where} was not split like this in the first logged step: it is left out")
         vector = hooks.attempt(self._vector, layout, loss)
         if vector is None:  # it still takes part in the sum
-            extra = torch.zeros(len(EXTRA) + len(layout.rows) + looks.size, dtype=torch.float64)
+            others = self._shares.size + looks.size
+            extra = torch.zeros(len(EXTRA) + len(layout.rows) + others, dtype=torch.float64)
             extra[0] = 1.0
             extra = torch.cat([extra, self._biases(layout, extra.device)])
             vector = layout.vector((), extra, ranks.rank, ranks.size)
@@ -266,7 +280,7 @@ class Probe:
         self._seconds = (now - self._tick) / max(1, self._step - self._timed_step)
         self._tick, self._timed_step = now, self._step
         own = {"step": self._step, "step_time_s": self._seconds, "memory_bytes": _memory_bytes()}
-        self._sum = vector, _now(losses), own | _now(scalars)
+        self._sum = vector, losses, own | scalars
         if ranks.size == 1:
             self._read_sum()
 
@@ -284,7 +298,9 @@ class Probe:
         ranks.start(torch.zeros(1), self._step)
         ranks.finish()
         own = self.hooks.attempt(self._seen) or [(None, 0, 0, False)] * len(sites)
-        by_site = [[*zip(*seen, strict=True)] for seen in zip(*ranks.all_gather(own), strict=True)]
+        everyone, shares = zip(*ranks.all_gather((own, self._shares.places())), strict=True)
+        self._shares.agree(shares)
+        by_site = [[*zip(*seen, strict=True)] for seen in zip(*everyone, strict=True)]
         check_replicas(sites, [marks for marks, *_ in by_site])
         passes, top_k, padded = ([max(seen[n]) for seen in by_site] for n in (1, 2, 3))
         if self.hooks.trains:
@@ -348,16 +364,36 @@ class Probe:
         self._stop_requested = sums.extra[EXTRA.index("stop")] > 0
         rate = max(sums.tokens, default=0) / self._seconds if self._seconds > 0 else None
         scalars = {"tokens_per_s": rate, **scalars}
-        record = hooks.attempt(step_record, sums, layout.rows, self._saliency, losses, scalars)
+        looked = sums.extra[len(EXTRA) + len(layout.rows) :]
+        slots, looked = looked[: self._shares.size], looked[self._shares.size :]
+        record = hooks.attempt(self._line, layout, sums, slots, losses, scalars)
         if record is None:
             return
         if not sums.extra[0]:
-            looked = sums.extra[len(EXTRA) + len(layout.rows) :]
             looks = self._looks
             found = looks.attempt(looks.conclude, looked, layout.rows, sums.counts)
             record["router"] |= found or {}
         self._warn_incomplete(sums, layout.rows)
         self._write(layout, record)
+
+    def _line(
+        self,
+        layout: Layout,
+        sums: StepSums,
+        slots: Sequence[float],
+        losses: dict[str, Any],
+        scalars: dict[str, Any],
+    ) -> dict[str, Any]:
+        """The record of a step; ``slots``: the sum of ``Shares.vector``."""
+        summed = self._shares.read(slots)
+        scalars = scalars | {name[0]: one for name, one in summed.items() if len(name) == 1}
+        losses = losses | {name[1]: one for name, one in summed.items() if len(name) == 2}
+        scalars["router"] = self._rows_only(scalars["router"], layout)
+        whole_loss = scalars.pop("loss", None)
+        record = step_record(sums, layout.rows, self._saliency, losses, scalars)
+        if whole_loss is not None:  # each rank had a part of it, instead of a loss of its own
+            record["loss"] = whole_loss
+        return record
 
     def _sums_of(self, layout: Layout, vector: Tensor) -> StepSums:
         rows, E = layout.rows, layout.num_experts
@@ -384,15 +420,14 @@ class Probe:
         listed = {(row.place, row.number) for row in layout.rows}
         extra[7] = len(hooks.calls.seen.keys() - listed)
         if counts and loss is not None:
-            loss = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
-            extra[3], extra[4] = loss.double().mean(), 1.0
+            extra[3], extra[4] = loss, 1.0
         if self._squares is None:
             self._squares = grad_squares(self.sites)
         places = torch.tensor([row.place for row in layout.rows], device=device)
         self._looks.read()
         looked = self._looks.vector(counts, device)
         squares, biases = self._squares.to(device)[places], self._biases(layout, device)
-        extra = torch.cat([extra, squares, looked, biases])
+        extra = torch.cat([extra, squares, self._shares.vector(device), looked, biases])
         return layout.vector(parts if counts else (), extra, ranks.rank, ranks.size)
 
     def _write(self, layout: Layout, record: dict[str, Any]) -> None:
@@ -457,6 +492,38 @@ class Probe:
         self._once("%s is a %s and left out: pass a mapping", name, type(value).__name__)
         return {}
 
+    def _numbers(self, values: Mapping[str, Any], *place: str) -> dict[str, Any]:
+        """Those that are one number each; of what is split over ranks, this rank's share."""
+        found = {}
+        for name, value in values.items():
+            if value is None:
+                continue
+            try:
+                number = self._shares.take((*place, name), value)
+            except Exception as error:  # it may be anything
+                self._once(f"{'.'.join((*place, name))} is {error}; left out: pass one number")
+                continue
+            if number is not None:
+                found[name] = number
+        return found
+
+    def _rows_only(self, readings: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
+        """The readings with one number for each row of the log."""
+        found = {}
+        for name, value in readings.items():
+            numbers = _plain_or_text(value)
+            if not isinstance(numbers, list):
+                numbers = [numbers]
+            sound = all(type(one) in (int, float, type(None)) for one in numbers)
+            if sound and len(numbers) == len(layout.rows):
+                found[name] = numbers
+            elif value is not None:
+                self._once(
+                    f"router[{name!r}] is {numbers!r:.60} and left out: pass a list of "
+                    f"{plural(len(layout.rows), 'number')}, one for each router"
+                )
+        return found
+
     def _once(self, text: str, *values: object) -> None:
         if text not in self._warned:
             self._warned.add(text)
@@ -500,9 +567,16 @@ def _read_last_sums() -> None:
         probe.read_last_sum()
 
 
-def _now(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As they are: the trainer may change its tensors before the line is written."""
-    return {n: v.detach().clone() if isinstance(v, Tensor) else v for n, v in values.items()}
+def _now(value: Any) -> Any:
+    """The trainer may change its tensor before the line is written."""
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _plain_or_text(value: Any) -> Any:
+    try:
+        return plain(value)
+    except Exception as error:  # it may be anything, as a DTensor
+        return f"{type(value).__name__}: {error}"
 
 
 def _report(alert: Alert, when: str) -> None:

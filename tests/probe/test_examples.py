@@ -44,17 +44,37 @@ def test_an_example_trains_without_network_and_names_its_run(
             assert {sum(row) for row in line["tokens_per_expert"]} == {2 * line["tokens"]}
 
 
-def test_the_example_of_a_pipeline_writes_one_run_of_both_stages(
-    fork_server: ForkServer, tmp_path: Path
-) -> None:
+def run_on_two_ranks(name: str, fork_server: ForkServer, folder: Path) -> str:
+    """Three steps of an example, as torchrun starts it; what rank 0 prints."""
     program = f"""import runpy, warnings
 warnings.simplefilter("default")  # of torch, not of the probe
-runpy.run_path({str(EXAMPLES / f"{PIPELINE}.py")!r}, run_name="__main__")"""
-    words = "-c", program, "--steps", "3", "--logs", str(tmp_path)
+runpy.run_path({str(EXAMPLES / f"{name}.py")!r}, run_name="__main__")"""
+    words = "-c", program, "--steps", "3", "--logs", str(folder)
     together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
     first, second = (fork_server.start(*words, RANK=str(rank), **together) for rank in (0, 1))
     printed, errors = first.communicate()
     assert [first.returncode, second.wait()] == [0, 0], errors
+    return printed
+
+
+def test_a_plain_loop_that_is_sharded_logs_the_norm_and_the_losses_of_every_step(
+    fork_server: ForkServer, tmp_path: Path
+) -> None:
+    run_on_two_ranks("plain_loop", fork_server, tmp_path)
+    lines = records(tmp_path / "plain-loop")
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    for line in lines:
+        assert "incomplete" not in line
+        assert line["tokens"] == 2 * 8 * 64
+        assert 0 < line["grad_norm"] < 100
+        assert 4 < line["loss"] < 7
+        assert line["losses"]["aux"] > 1.9
+
+
+def test_the_example_of_a_pipeline_writes_one_run_of_both_stages(
+    fork_server: ForkServer, tmp_path: Path
+) -> None:
+    printed = run_on_two_ranks(PIPELINE, fork_server, tmp_path)
     assert printed.splitlines()[-1] == f"next: moe-microscope {tmp_path / 'pipeline-loop'}"
     (run,) = records(tmp_path / "pipeline-loop", "run")
     assert run["model"]["layer_names"] == ["L0", "L1", "L2", "L3"]

@@ -41,6 +41,7 @@ def main(folder: Path, rank: int) -> None:
         model = sharded(setup.model()) if "fsdp" in kind else setup.model()
         run(setup, folder / kind, model)
     seen["alone"], seen["norms"] = split_models(folder, rank)
+    split_numbers(folder / "numbers", rank)
     (folder / f"seen{rank}.json").write_text(json.dumps(seen))
     dist.destroy_process_group()
     sys.stderr.flush()
@@ -116,6 +117,36 @@ def split_models(folder: Path, rank: int) -> tuple[Counts, list[float]]:
     return counts, [float(gate.weight.grad.norm()) for gate in gates]
 
 
+def split_numbers(folder: Path, rank: int) -> None:
+    """Two steps whose numbers are DTensors made by hand, of which each rank has a part."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+    from torch.distributed.tensor._ops._math_ops import _NormPartial
+
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+
+    def part(own: float, placement: Any) -> Any:
+        return DTensor.from_local(torch.tensor(own), mesh, [placement], run_check=False)
+
+    model = build("mixtral")
+    with attach(model, folder) as probe:
+        for step in (1, 2):
+            ids = torch.randint(3, 90, (2, 8))
+            model(input_ids=ids, labels=ids).loss.backward()
+            losses = {"sum": part(1.0 + rank, Partial()), "avg": part(1.0 + rank, Partial("avg"))}
+            losses |= {"same": part(2.5, Replicate()), "largest": part(1.0, Partial("max"))}
+            if rank:
+                losses["of one rank"] = part(1.0, Partial())
+            if step == 2:
+                losses["later"] = part(1.0, Partial())
+            split = DTensor.from_local(torch.ones(1), mesh, [Shard(0)], run_check=False)
+            probe.step(
+                loss=part(2.0 * rank, Partial()),
+                losses=losses,
+                grad_norm=part(5.49, _NormPartial(2)),
+                learning_rate=split,
+            )
+
+
 class Trained(NamedTuple):
     folder: Path
     seen: list[dict[str, Any]]
@@ -169,6 +200,18 @@ def test_parallel_ranks_count_their_common_tokens_once(kind: str, trained: Train
     assert line["tokens_per_expert"] == trained.seen[0]["alone"]
     assert line["router"]["grad_norm"] == pytest.approx(trained.seen[0]["norms"], rel=1e-3)
     assert "incomplete" not in line
+
+
+def test_numbers_that_are_split_over_ranks_are_logged_whole(trained: Trained) -> None:
+    for line in records(trained.folder / "numbers"):
+        assert "incomplete" not in line
+        assert line["loss"] == pytest.approx(2.0)
+        assert line["grad_norm"] == pytest.approx(7.764, abs=1e-3)  # not 10.98
+        assert line["losses"] == pytest.approx({"sum": 3.0, "avg": 1.5, "same": 2.5})
+    warnings = trained.errors[0]
+    assert warnings.count("losses.largest is a DTensor of parts that are not added up") == 1
+    assert warnings.count("learning_rate is a DTensor that is split") == 1
+    assert warnings.count("losses.later was not split like this in the first logged step") == 1
 
 
 if __name__ == "__main__":
