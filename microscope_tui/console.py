@@ -50,7 +50,7 @@ def runs_at(search: Search, *, may_be_empty: bool = False) -> list[RunFile]:
         raise NoRuns(f"{path}: no such file or folder; start a run, or name another path")
     if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
         raise NoRuns(f"{path}: permission denied; ask the folder's owner for read access")
-    runs = search.runs()
+    runs = search.runs(patient=True)
     if search.unreadable and not runs:
         raise NoRuns(f"no run can be read: {'; '.join(search.unreadable[:3])}")
     for reason in search.unreadable:
@@ -88,7 +88,7 @@ def _with_readings_first(runs: list[RunFile]) -> list[RunFile]:
         watch = RunWatch(run)
         while run.foreign and watch.run is None and watch.unread:
             watch.advance()
-        if not run.foreign or watch.run is not None:
+        if not run.foreign or watch.run is not None or watch.source.busy_since is not None:
             for blank in runs[:at]:
                 say(f"{blank.name}: skipped, no reading of a router is known in it")
             return runs[at:] + runs[:at]

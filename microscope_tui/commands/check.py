@@ -157,7 +157,7 @@ def _baseline(path: Path, source: SourceRequest) -> Baseline:
     try:
         if not split_run(path)[0].exists():
             raise BadBaseline(f"{path}: no such file or folder; name a run or its folder")
-        runs = Search(path, source).runs()
+        runs = Search(path, source).runs(patient=True)
         if not runs:
             raise BadBaseline(f"{path}: contains no run; name a run or its folder")
         return read_baseline(runs[0])
@@ -241,6 +241,8 @@ def _read_on(watch: RunWatch, stop: Event) -> bool:
         watch.advance()
     if watch.error and watch.error != before and not watch.foreign:
         say(f"{watch.path}: {watch.error}; retrying")
+    if busy := watch.busy():
+        _say_once(f"{watch.path}: {busy}; the last verdict stays")
     return moved
 
 
@@ -418,8 +420,8 @@ def _newest(search: Search) -> RunFile | None:
     with contextlib.suppress(OSError):  # before it is searched: it grows
         may_become_one = path.is_file() and b"\n" not in read_at(path, 0, _HEAD_BYTES)
     try:
-        return next(iter(search.runs()), None)
+        return next(iter(search.runs(patient=True)), None)
     except NoRuns:
-        if may_become_one:
+        if may_become_one or search.busy:
             return None
         raise

@@ -20,6 +20,7 @@ from microscope_tui.lines.spans import (
     Span,
     crop,
     dim,
+    faded,
     labelled,
     line_width,
     merged,
@@ -140,14 +141,15 @@ def verdict(
     if view.error:
         rows = [[Span(" "), Span(view.error, "crit")]]
     elif worst is None:
-        rows = [[Span(" "), *_all_well(view)]]
+        rows = [[Span(" "), *_without_alert(view)]]
     else:
         finding, advice = worst
-        role = ROLE_OF_SEVERITY[finding.severity]
+        role = "dim" if view.life.outdated else ROLE_OF_SEVERITY[finding.severity]
         badge = Span(f" {_BADGES[finding.severity]} ", f"badge-{role}" if role != "dim" else "dim")
         active, known = len(view.alerts), f"{len(view.alerts) - len(unseen)} seen"
         counts = [f"1 of {active} alerts"] if active > 1 else []
         counts += [known if unseen else "seen"] if len(unseen) < active else []
+        counts += [view.busy] if view.busy else []
         more = [dim(f"{'  '.join(counts)} ")] if counts else []
         if compact or lines < 3:
             text = Span(f" {advice.cause_first(advice.short)}")
@@ -201,6 +203,13 @@ def _cut(text: str, width: int, lines: int) -> list[str]:
         rows = [*rows[: lines - 1], *wrap(" ".join(rows[lines - 1 :]), width - 2)]
         rows[lines - 1] += " …"
     return rows[:lines]
+
+
+def _without_alert(view: RunView) -> Line:
+    line = _all_well(view)
+    if view.busy:
+        line = [*line, dim(f"; {view.busy}")]
+    return list(map(faded, line)) if view.life.outdated else line
 
 
 def _all_well(view: RunView) -> Line:

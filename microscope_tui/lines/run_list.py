@@ -14,6 +14,7 @@ from microscope_tui.lines.spans import (
     Line,
     Span,
     dim,
+    faded,
     line_width,
     plain,
     shortened,
@@ -66,6 +67,9 @@ def run_line(card: RunCard, table: Table, *, chosen: bool) -> Line:
     bright = "value" if state.live or card.open or card.findings or chosen else "dim"
     tag = _tag(card)
     name = shortened(card.file.name, max(1, table.width_of("run") - len(tag)))
+    verdict = _verdict(card, table.width_of("verdict") - _GAP)
+    if card.life.outdated:
+        verdict = list(map(faded, verdict))
     return table.line(
         {
             "mark": [
@@ -78,7 +82,7 @@ def run_line(card: RunCard, table: Table, *, chosen: bool) -> Line:
             "step": [Span(_step(card), bright)],
             "loss": [Span(_loss(card), bright)],
             **{name: [dim(_label(card, name))] for name in _LABELS},
-            "verdict": [Span(" " * _GAP), *_verdict(card, table.width_of("verdict") - _GAP)],
+            "verdict": [Span(" " * _GAP), *verdict],
         }
     )
 

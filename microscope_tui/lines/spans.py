@@ -141,6 +141,10 @@ def labelled(
     ]
 
 
+def faded(span: Span) -> Span:
+    return dim(span.text)
+
+
 def pad(line: Sequence[Span], width: int, align: str = "left") -> Line:
     """``line`` cropped and filled with blanks to exactly ``width`` cells."""
     cut = crop(line, width)

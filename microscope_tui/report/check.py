@@ -181,9 +181,15 @@ def _word(judgement: Judgement) -> str:
     return _WORDS[judgement.exit_code]
 
 
-def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
+def _notes_on_the_reading(watch: RunWatch) -> Iterator[str]:
+    if busy := watch.busy():
+        yield f"{busy}: the verdict covers what was read before"
     if watch.judged_again:
         yield f"{watch.judged_again} while it judged the run, which was judged again"
+
+
+def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
+    yield from _notes_on_the_reading(watch)
     if watch.defects.count:
         how = "" if watch.file.foreign else "; repair: `moe-microscope check --format-only`"
         skipped = f"{plural(watch.defects.count, 'unreadable part')} skipped"

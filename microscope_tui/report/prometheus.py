@@ -1,6 +1,7 @@
 """``check --prometheus``: gauges in the text format that Prometheus' node exporter reads."""
 
 import json
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -18,11 +19,13 @@ def gauges_text(watches: Iterable[RunWatch]) -> str:
         episodes = () if watch.diagnosis is None else watch.diagnosis.episodes
         active = (one.severity.value for one in episodes if one.active)
         state, age_s = watch.state()
+        busy_since = watch.source.busy_since
         over = state.ended and state is not RunState.CRASHED  # which a long silence looks like
         values = {
             "severity": max(active, default=None if why_no_verdict(watch).why else 0),
             "balance": min((c for c in judged_balance(watch) if c is not None), default=None),
             "seconds_without_step": None if over else age_s,
+            "seconds_busy": None if busy_since is None else time.time() - busy_since,
         }
         for name, value in values.items():
             if value is not None:

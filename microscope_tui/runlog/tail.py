@@ -129,6 +129,8 @@ class Progress:
         """Why no verdict can be given, even if there are findings."""
         self.unread = ""
         """Which of its routers have no counts in the newest steps."""
+        self.busy_since: float | None = None
+        """Unix seconds, while its writer lets nothing be read; what was read stays."""
 
     def wait_s(self) -> float:
         """Seconds until another read may give anything."""

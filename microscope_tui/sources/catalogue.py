@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
@@ -31,10 +32,11 @@ from microscope_tui.runlog import (
     why_not_a_run,
 )
 from microscope_tui.sources.keys import Keys, Rule
-from microscope_tui.sources.reader import DEFAULT, RecordReader, RowReader, SourceRequest
+from microscope_tui.sources.reader import BUSY_S, DEFAULT, RecordReader, RowReader, SourceRequest
 
 _MOST_FILES = 10_000  # of one folder that are looked at for its state
 _MLFLOW_FOLDER = "meta.yaml"
+_BETWEEN_S = 0.05
 _ANY = (Rule("max_load", re.compile(r"(?!_).+", re.DOTALL)),)
 """With these rules a reader recognises every file of its format, whatever its keys."""
 
@@ -225,6 +227,8 @@ class Search:
         self.request = request
         self._known = KnownLogs(others=_file_names())
         self._seen: dict[Path, _Seen] = {}
+        self.busy = False
+        """Whether the last search found a database that its writer kept busy."""
 
     def read_as(self, request: SourceRequest) -> None:
         """Read all files as ``request`` from the next search on."""
@@ -236,11 +240,26 @@ class Search:
         """The logs in a folder that could not be read at the last search, each with its reason."""
         return self._known.unreadable
 
-    def runs(self) -> list[RunFile]:
+    def runs(self, *, patient: bool = False) -> list[RunFile]:
         """The runs, newest first; empty while there is none yet.
 
-        ``NoRuns``: a file that cannot be read or has no known format, or folders of MLflow.
+        ``patient``: a database that its writer keeps busy is tried again for 10 s. ``NoRuns``: a
+        file that cannot be read or has no known format, or folders of MLflow.
         """
+        end = time.monotonic() + (BUSY_S if patient else 0.0)
+        while True:
+            self.busy = False
+            try:
+                found = self._runs()
+            except NoRuns:
+                if not self.busy or time.monotonic() > end:
+                    raise
+            else:
+                if not self.busy or time.monotonic() > end:
+                    return found
+            time.sleep(_BETWEEN_S)
+
+    def _runs(self) -> list[RunFile]:
         path, run = split_run(self.root)
         if path.exists() and not path.is_dir():
             found = self._of_file(path)
@@ -260,6 +279,7 @@ class Search:
         try:
             found, _ = self._found(path, lambda form: path)
         except OSError as error:
+            self.busy = isinstance(error, BlockingIOError)
             raise NoRuns(f"{path}: {error.strerror or error}") from error
         if found or not path.is_file():
             return found or find_runs(path)  # raises with the reason
@@ -313,14 +333,20 @@ class Search:
 
     def _look_at(self, file: Path, seen: Mapping[Path, _Seen]) -> None:
         """Opens ``file`` only if it has changed since the last search."""
+        before = seen.get(file)
         try:
             state = _size_and_time(file)
-            before = seen.get(file)
             if before is not None and before.state == state:
                 self._seen[file] = before
             else:
                 found = self._found(file, lambda form: form.place_of(file))
                 self._seen[file] = _Seen(state, *found)
+        except BlockingIOError as error:
+            self.busy = True
+            if before is None:
+                self._known.unreadable.append(str(error))
+            else:
+                self._seen[file] = before
         except OSError:
             return  # deleted since the listing, or not readable: tried again next time
 

@@ -30,6 +30,8 @@ MOST_RUNS = 1000
 """Runs of one database that are listed."""
 _ROW_BYTES = 64
 """What a row costs besides its texts."""
+_LEAST_PIECE = 1 << 14
+"""Bytes of the smallest piece that is read at once."""
 _FINDS_A_RUN = ("run_name", "run_id", "project_name")
 _SAMPLE = 16
 """Rows of a run in which a reading of a router must appear."""
@@ -92,6 +94,7 @@ class DatabaseReader(RowReader):
     def __init__(self, path: Path, keys: Keys, run: str = "") -> None:
         super().__init__(path, keys, run)
         self._database = Database(path)
+        self._piece = 1 << 20
         self._begin()
 
     def _begin(self) -> None:
@@ -147,7 +150,8 @@ class DatabaseReader(RowReader):
             self.exhausted = True
             return Rows()
         self._refused = dict(self.keys.refused)
-        found = database.read(lambda tables: self._after(tables, max_bytes))
+        found = database.read(lambda tables: self._piece_of(tables, max_bytes))
+        self._piece *= 4
         restarted = replaced or found.restarted
         if restarted:
             self._begin()
@@ -198,6 +202,12 @@ class DatabaseReader(RowReader):
             self.config = self.config or self._config(tables, run)
             self.keys.learn_experts(self.config)
         return run
+
+    def _piece_of(self, tables: Tables, max_bytes: int) -> _Found:
+        """Less at every try: between two transactions of a fast writer there is little time."""
+        piece = min(self._piece, max_bytes)
+        self._piece = max(_LEAST_PIECE, piece // 2)
+        return self._after(tables, piece)
 
     def _after(self, tables: Tables, max_bytes: int) -> _Found:
         """Sets only the run and its configuration: it may be called again."""

@@ -19,6 +19,8 @@ import msgspec
 from microscope_tui.runlog import Progress, read_at
 from microscope_tui.sources.keys import Keys, Rule, Target
 
+BUSY_S = 10.0
+"""Seconds for which a source that its writer keeps busy is tried again."""
 HEAD_BYTES = 64 << 10
 """A file is recognised by this much of its beginning."""
 Pairs = Iterable[tuple[Target, float]]

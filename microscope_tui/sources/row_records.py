@@ -113,6 +113,7 @@ class RowRecords(RecordReader):
         self._steps = StepRows()
         self._run = RunRecords(source, self._request, **self._facts, unconfirmed=unconfirmed)
         self._ended = False
+        self._at_end = 0.0  # when all was read for the first time
         self._damage: Unreadable | None = None  # raised after what comes before it was returned
         self._checked: object = None  # the state at the last look for unused keys
         self.missing = self.unread = ""
@@ -161,7 +162,10 @@ class RowRecords(RecordReader):
             if ended or self._steps.is_quiet(self.modified or 0.0):
                 yield from self._rest()
             else:
-                self.exhausted = False  # more rows may follow for the last step
+                # More rows may follow for the last step: of a fast logger without an end.
+                now = time.monotonic()
+                self._at_end = self._at_end or now
+                self.exhausted = now - self._at_end > 2 * self._steps.patience_s
         if ended and not self._ended and (self._run.is_started or self.missing):
             self._ended = True
             yield {"kind": "event", "event": "end", "reason": ended}

@@ -74,8 +74,11 @@ _Version = tuple[_State, _State | None, _State | None]
 """Of the database, its ``-wal`` and its ``-journal``, where those hold anything."""
 
 
-class Busy(OSError):
-    """The writer changed the database during every try; a later one will succeed."""
+class Busy(BlockingIOError):
+    """The writer changed the database during every try; a later one will succeed.
+
+    Callers that must not load SQLite catch the ``BlockingIOError``.
+    """
 
 
 class Database:

@@ -80,12 +80,16 @@ class StepRows:
             self._early, _ = step
             yield step
 
+    @property
+    def patience_s(self) -> float:
+        """Seconds of quiet after which the open step counts as complete."""
+        return max(COMPLETE_AFTER_S, self._patience_s)
+
     def is_quiet(self, modified: float) -> bool:
         """Whether the open step counts as complete: nothing was written for long, by its growth or
         by the Unix time at which the source was ``modified``."""
-        patience_s = max(COMPLETE_AFTER_S, self._patience_s)
-        at_rest = time.time() - modified >= patience_s
-        return at_rest or time.monotonic() - self._grew >= patience_s
+        at_rest = time.time() - modified >= self.patience_s
+        return at_rest or time.monotonic() - self._grew >= self.patience_s
 
 
 def _merged(parts: Sequence[Row]) -> Row:

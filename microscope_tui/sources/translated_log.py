@@ -7,7 +7,7 @@ unnamed spool file in which the earlier ones can be read again.
 import time
 
 from microscope_tui.runlog import Chunk, Spool, SpooledLog, encode_record
-from microscope_tui.sources.reader import RecordReader, SourceRequest
+from microscope_tui.sources.reader import BUSY_S, RecordReader, SourceRequest
 
 
 class TranslatedLog(SpooledLog):
@@ -21,6 +21,7 @@ class TranslatedLog(SpooledLog):
         super().__init__(reader.path, spool)
         self.translates = True
         self._reader = reader
+        self._was_whole = False
 
     @property
     def proposed(self) -> SourceRequest | None:
@@ -34,7 +35,15 @@ class TranslatedLog(SpooledLog):
 
     def read(self, max_bytes: int = 1 << 20) -> Chunk:
         reader = self._reader
-        batch = reader.read(max_bytes)
+        try:
+            batch = reader.read(max_bytes)
+        except BlockingIOError:  # a database of which a later try will succeed
+            now = time.time()
+            self.busy_since = self.busy_since or now
+            if not self._was_whole and now - self.busy_since > BUSY_S:
+                raise
+            return Chunk(b"")
+        self.busy_since = None
         if reader.modified != self.modified and self.modified is not None:
             self.changed_at = time.monotonic()
         lines = b"".join(map(encode_record, batch.records))
@@ -43,6 +52,7 @@ class TranslatedLog(SpooledLog):
                 self.spool.clear()
             self.spool.keep(lines)
         self.report(reader)
+        self._was_whole |= reader.exhausted
         self.defects, self.missing = reader.defects, reader.missing
         self.unread, self.parts, self.withheld = reader.unread, reader.parts, reader.withheld
         return Chunk(lines, batch.restarted)

@@ -24,7 +24,16 @@ from microscope_tui.runlog import (
 from microscope_tui.watch.history import MAX_ROWS, History, Row
 from microscope_tui.watch.judge import Ended, Judge, SecondProcess, guarded, second_process_helps
 from microscope_tui.watch.scan import DEFAULT_MEMORY, Scan, preview, steps_in
-from microscope_tui.watch.state import CRASHED_S, Life, RunState, age_of, life_of, state_of
+from microscope_tui.watch.state import (
+    CRASHED_S,
+    Life,
+    RunState,
+    age_of,
+    busy_text,
+    life_of,
+    life_of_busy,
+    state_of,
+)
 
 SLICE_BYTES = 1 << 20
 HOLD_S = 0.008
@@ -178,6 +187,8 @@ class RunWatch:
             diagnosis = self._judge.diagnosis
             if diagnosis is None or not self.complete or self._second is not None:
                 return
+            if self.source.busy_since is not None:  # it may continue
+                return
             state, age = self.state()
             silent = state is RunState.STALE and (age or 0.0) > CRASHED_S
             diagnosis.conclude(state.ended or silent)
@@ -246,7 +257,12 @@ class RunWatch:
             step = self.latest.record.step if self.latest is not None else 0
             planned = self.run.planned_steps if self.run is not None else None
             pauses = list(self.scan.intervals), self.scan.longest_pause
-            return life_of(*self.state(), *pauses, step, planned)
+            life = life_of(*self.state(), *pauses, step, planned)
+            return life_of_busy(life, self.source.busy_since)
+
+    def busy(self) -> str:
+        """``busy since 12:04:31``: why nothing new is read; empty if not, or for a few seconds."""
+        return busy_text(self.source.busy_since)
 
     def _begin(self, chunk: Chunk) -> None:
         with self.lock:

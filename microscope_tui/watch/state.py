@@ -97,6 +97,11 @@ class Life(NamedTuple):
     word: str
     remark: str = ""
 
+    @property
+    def outdated(self) -> bool:
+        """Whether the source has been busy for so long that the verdict may be another by now."""
+        return self.word == _BUSY
+
 
 def life_of(
     state: RunState,
@@ -117,3 +122,23 @@ def life_of(
         if planned and step >= planned:
             return Life(RunState.FINISHED, RunState.FINISHED, "no end record")
     return Life(state, state)
+
+
+_BUSY = "busy"
+
+
+def busy_text(since: float | None) -> str:
+    """``busy since 12:04:31``; empty if it is not, or for a few seconds only."""
+    if since is None or time.time() - since < SLOW_S:
+        return ""
+    return time.strftime(f"{_BUSY} since %H:%M:%S", time.localtime(since))
+
+
+def life_of_busy(life: Life, since: float | None) -> Life:
+    """``life`` of a run whose source has been busy ``since`` then: without colour after 60 s."""
+    text = busy_text(since)
+    if since is None or not text:
+        return life
+    if time.time() - since > STALE_S:
+        return Life(RunState.WAITING, _BUSY, text.removeprefix(f"{_BUSY} "))
+    return life._replace(remark=text)

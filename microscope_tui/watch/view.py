@@ -149,6 +149,8 @@ class RunView(msgspec.Struct, frozen=True):
     defects: int
     first_defects: Sequence[str]
     error: str | None
+    busy: str
+    """In words, while its source is; usually empty."""
 
     @property
     def step(self) -> int:
@@ -222,6 +224,7 @@ def view_of(
             defects=watch.defects.count,
             first_defects=tuple(watch.defects.first),
             error=watch.error,
+            busy=watch.busy(),
         )
 
 

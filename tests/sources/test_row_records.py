@@ -280,6 +280,20 @@ def test_the_last_step_is_returned_once_nothing_was_written_for_a_while(monkeypa
     assert run.reader.wait_s() == 0
 
 
+def test_a_logger_that_never_rests_has_an_end_for_readers(monkeypatch: Any) -> None:
+    monkeypatch.setattr(step_rows, "COMPLETE_AFTER_S", 0.05)
+    logger = Logger([])
+    reader = RowRecords(logger, "run", "test", sources.SourceRequest())
+    steps, begun = 0, time.monotonic()
+    while not steps or not reader.exhausted:
+        steps += 1
+        logger._rows, logger.modified = [(steps, EVEN)], time.time()
+        reader.read()
+        assert steps < 1000
+        time.sleep(0.01)
+    assert time.monotonic() - begun > 0.1, "the last step is waited for"
+
+
 def test_the_late_rest_of_a_step_writes_the_whole_step_again() -> None:
     run = Live()
     before = run.log((1, EVEN), (2, EVEN), (3, {"loss": 1.5}))
