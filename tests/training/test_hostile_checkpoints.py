@@ -329,7 +329,7 @@ def seal_with(folder: Path, name: str, tensor: str, change: Change) -> None:
         (TRAINING_STATE, MOMENT.replace("exp_avg_sq", "step"), lambda it: it - 99, "negative"),
         (TRAINING_STATE, COUNTS, lambda it: it - 10**6, "has NaN or negative numbers"),
     ],
-    ids=named,
+    ids=["int64", "NaN", "infinite", "negative moment", "NaN moment", "NaN mean", "step", "counts"],
 )  # fmt: skip
 def test_numbers_that_no_training_writes_are_refused_by_file_and_tensor(
     file: str, tensor: str, change: Change, problem: str, latest: Path, train: Train, read_log: Any,
