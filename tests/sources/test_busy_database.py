@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from microscope_tui.commands.check import _read_on
+from microscope_tui.commands.check import _newest, _read_on
 from microscope_tui.lines import Glyphs
 from microscope_tui.lines.frame import header, verdict
 from microscope_tui.lines.run_list import fit_list, run_line
 from microscope_tui.lines.spans import Line, plain
 from microscope_tui.report import gauges_text, judge
+from microscope_tui.runlog import NoRuns
 from microscope_tui.sources import Keys, Search, catalogue, databases, sqlite, translated_log
 from microscope_tui.watch import Fleet, RunWatch, why_no_verdict
 from microscope_tui.watch.view import view_of
@@ -93,6 +94,33 @@ def test_a_database_that_stays_busy_has_no_verdict(
     assert (code, "mlflow.db: written during 5 readings; try again" in err) == (3, True)
     code, _, err = call("check", base.parent, "--top-k", 2)
     assert (code, "no run can be read: mlflow.db: written during" in err) == (3, True)
+
+
+def test_following_waits_as_long_as_it_takes(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "BUSY_S", 0.0)
+    occupy(base)
+    assert _newest(Search(base)) is None
+    journal(base).unlink()
+    assert _newest(Search(base)) is not None
+
+
+def test_only_a_busy_database_is_searched_again(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[Path] = []
+    real = Search._runs
+
+    def counted(search: Search) -> Any:
+        searched.append(search.root)
+        return real(search)
+
+    monkeypatch.setattr(Search, "_runs", counted)
+    (tmp_path / "other.txt").write_text("no run")
+    with pytest.raises(NoRuns):
+        Search(tmp_path / "other.txt").runs(patient=True)
+    assert Search(base).runs(patient=True)
+    assert Search(tmp_path).runs(patient=True)
+    assert searched == [tmp_path / "other.txt", base, tmp_path]
 
 
 def test_one_that_becomes_busy_before_it_is_read_is_tried_for_a_while(
