@@ -51,6 +51,7 @@ def test_flips_are_in_text_and_json(call: Call, tmp_path: Path, ids: Ids, flippe
     assert "planted, bf16" in out
     assert "0.25% of the choices of 500 tokens in 4 layers differ" in out  # 5 of 2,000
     assert "1.00% of the tokens" in out
+    assert "that A has for" not in out, "no layer is another one"
     assert max(map(len, out.splitlines()[2:])) <= 80
     found = json.loads(call("mismatch", a, b, "--json")[1])
     assert (found["choices"], found["choices_differing"]) == (LAYERS * TOKENS, 5)
