@@ -45,7 +45,7 @@ def attach(
 ) -> Probe:
     """Watch the routers of ``model`` and write ``run_folder/metrics.jsonl``.
 
-    In a distributed run every process calls it, and rank 0 writes.
+    In a distributed run every process calls it, and rank 0 writes. It waits for all of them.
 
     Args:
         model: The model whose forward the training calls; wrapping it before or after (DDP, FSDP,
@@ -72,13 +72,16 @@ def attach(
     Raises:
         ValueError: no MoE layer is found, or an argument is invalid; raised on every rank.
         OSError: the folder cannot be written, or another process writes its log.
+        RuntimeError: other ranks have not called it for half an hour.
     """
     modules = modules_of(model)
     ranks, folder = Ranks(modules, counts), Path(run_folder).resolve() / str(part or "")
     check = partial(_check, model, modules[0], mode, every, start_step, part)
     find = partial(sites_of, model, routers, depths or {})
-    sites = _agreed(ranks, check, find, modules[0])
+    settings = {"mode": mode, "every": every, "saliency": saliency}
+    sites = _agreed(ranks, check, find, modules[0], settings)
     first, resumed = _together(ranks, lambda: ranks.rank or _open(folder, sites, start_step))[0]
+    ranks.connect()
     probe = Probe(
         modules, sites, ranks, folder, mode=mode, every=every, saliency=saliency, on_alert=on_alert,
         planned_steps=planned_steps, trainer_args=trainer_args, part=part,
@@ -89,17 +92,25 @@ def attach(
 
 
 def _agreed(
-    ranks: Ranks, check: Callable[[], None], find: Callable[[], list[Site]], model: nn.Module
+    ranks: Ranks,
+    check: Callable[[], None],
+    find: Callable[[], list[Site]],
+    model: nn.Module,
+    settings: Mapping[str, Any],
 ) -> list[Site]:
-    """The routers of all ranks, in forward order; ``find`` returns those of this one."""
+    """The routers of all ranks, in forward order; ``find`` returns those of this one.
+
+    ``ValueError``: also if ``settings`` differ between ranks.
+    """
     own: list[Site] = []
 
-    def send() -> tuple[bool, list[Site]]:
+    def send() -> tuple[Mapping[str, Any], bool, list[Site]]:
         check()
         own.extend(find())
-        return ranks.counts(sees_part=False), [site.elsewhere() for site in own]
+        return settings, ranks.counts(sees_part=False), [site.elsewhere() for site in own]
 
-    counting, everyone = map(list, zip(*_together(ranks, send), strict=True))
+    given, counting, everyone = map(list, zip(*_together(ranks, send), strict=True))
+    _check_same(given)
     everyone[ranks.rank] = own
     sites = arrange(unite(everyone, ranks.rank))
     if not sites:
@@ -110,6 +121,17 @@ def _agreed(
         counted = " to ".join(map(str, sorted({min(on), max(on)})))
         _logger.info("%d ranks: each router is counted on %s", ranks.size, counted)
     return sites
+
+
+def _check_same(settings: Sequence[Mapping[str, Any]]) -> None:
+    """Of all ranks: the probe of each must count the same steps in the same way."""
+    for name, value in settings[0].items():
+        for rank, own in enumerate(settings):
+            if own[name] != value:
+                raise ValueError(
+                    f"{name} is {value!r} on rank 0 and {own[name]!r} on rank {rank}: pass the "
+                    "same on every rank"
+                )
 
 
 def _together(ranks: Ranks, call: Callable[[], Any]) -> list[Any]:

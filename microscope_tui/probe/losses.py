@@ -117,9 +117,13 @@ class Shares:
         self._own[name] = found
         return None
 
+    def own(self) -> dict[Name, Share]:
+        """The shares of this rank in this step."""
+        return self._own
+
     def places(self) -> dict[Name, tuple[int, float]]:
         """Of this rank in this step; ``agree`` takes those of all ranks."""
-        return {name: (share.group, share.order) for name, share in self._own.items()}
+        return places_of(self._own)
 
     def agree(self, everyone: Sequence[Mapping[Name, tuple[int, float]]]) -> None:
         """``everyone``: what ``places`` returned, by rank; the first rank that has one decides."""
@@ -127,17 +131,17 @@ class Shares:
             self._places |= places
             self._ranks.update(places.keys())
 
-    def strangers(self) -> list[Name]:
-        """Numbers of this step that have no place in the sum."""
-        return [name for name, place in self.places().items() if self._places.get(name) != place]
+    def strangers(self, own: Mapping[Name, Share]) -> list[Name]:
+        """Numbers of a step that have no place in the sum."""
+        return [name for name, place in places_of(own).items() if self._places.get(name) != place]
 
-    def vector(self, device: torch.device) -> Tensor:
-        """For each number the share of this rank and 1, or zeros; fp64."""
+    def vector(self, own: Mapping[Name, Share], device: torch.device) -> Tensor:
+        """For each number the share of this rank in a step and 1, or zeros; fp64."""
         slots = torch.zeros(self.size, dtype=torch.float64, device=device)
-        strangers = self.strangers()
+        strangers = self.strangers(own)
         for place, name in enumerate(self._places):
-            if name in self._own and name not in strangers:
-                slots[2 * place] = self._own[name].term.to(device)
+            if name in own and name not in strangers:
+                slots[2 * place] = own[name].term.to(device)
                 slots[2 * place + 1] = 1.0
         return slots
 
@@ -155,6 +159,11 @@ class Shares:
         return found
 
 
+def places_of(own: Mapping[Name, Share]) -> dict[Name, tuple[int, float]]:
+    """``group`` and ``order`` of shares."""
+    return {name: (share.group, share.order) for name, share in own.items()}
+
+
 def number_of(value: Any) -> Any:
     """A scalar that a trainer passed: a number, a tensor without a graph, or this rank's ``Share``.
 
@@ -169,11 +178,11 @@ def number_of(value: Any) -> Any:
     if type(value) in (int, float):
         return value
     if isinstance(value, str | bool):
-        raise ValueError(f"{value!r:.40}")
+        raise ValueError(f"{value!r:.60}")
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise ValueError(f"a {type(value).__name__}") from None
+        raise ValueError(f"{value!r:.60}") from None
 
 
 def _share_of(value: Any) -> Any:

@@ -1,9 +1,10 @@
 """The probe: it watches the routers of a model while other code trains it, and writes the log.
 
 The hooks of ``forward_hooks.py`` count; a step becomes a line here: one sum over ranks, which is
-read when the next step is logged, one copy to the host, one record. After ``attach`` nothing
-raises. A process whose probe has failed still takes part in every sum, and its lines are marked as
-incomplete.
+read when the next step is logged, one copy to the host, one record. The sum of the first logged
+step starts with that of the second: until then the ranks do not know which rows the log has. After
+``attach`` nothing raises. A process whose probe has failed still takes part in every sum, and its
+lines are marked as incomplete.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary, finalize
 
 import torch
@@ -30,13 +31,14 @@ from microscope_tui.probe.forward_hooks import ForwardHooks
 from microscope_tui.probe.header import AuxLoss, check_settings, describe, profile, setting_of
 from microscope_tui.probe.judge import Alert
 from microscope_tui.probe.log_lock import unlock_log
-from microscope_tui.probe.losses import Shares, grad_squares
+from microscope_tui.probe.losses import Name, Share, Shares, grad_squares
 from microscope_tui.probe.ranks import EXIT_S, Ranks
 from microscope_tui.probe.recorder import RunRecorder, TrainingLog, plain
 from microscope_tui.probe.sites import Site
 from microscope_tui.probe.stages import check_replicas, check_sums, expert_ranks, mark_of, marks_of
 from microscope_tui.probe.step_sums import (
     EXTRA,
+    Key,
     Layout,
     Row,
     StepSums,
@@ -53,6 +55,35 @@ _COMPARED = (2, 3)
 stages that are built with one seed are equal."""
 claimed: WeakValueDictionary[Path, Probe] = WeakValueDictionary()
 """The probe that writes to a run folder, which is closed to others until it is detached."""
+
+
+class _Share(NamedTuple):
+    """What this rank adds to the sum of a step, for routers; rows follow when they are agreed."""
+
+    parts: Sequence[tuple[Key, Tensor, Tensor]]
+    """See ``Calls.parts``; none if this rank does not count."""
+    extra: Tensor
+    """See ``EXTRA``."""
+    squares_S: Tensor
+    """Squared gradient norms."""
+    numbers: Mapping[Name, Share]
+    """See ``Shares``."""
+    looked: Tensor
+    """See ``Looks.vector``."""
+    biases_SE: Tensor
+    """From the first rank that holds the router; NaN without one."""
+    marks: Tensor
+    """See ``Probe._marks``."""
+
+
+class _Line(NamedTuple):
+    """A logged step until its sum is read."""
+
+    number: int
+    """Of the logged steps of this probe."""
+    share: _Share
+    losses: dict[str, Any]
+    scalars: dict[str, Any]
 
 
 class Probe:
@@ -92,9 +123,12 @@ class Probe:
         """Of a step, for the header."""
         self._unpadded: list[str] = []
         """Routers in other stages than those that show the padding."""
+        self._E = max((site.num_experts for site in sites), default=0)
         self._is_whole = all(site.here for site in sites)
-        self._sum: tuple[Tensor, dict[str, Any], dict[str, Any]] | None = None
-        """Of the last logged step, until it is read; its losses, and other numbers of its line."""
+        self._kept: list[_Line] = []
+        """The first logged step, until the ranks agree on the rows."""
+        self._sums: list[tuple[Tensor, Any, _Line]] = []
+        """Of the last logged steps, until they are read; see ``Ranks.start``."""
         self._stop_requested = False
         self._owner = os.getpid()
         self._logged = 0
@@ -184,8 +218,8 @@ class Probe:
 
     def event(self, event: str, values: Mapping[str, Any], step: int | None = None) -> None:
         """Write an event of the run: ``eval``, ``checkpoint`` or your own."""
-        self._read_sum()
-        values = _now(self._mapping("values", values))
+        self._read_sums()
+        values = {n: _now(v) for n, v in self._mapping("values", values).items()}
         found = (self._step if step is None else step, event, values)
         if self._log is None:
             self._early.append(found)
@@ -194,7 +228,7 @@ class Probe:
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: a resumed run is judged as if never stopped."""
-        self._read_sum()
+        self._read_sums()
         judgement = self._judgement if self._log is None else self._log.judgement()
         if self._log is not None:
             self._log.sync()
@@ -202,7 +236,7 @@ class Probe:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict``, before any step is logged."""
-        if self._log is not None:
+        if self._log is not None or self._kept:
             raise RuntimeError("load_state_dict after steps were logged: call it after attach")
         self.begin(int(state["step"]) + 1, self._resumed, state.get("judgement"))
 
@@ -212,7 +246,8 @@ class Probe:
         ``reason``: see ``RunRecorder.close``.
         """
         self.hooks.detach()
-        self._read_sum()
+        self._start()
+        self._read_sums()
         was_over = self.is_over
         self.is_over, self.hooks.on = True, False
         claimed.pop(self.folder, None)
@@ -226,9 +261,14 @@ class Probe:
     def read_last_sum(self) -> None:
         """At the end of a program without ``detach``: the last step is in the log, too."""
         # After an exception other ranks may never come; in a fork they never do.
-        if self._sum is None or hasattr(sys, "last_value") or os.getpid() != self._owner:
+        if (
+            not (self._sums or self._kept)
+            or hasattr(sys, "last_value")
+            or os.getpid() != self._owner
+        ):
             return
         self.ranks.limit_s = EXIT_S
+        self._start()
         self.state_dict()
 
     def __del__(self) -> None:
@@ -237,7 +277,7 @@ class Probe:
 
     def verdict(self) -> str:
         """The verdict so far, on a few lines; empty without one."""
-        self._read_sum()
+        self._read_sums()
         return "" if self._log is None else self._log.verdict()
 
     def __enter__(self) -> Probe:
@@ -253,36 +293,28 @@ class Probe:
 
     def _record(self, loss: Any, losses: dict[str, Any], scalars: dict[str, Any]) -> None:
         """The sums over ranks are made even if everything else fails."""
-        hooks, ranks, looks = self.hooks, self.ranks, self._looks
-        self._read_sum()
+        hooks, looks = self.hooks, self._looks
+        self._read_sums()
         self.stops = self.stops or self._stop_requested
         hooks.attempt(hooks.end)
         looks.count(scalars.get("learning_rate"))
-        if self.layout is None and not self.is_over:
-            self._together(self._agree)
-        if self.is_over or self.layout is None:
+        self._start()
+        is_first = self.layout is None and not self.is_over
+        if is_first:
+            self._together(self._post)
+        if self.is_over:
             return
-        layout = self.layout
-        for name in self._shares.strangers():
-            where = ".".join(name)
-            self._once(f"{where} was not split like this in the first logged step: it is left out")
-        vector = hooks.attempt(self._vector, layout, loss)
-        if vector is None:  # it still takes part in the sum
-            others = self._shares.size + looks.size
-            extra = torch.zeros(len(EXTRA) + len(layout.rows) + others, dtype=torch.float64)
-            extra[0] = 1.0
-            extra = torch.cat([extra, self._biases(layout, extra.device)])
-            vector = layout.vector((), extra, ranks.rank, ranks.size)
         self._number += 1
-        vector = torch.cat([vector, self._marks(vector.device)])
-        self._together(ranks.start, vector, self._step)
+        share = hooks.attempt(self._share, loss) or self._no_share()
         now = time.perf_counter()
-        self._seconds = (now - self._tick) / max(1, self._step - self._timed_step)
+        seconds = (now - self._tick) / max(1, self._step - self._timed_step)
         self._tick, self._timed_step = now, self._step
-        own = {"step": self._step, "step_time_s": self._seconds, "memory_bytes": _memory_bytes()}
-        self._sum = vector, losses, own | scalars
-        if ranks.size == 1:
-            self._read_sum()
+        own = {"step": self._step, "step_time_s": seconds, "memory_bytes": _memory_bytes()}
+        self._kept.append(_Line(self._number, share, losses, own | scalars))
+        if not is_first or self.ranks.size == 1:
+            self._start()
+        if self.ranks.size == 1:
+            self._read_sums()
 
     def _together(self, call: Callable[..., Any], *args: Any) -> Any:
         """What ``call`` returns, in which all ranks take part; if it fails, the probe ends."""
@@ -292,24 +324,40 @@ class Probe:
             self.is_over = True
             self.hooks.fail(error)
 
+    def _post(self) -> None:
+        """Send the other ranks what this one saw in the first logged step."""
+        own = self.hooks.attempt(self._seen) or [(None, 0, 0, False)] * len(self.sites)
+        looks = self._looks.plan() if self.hooks.trains else ([], [])
+        self._passes = self.hooks.passes // len(self.hooks.modules)
+        self.ranks.post((own, looks, self._shares.places()), self._step)
+
     def _agree(self) -> None:
         """On the rows of the log, by what all ranks saw in the first logged step."""
-        sites, ranks = self.sites, self.ranks
-        ranks.start(torch.zeros(1), self._step)
-        ranks.finish()
-        own = self.hooks.attempt(self._seen) or [(None, 0, 0, False)] * len(sites)
-        everyone, shares = zip(*ranks.all_gather((own, self._shares.places())), strict=True)
-        self._shares.agree(shares)
+        sites = self.sites
+        everyone, looks, numbers = zip(*self.ranks.collect(), strict=True)
+        self._shares.agree(numbers)
         by_site = [[*zip(*seen, strict=True)] for seen in zip(*everyone, strict=True)]
         check_replicas(sites, [marks for marks, *_ in by_site])
         passes, top_k, padded = ([max(seen[n]) for seen in by_site] for n in (1, 2, 3))
-        if self.hooks.trains:
-            self._looks.agree()
+        self._looks.agree(looks)
         self.layout = Layout(rows_of(sites, passes, top_k))
-        self._passes = self.hooks.passes // len(self.hooks.modules)
-        if any(padded) and len(sites[0].holders) < ranks.size:
+        if any(padded) and len(sites[0].holders) < self.ranks.size:
             pairs = zip(sites, padded, strict=True)
             self._unpadded = [site.name for site, own in pairs if site.sees_text and not own]
+
+    def _start(self) -> None:
+        """Start the sums of the kept steps, once the rows are agreed on."""
+        kept, self._kept = self._kept, []
+        if kept and self.layout is None:
+            self._together(self._agree)
+        for line in kept:
+            if self.is_over or self.layout is None:
+                return
+            vector = self.hooks.attempt(self._vector, self.layout, line.share)
+            if vector is None:  # it still takes part in the sum
+                vector = self._vector(self.layout, self._no_share())
+            work = self._together(self.ranks.start, vector, line.scalars["step"])
+            self._sums.append((vector, work, line))
 
     def _seen(self) -> list[tuple[Any, int, int, bool]]:
         found: list[tuple[Any, int, int, bool]] = []
@@ -320,16 +368,15 @@ class Probe:
             found.append((mark, max(calls, default=-1) + 1, top_k, place in self.hooks.padded))
         return found
 
-    def _biases(self, layout: Layout, device: torch.device) -> Tensor:
-        """The bias of every row, from the first rank that holds the router; NaN without one."""
-        shape = len(layout.rows), layout.num_experts
-        found_LE = torch.zeros(shape, dtype=torch.float64, device=device)
-        for row, found_E in zip(layout.rows, found_LE, strict=True):
-            site = self.sites[row.place]
+    def _biases(self, device: torch.device) -> Tensor:
+        """The bias of every router, from the first rank that holds it; NaN without one."""
+        shape = len(self.sites), self._E
+        found_SE = torch.zeros(shape, dtype=torch.float64, device=device)
+        for site, found_E in zip(self.sites, found_SE, strict=True):
             if site.holders[0] == self.ranks.rank:
                 own = site.bias()
-                found_E[: row.num_experts] = torch.nan if own is None else own
-        return found_LE.flatten()
+                found_E[: site.num_experts] = torch.nan if own is None else own
+        return found_SE
 
     def _marks(self, device: torch.device) -> Tensor:
         """See ``marks_of``; zeros in a step in which replicas are not compared."""
@@ -340,19 +387,20 @@ class Probe:
             found = torch.zeros(3 * len(self.sites), dtype=torch.float64, device=device)
         return found
 
-    def _read_sum(self) -> None:
-        """Read the sum of the last logged step; on rank 0, write its line."""
-        if self._sum is None or self.layout is None:
-            return
-        vector, losses, scalars = self._sum
-        self._sum = None
-        self._together(self.ranks.finish)
-        vector, marks = vector.tensor_split([-3 * len(self.sites)])
-        if self._number in _COMPARED:
-            self._together(check_sums, self.sites, marks)
-        if self.is_over:
-            return
-        hooks, layout = self.hooks, self.layout
+    def _read_sums(self) -> None:
+        """Read the sums of the last logged steps; on rank 0, write their lines."""
+        sums, self._sums = self._sums, []
+        for vector, work, line in sums:
+            self._together(self.ranks.finish, work)
+            vector, marks = vector.tensor_split([-3 * len(self.sites)])
+            if line.number in _COMPARED:
+                self._together(check_sums, self.sites, marks)
+            if self.is_over or self.layout is None:
+                return
+            self._read(self.layout, vector, line)
+
+    def _read(self, layout: Layout, vector: Tensor, line: _Line) -> None:
+        hooks, scalars = self.hooks, line.scalars
         if self.ranks.rank:
             self._stop_requested = layout.is_stopped(vector, self.ranks.size)
             self._log = self._log or TrainingLog(None)
@@ -360,13 +408,13 @@ class Probe:
         sums: StepSums | None = hooks.attempt(self._sums_of, layout, vector)
         if sums is None:
             return
-        self._logged = scalars["step"]
+        self._logged, seconds = scalars["step"], scalars["step_time_s"]
         self._stop_requested = sums.extra[EXTRA.index("stop")] > 0
-        rate = max(sums.tokens, default=0) / self._seconds if self._seconds > 0 else None
+        rate = max(sums.tokens, default=0) / seconds if seconds > 0 else None
         scalars = {"tokens_per_s": rate, **scalars}
         looked = sums.extra[len(EXTRA) + len(layout.rows) :]
         slots, looked = looked[: self._shares.size], looked[self._shares.size :]
-        record = hooks.attempt(self._line, layout, sums, slots, losses, scalars)
+        record = hooks.attempt(self._line, layout, sums, slots, line.losses, scalars)
         if record is None:
             return
         if not sums.extra[0]:
@@ -404,12 +452,12 @@ class Probe:
         sums.biases = [[] if all(map(math.isnan, bias)) else bias for bias in sums.biases]
         return sums
 
-    def _vector(self, layout: Layout, loss: Any) -> Tensor:
-        """What this rank adds to the step; only its state if it does not count."""
+    def _share(self, loss: Any) -> _Share:
+        """Of the step; only the state of this rank if it does not count."""
         hooks, ranks = self.hooks, self.ranks
         lost = bool(hooks.problem) or hooks.spoiled
         counts = ranks.counts(hooks.sees_part) and not lost
-        parts = list(hooks.calls.parts(layout.num_experts))
+        parts = list(hooks.calls.parts(self._E))
         device = parts[0][1].device if parts else torch.device("cpu")
         extra = torch.zeros(len(EXTRA), dtype=torch.float64, device=device)
         extra[0] = float(lost)
@@ -417,18 +465,37 @@ class Probe:
         extra[2] = float(self.wants_stop)
         if counts and hooks.losses is not None:
             extra[3:7] = hooks.losses.read(device)
-        listed = {(row.place, row.number) for row in layout.rows}
-        extra[7] = len(hooks.calls.seen.keys() - listed)
         if counts and loss is not None:
             extra[3], extra[4] = loss, 1.0
         if self._squares is None:
             self._squares = grad_squares(self.sites)
-        places = torch.tensor([row.place for row in layout.rows], device=device)
         self._looks.read()
         looked = self._looks.vector(counts, device)
-        squares, biases = self._squares.to(device)[places], self._biases(layout, device)
-        extra = torch.cat([extra, squares, self._shares.vector(device), looked, biases])
-        return layout.vector(parts if counts else (), extra, ranks.rank, ranks.size)
+        squares_S, biases_SE = self._squares.to(device), self._biases(device)
+        numbers, marks = self._shares.own(), self._marks(device)
+        return _Share(parts if counts else (), extra, squares_S, numbers, looked, biases_SE, marks)
+
+    def _no_share(self) -> _Share:
+        """Of a rank whose probe has failed: it still takes part in the sum."""
+        extra = torch.zeros(len(EXTRA), dtype=torch.float64)
+        extra[0] = 1.0
+        nothing_S, looked = extra.new_zeros(len(self.sites)), extra.new_zeros(self._looks.size)
+        biases, marks = self._biases(extra.device), self._marks(extra.device)
+        return _Share((), extra, nothing_S, {}, looked, biases, marks)
+
+    def _vector(self, layout: Layout, share: _Share) -> Tensor:
+        parts, extra, squares_S, numbers, looked, biases_SE, marks = share
+        places = torch.tensor([row.place for row in layout.rows], device=extra.device)
+        listed = {(row.place, row.number) for row in layout.rows}
+        extra[EXTRA.index("unlisted")] = len({key for key, *_ in parts} - listed)
+        for name in self._shares.strangers(numbers):
+            where = ".".join(name)
+            self._once(f"{where} was not split like this in the first logged step: it is left out")
+        slots = self._shares.vector(numbers, extra.device)
+        biases = biases_SE[places].flatten()
+        extra = torch.cat([extra, squares_S[places], slots, looked, biases])
+        vector = layout.vector(parts, extra, self.ranks.rank, self.ranks.size)
+        return torch.cat([vector, marks])
 
     def _write(self, layout: Layout, record: dict[str, Any]) -> None:
         if self._log is None:
@@ -501,7 +568,7 @@ class Probe:
             try:
                 number = self._shares.take((*place, name), value)
             except Exception as error:  # it may be anything
-                self._once(f"{'.'.join((*place, name))} is {error}; left out: pass one number")
+                self._once(f"{'.'.join((*place, name))} is {error}, not a number: left out")
                 continue
             if number is not None:
                 found[name] = number

@@ -189,8 +189,8 @@ class Looks:
         if isinstance(rate, int | float) and rate != 0:
             self._rated += 1
 
-    def agree(self) -> None:
-        """Plan what is looked at, in the first logged step; every rank calls it."""
+    def plan(self) -> tuple[list[Owner], list[Group]]:
+        """Plan what is looked at, in the first logged step; ``agree`` takes this of all ranks."""
         self._parts = self.attempt(_plan, self._hooks.model, self._hooks.sites) or []
         if any(hasattr(part.weight, "ds_id") for part in self._parts):
             self._parts = []
@@ -198,7 +198,10 @@ class Looks:
                 _logger.warning("ZeRO-3 keeps gradients in partitions: STILL cannot read any")
         self.attempt(self._sample)
         own = [key for part in self._parts for key in part.keys]
-        everyone = self._ranks.all_gather((own, [*filter(self._is_enough, self._kept)]))
+        return own, [*filter(self._is_enough, self._kept)]
+
+    def agree(self, everyone: Sequence[tuple[list[Owner], list[Group]]]) -> None:
+        """``everyone``: what ``plan`` returned, by rank."""
         keys = dict.fromkeys(key for own, _ in everyone for key in own)
         self._numbers = {key: number for number, key in enumerate(keys)}
         self._enough = {group for _, enough in everyone for group in enough}
