@@ -4,8 +4,8 @@ The sum is started without waiting, on a gloo group that nothing else uses, and 
 logged step: no collective of the trainer waits for one of the probe. A rank that does not count,
 because another counts the same tokens or its probe has failed, takes part with zeros.
 
-What the ranks have to agree on is no collective: each posts it in the store of the process group,
-and a wait for the others is bounded and names who is late.
+The ranks agree without a collective: each posts what it has in the store of the process group, and
+a wait for the others is bounded and names the ranks that are late.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Ranks:
             text = f"attach has waited {waited:.0f} s for rank {names}: call it on every rank"
             if waited > ATTACH_S:
                 raise RuntimeError(text)
-            if all(rank in late for rank in range(self.rank)):  # one rank says it for all
+            if all(rank in late for rank in range(self.rank)):  # the first of those that wait
                 _logger.warning("%s", text)
         return self._everyone()
 
