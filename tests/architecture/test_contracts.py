@@ -15,8 +15,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("moe_model", "microscope_tui")
 SOURCES = sorted(p for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
 FRONTS = sorted(p for name in PACKAGES for p in (ROOT / name).rglob("__init__.pyi"))
-MAX_FILE_LINES = 600
-MAX_FUNCTION_LINES = 60
 MAX_MODULES = 90
 """Of ours, when the first table of a run log is drawn."""
 NEWER_STANDARD_LIBRARY = {"compression"}  # Python 3.14; its backport is declared for older ones
@@ -182,16 +180,9 @@ def test_the_first_screen_of_a_run_log_loads_few_modules(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "path", [*SOURCES, ROOT / "train.py"], ids=lambda p: str(p.relative_to(ROOT))
 )
-def test_a_file_is_small_and_says_what_it_is(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
+def test_a_file_opens_with_what_it_is(path: Path) -> None:
     assert path.name not in FORBIDDEN_FILES
-    assert len(text.splitlines()) <= MAX_FILE_LINES
-    tree = ast.parse(text)
-    assert ast.get_docstring(tree), "a file opens with what it is"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno is not None
-            assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, node.name
+    assert ast.get_docstring(ast.parse(path.read_bytes())), "a file opens with what it is"
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:
