@@ -187,7 +187,8 @@ def number_of(value: Any) -> Any:
 
 def _share_of(value: Any) -> Any:
     """Of a DTensor. A replicated one is its local tensor."""
-    group, formulas = 1, set()
+    group = 1
+    formulas = set()
     for size, placement in zip(value.device_mesh.shape, value.placements, strict=True):
         if placement.is_replicate():
             continue

@@ -400,7 +400,8 @@ class Probe:
             self._read(self.layout, vector, line)
 
     def _read(self, layout: Layout, vector: Tensor, line: _Line) -> None:
-        hooks, scalars = self.hooks, line.scalars
+        hooks = self.hooks
+        scalars = line.scalars
         if self.ranks.rank:
             self._stop_requested = layout.is_stopped(vector, self.ranks.size)
             self._log = self._log or TrainingLog(None)
@@ -408,12 +409,14 @@ class Probe:
         sums: StepSums | None = hooks.attempt(self._sums_of, layout, vector)
         if sums is None:
             return
-        self._logged, seconds = scalars["step"], scalars["step_time_s"]
+        self._logged = scalars["step"]
+        seconds = scalars["step_time_s"]
         self._stop_requested = sums.extra[EXTRA.index("stop")] > 0
         rate = max(sums.tokens, default=0) / seconds if seconds > 0 else None
         scalars = {"tokens_per_s": rate, **scalars}
         looked = sums.extra[len(EXTRA) + len(layout.rows) :]
-        slots, looked = looked[: self._shares.size], looked[self._shares.size :]
+        slots = looked[: self._shares.size]
+        looked = looked[self._shares.size :]
         record = hooks.attempt(self._line, layout, sums, slots, line.losses, scalars)
         if record is None:
             return
@@ -471,16 +474,20 @@ class Probe:
             self._squares = grad_squares(self.sites)
         self._looks.read()
         looked = self._looks.vector(counts, device)
-        squares_S, biases_SE = self._squares.to(device), self._biases(device)
-        numbers, marks = self._shares.own(), self._marks(device)
+        squares_S = self._squares.to(device)
+        biases_SE = self._biases(device)
+        numbers = self._shares.own()
+        marks = self._marks(device)
         return _Share(parts if counts else (), extra, squares_S, numbers, looked, biases_SE, marks)
 
     def _no_share(self) -> _Share:
         """Of a rank whose probe has failed: it still takes part in the sum."""
         extra = torch.zeros(len(EXTRA), dtype=torch.float64)
         extra[0] = 1.0
-        nothing_S, looked = extra.new_zeros(len(self.sites)), extra.new_zeros(self._looks.size)
-        biases, marks = self._biases(extra.device), self._marks(extra.device)
+        nothing_S = extra.new_zeros(len(self.sites))
+        looked = extra.new_zeros(self._looks.size)
+        biases = self._biases(extra.device)
+        marks = self._marks(extra.device)
         return _Share((), extra, nothing_S, {}, looked, biases, marks)
 
     def _vector(self, layout: Layout, share: _Share) -> Tensor:

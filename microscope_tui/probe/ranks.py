@@ -29,8 +29,11 @@ LIMIT_S = 60
 """Seconds that a rank waits for the others after ``attach``."""
 EXIT_S = 5
 """The same where nothing follows: at the end of the program."""
-ATTACH_S, WORD_S, AGAIN_S = 1800, 30, 300
-"""Seconds that ``attach`` waits for the others, until it reports that, and until it does again."""
+ATTACH_S = 1800
+"""Seconds that ``attach`` waits for the others; it names them after ``WORD_S``."""
+WORD_S = 30
+AGAIN_S = 300
+"""Seconds until ``attach`` names them again."""
 _POLL_S = 0.1
 _SAME_TOKENS = ("tp", "tensor", "tensor_parallel", "tensor_model_parallel", "model")
 """Names of mesh dimensions along which ranks see the same tokens, or parts of the same sequence."""
@@ -105,7 +108,8 @@ class Ranks:
         ``RuntimeError``: a rank did not in ``ATTACH_S``; a warning names it before.
         """
         self.post(own, 0)
-        begin, word_at = time.monotonic(), WORD_S
+        begin = time.monotonic()
+        word_at = WORD_S
         while not self._is_posted():
             waited = time.monotonic() - begin
             if waited < word_at:
