@@ -27,6 +27,7 @@ import torch
 from msgspec import UNSET, UnsetType
 from torch import Tensor, nn
 
+from microscope_tui.probe.alignment import Alignment, OptimizerSteps, alignment_of, place_of
 from microscope_tui.probe.forward_hooks import ForwardHooks
 from microscope_tui.probe.header import AuxLoss, check_settings, describe, profile, setting_of
 from microscope_tui.probe.judge import Alert
@@ -74,6 +75,8 @@ class _Share(NamedTuple):
     """From the first rank that holds the router; NaN without one."""
     marks: Tensor
     """See ``Probe._marks``."""
+    place: Tensor
+    """See ``place_of``."""
 
 
 class _Line(NamedTuple):
@@ -129,6 +132,8 @@ class Probe:
         """The first logged step, until the ranks agree on the rows."""
         self._sums: list[tuple[Tensor, Any, _Line]] = []
         """Of the last logged steps, until they are read; see ``Ranks.start``."""
+        self._alignment: Alignment | None = None
+        """Of the latest sum."""
         self._stop_requested = False
         self._owner = os.getpid()
         self._logged = 0
@@ -140,7 +145,9 @@ class Probe:
         self.hooks, self._model = ForwardHooks(modules, sites, mode, saliency, ranks), modules[0]
         self._looks = Looks(self.hooks, ranks)
         self._shares = Shares()
+        self._optimizer = OptimizerSteps(sites)
         claimed[folder] = self
+        finalize(self, self._optimizer.forget)
         finalize(self, self.hooks.detach)  # it may be forgotten by an interrupted training
         self._unlock = finalize(self, unlock_log, folder / LOG_NAME)
 
@@ -150,6 +157,7 @@ class Probe:
         If ``resumed``, the log has earlier steps; ``judgement``: state of the judge after them.
         """
         self._step, self._resumed = step - 1, resumed or step > 1
+        self._begin = self._step
         self._timed_step = self._step
         self._judgement = judgement
         self._tick = time.perf_counter()
@@ -246,6 +254,7 @@ class Probe:
         ``reason``: see ``RunRecorder.close``.
         """
         self.hooks.detach()
+        self._optimizer.forget()
         self._start()
         self._read_sums()
         was_over = self.is_over
@@ -296,8 +305,9 @@ class Probe:
         hooks, looks = self.hooks, self._looks
         self._read_sums()
         self.stops = self.stops or self._stop_requested
+        self._realign()
         hooks.attempt(hooks.end)
-        looks.count(scalars.get("learning_rate"))
+        looks.count(self._number + 1, scalars.get("learning_rate"))
         self._start()
         is_first = self.layout is None and not self.is_over
         if is_first:
@@ -353,9 +363,9 @@ class Probe:
         for line in kept:
             if self.is_over or self.layout is None:
                 return
-            vector = self.hooks.attempt(self._vector, self.layout, line.share)
+            vector = self.hooks.attempt(self._vector, self.layout, line.share, line.number)
             if vector is None:  # it still takes part in the sum
-                vector = self._vector(self.layout, self._no_share())
+                vector = self._vector(self.layout, self._no_share(), line.number)
             work = self._together(self.ranks.start, vector, line.scalars["step"])
             self._sums.append((vector, work, line))
 
@@ -392,14 +402,38 @@ class Probe:
         sums, self._sums = self._sums, []
         for vector, work, line in sums:
             self._together(self.ranks.finish, work)
-            vector, marks = vector.tensor_split([-3 * len(self.sites)])
-            if line.number in _COMPARED:
-                self._together(check_sums, self.sites, marks)
             if self.is_over or self.layout is None:
                 return
-            self._read(self.layout, vector, line)
+            place = len(line.share.place)
+            vector, marks, places = vector.tensor_split(
+                [len(vector) - place - 3 * len(self.sites), len(vector) - place]
+            )
+            found = alignment_of(places.tolist(), self._begin)
+            if line.number in _COMPARED and not found.text():
+                self._together(check_sums, self.sites, marks)
+            if self.is_over:
+                return
+            self._alignment = found
+            self._read(self.layout, vector, line, found)
 
-    def _read(self, layout: Layout, vector: Tensor, line: _Line) -> None:
+    def _realign(self) -> None:
+        """Take part in the sums that this rank has missed, with nothing; correct its counter."""
+        found, self._alignment = self._alignment, None
+        if found is None:
+            return
+        rank = self.ranks.rank
+        # Ahead of the others by numbers that are right: as many sums are missing.
+        missed = found.ahead(rank) // self._every
+        if rank in found.corrections:
+            before = self._step // self._every
+            self._step += found.corrections[rank]
+            missed = self._step // self._every - before
+        for number in range(missed, 0, -1):
+            self._number += 1
+            scalars = {"step": self._step - number * self._every, "router": {}}
+            self._kept.append(_Line(self._number, self._no_share(is_absent=True), {}, scalars))
+
+    def _read(self, layout: Layout, vector: Tensor, line: _Line, alignment: Alignment) -> None:
         hooks = self.hooks
         scalars = line.scalars
         if self.ranks.rank:
@@ -410,7 +444,7 @@ class Probe:
         if sums is None:
             return
         self._logged = scalars["step"]
-        seconds = scalars["step_time_s"]
+        seconds = scalars.get("step_time_s", 0.0)
         self._stop_requested = sums.extra[EXTRA.index("stop")] > 0
         rate = max(sums.tokens, default=0) / seconds if seconds > 0 else None
         scalars = {"tokens_per_s": rate, **scalars}
@@ -420,11 +454,19 @@ class Probe:
         record = hooks.attempt(self._line, layout, sums, slots, line.losses, scalars)
         if record is None:
             return
-        if not sums.extra[0]:
+        unlooked = sums.extra[EXTRA.index("unlooked")]
+        if not (sums.extra[0] or unlooked or alignment.text()):
             looks = self._looks
             found = looks.attempt(looks.conclude, looked, layout.rows, sums.counts)
             record["router"] |= found or {}
         self._warn_incomplete(sums, layout.rows)
+        if lacking := alignment.text():
+            record["incomplete"] = "; ".join(filter(None, [record.get("incomplete"), lacking]))
+        for rank in alignment.corrections:
+            self._once(
+                f"rank {rank} has not called probe.step once for every step of its optimizer: the "
+                "lines of these steps are incomplete; call it on every rank, every step"
+            )
         self._write(layout, record)
 
     def _line(
@@ -478,31 +520,44 @@ class Probe:
         biases_SE = self._biases(device)
         numbers = self._shares.own()
         marks = self._marks(device)
-        return _Share(parts if counts else (), extra, squares_S, numbers, looked, biases_SE, marks)
+        place = self._place(device)
+        counted = parts if counts else ()
+        return _Share(counted, extra, squares_S, numbers, looked, biases_SE, marks, place)
 
-    def _no_share(self) -> _Share:
-        """Of a rank whose probe has failed: it still takes part in the sum."""
+    def _place(self, device: torch.device) -> Tensor:
+        """Of the current step, see ``place_of``."""
+        ranks = self.ranks
+        return place_of(ranks.rank, ranks.size, self._step, self._optimizer.made, device)
+
+    def _no_share(self, is_absent: bool = False) -> _Share:
+        """Of a rank whose probe has failed, or which ``is_absent``: it takes part in the sum."""
         extra = torch.zeros(len(EXTRA), dtype=torch.float64)
-        extra[0] = 1.0
+        extra[0] = float(not is_absent)
         nothing_S = extra.new_zeros(len(self.sites))
-        looked = extra.new_zeros(self._looks.size)
+        looked = extra.new_zeros(0)
         biases = self._biases(extra.device)
         marks = self._marks(extra.device)
-        return _Share((), extra, nothing_S, {}, looked, biases, marks)
+        place = self._place(extra.device)
+        if is_absent:
+            place = torch.zeros_like(place)
+        return _Share((), extra, nothing_S, {}, looked, biases, marks, place)
 
-    def _vector(self, layout: Layout, share: _Share) -> Tensor:
-        parts, extra, squares_S, numbers, looked, biases_SE, marks = share
+    def _vector(self, layout: Layout, share: _Share, number: int) -> Tensor:
+        parts, extra, squares_S, numbers, looked, biases_SE, marks, place = share
         places = torch.tensor([row.place for row in layout.rows], device=extra.device)
         listed = {(row.place, row.number) for row in layout.rows}
         extra[EXTRA.index("unlisted")] = len({key for key, *_ in parts} - listed)
         for name in self._shares.strangers(numbers):
             where = ".".join(name)
             self._once(f"{where} was not split like this in the first logged step: it is left out")
+        if len(looked) != self._looks.size_of(number):  # its steps were counted otherwise
+            looked = extra.new_zeros(self._looks.size_of(number))
+            extra[EXTRA.index("unlooked")] = 1.0
         slots = self._shares.vector(numbers, extra.device)
         biases = biases_SE[places].flatten()
         extra = torch.cat([extra, squares_S[places], slots, looked, biases])
         vector = layout.vector(parts, extra, self.ranks.rank, self.ranks.size)
-        return torch.cat([vector, marks])
+        return torch.cat([vector, marks, place])
 
     def _write(self, layout: Layout, record: dict[str, Any]) -> None:
         if self._log is None:

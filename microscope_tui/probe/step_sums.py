@@ -25,10 +25,11 @@ Values = list[float | None]
 SUMS = ("entropy", "z_loss", "selected_mass", "margin")
 """Sums over the real tokens that had logits."""
 MEANS = (*SUMS, "mean_entropy", "max_logit")
-EXTRA = ("failed", "passes", "stop", "loss", "losses", "aux", "auxes", "unlisted")
+EXTRA = ("failed", "passes", "stop", "loss", "losses", "aux", "auxes", "unlisted", "unlooked")
 """Further numbers in the vector of a probe: failed ranks, forward passes, whether rank 0 requests
 the training to stop, sums of losses and how many, passes through routers that the log has no row
-for; then the squared gradient norm of every row, what ``Looks.vector`` returns."""
+for, ranks that did not look at their gradients; then the squared gradient norm of every row, what
+``Shares.vector`` and ``Looks.vector`` return."""
 _OWN_KEYS = ("kind", "time", "expert_bias", "mean_weight", "mean_output_norm", "incomplete")
 """Keys of a line that no further number may replace."""
 

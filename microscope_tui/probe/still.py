@@ -170,7 +170,7 @@ class Looks:
     def begin(self, on: bool) -> None:
         """Before a step that is logged if ``on``."""
         self._moves, self._samples = None, {}
-        self.size = self._width if on and is_due(self._logged + 1) else 0
+        self.size = self.size_of(self._logged + 1) if on else 0
         if self.size:
             self.attempt(self._sample)
 
@@ -183,9 +183,13 @@ class Looks:
             self._failed = True
             _logger.warning("gradients are not looked at any more, training continues: %r", error)
 
-    def count(self, rate: Any) -> None:
-        """A step is logged, with this learning rate; every rank calls it."""
-        self._logged += 1
+    def size_of(self, number: int) -> int:
+        """How many numbers the sum of this logged step has for a look; every rank has as many."""
+        return self._width if is_due(number) else 0
+
+    def count(self, number: int, rate: Any) -> None:
+        """A step is logged, with its number and learning rate; every rank calls it."""
+        self._logged = number
         if isinstance(rate, int | float) and rate != 0:
             self._rated += 1
 
