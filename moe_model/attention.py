@@ -128,8 +128,15 @@ class MultiHeadLatentAttention(nn.Module):
         remember: Remember | None = None,
         visible_BSN: Tensor | None = None,
     ) -> Tensor:
-        """Attend from every position to itself and the past, ``(B, S, D)``; where
-        ``visible_BSN`` is given, to what it allows. ``rotary``: angles of these S positions."""
+        """Attend from every position to itself and the past; returns ``(B, S, D)``.
+
+        Args:
+            x_BSD: The normed stream.
+            rotary: Cosine and sine of these S positions, see :func:`rotary_table`.
+            remember: Appends to a cache and returns the past with it; ``None`` without a cache.
+            visible_BSN: True where a token may attend, see :func:`visible_in_documents`; ``None``
+                for itself and all tokens before it. Not used where the cache already has a past.
+        """
         config = self.config
         tokens = x_BSD.shape[1]
         q_BSHd, latent_BSR, k_rope = self._project(x_BSD)
@@ -238,8 +245,14 @@ class LatentCache:
         return self.entries_LBNW.shape[2]
 
     def append(self, layer: int, entries_BSW: Tensor) -> Tensor:
-        """Of S new tokens; returns a view of all entries of ``layer``, ``(B, used + S, W)``. The
-        model advances :attr:`used` once all layers have written."""
+        """Append the entries of S new tokens; return all entries of ``layer`` so far.
+
+        This does not change :attr:`used`: every layer writes at the same position, and the model
+        advances it once all layers have written. ``ValueError`` if the tokens do not fit.
+
+        Returns:
+            ``(B, used + S, W)``, a view.
+        """
         end = self.end_of(entries_BSW.shape[1])
         layer_BNW = self.entries_LBNW[layer]
         layer_BNW[:, self.used : end] = entries_BSW

@@ -22,7 +22,10 @@ FREEZE_SHARE = 0.5 / 14.8
 
 
 def bias_rate_at(step: int, steps: int, rate: float) -> float:
-    """``step`` counts from 1: ``rate``, then zero for the last part of ``steps``."""
+    """The rate for :func:`update_expert_bias` in ``step``, which counts from 1.
+
+    It is ``rate``, then zero for the last part of ``steps``, see :data:`FREEZE_SHARE`.
+    """
     return 0.0 if step > steps * (1 - FREEZE_SHARE) else rate
 
 
@@ -30,8 +33,14 @@ def bias_rate_at(step: int, steps: int, rate: float) -> float:
 def update_expert_bias(routers: Sequence[Router], counts_LE: Tensor, rate: float | Tensor) -> None:
     """``b += rate · sign(mean count − count)``, in place, for every router that is not held.
 
-    ``counts_LE`` are the tokens per expert of the whole optimizer step, integers: an expert exactly
-    at the mean must get no change, and fp32 has not every integer above 16.7 million.
+    Args:
+        routers: In the order of the rows of ``counts_LE``.
+        counts_LE: Tokens per expert of the whole optimizer step, integers: an expert exactly at the
+            mean must get no change, and fp32 has not every integer above 16.7 million.
+        rate: Added to or taken from a bias, in units of the score.
+
+    Raises:
+        ValueError: If a bias is not fp32.
     """
     dtypes = {router.expert_bias.dtype for router in routers} - {torch.float32}
     if dtypes:
@@ -51,10 +60,17 @@ def update_expert_bias(routers: Sequence[Router], counts_LE: Tensor, rate: float
 def sequence_balance_loss(routings: Sequence[Routing], sequences: int) -> Tensor:
     """Complementary sequence-wise loss per router, before its weight (DeepSeek-V3, eq. 17-20).
 
-    ``sum_e f_e · P_e`` in each of the ``sequences``, averaged: f is E/K times the share of tokens
-    whose *unbiased* top k contains the expert, P the mean normalised score. 1 if balanced. No
-    epsilon in the normalisation: with one, a router lowers the loss by pushing all its scores to
-    zero. Returns ``(L,)``, differentiable through P.
+    ``sum_e f_e · P_e`` in each sequence, averaged over sequences: f is E/K times the share of
+    tokens whose *unbiased* top k contains the expert, P the mean normalised score. Perfect balance
+    gives 1. No epsilon in the normalisation: with one, a router lowers the loss by pushing all its
+    scores to zero.
+
+    Args:
+        routings: One per router, over the same tokens.
+        sequences: Sequences in the batch, all of one length.
+
+    Returns:
+        ``(L,)``, differentiable through P.
     """
     K, E = routings[0].expert_ids_TK.shape[-1], routings[0].scores_TE.shape[-1]
     scores = [r.scores_TE.view(sequences, -1, E) for r in routings]
@@ -67,8 +83,15 @@ def balance_loss(routings: Sequence[Routing], counts_LE: Tensor | None = None) -
     """Classic auxiliary loss per router, before its weight (Switch, GShard): ``E/K · sum f · P``.
 
     As :func:`sequence_balance_loss`, over all tokens at once and with f from the experts that were
-    chosen, or from the tokens per expert ``counts_LE``. Pooled over routers it can be minimal while
-    each has collapsed.
+    chosen. Pooled over routers it can be minimal while each has collapsed.
+
+    Args:
+        routings: One per router, over the same tokens.
+        counts_LE: Tokens per expert of each router, from which f is computed instead; ``None`` to
+            count those of ``routings``.
+
+    Returns:
+        ``(L,)``, differentiable through P.
     """
     K, E = routings[0].expert_ids_TK.shape[-1], routings[0].scores_TE.shape[-1]
     if counts_LE is None:

@@ -55,7 +55,15 @@ class UsageError(ValueError):
 def need_packages(
     program: str, *more: str, install: str = "moe-microscope[train]", code: int = USAGE
 ) -> None:
-    """Exit with one line if ``NEEDED`` packages, or ``more``, are not installed."""
+    """Exit with one line if ``NEEDED`` packages, or ``more``, are not installed.
+
+    It imports none of them, so a program calls it before its own imports.
+
+    Args:
+        program: Name of the command in the message.
+        install: What pip has to install to get them.
+        code: Exit code.
+    """
     missing = [name for name in (*NEEDED, *more) if importlib.util.find_spec(name) is None]
     if missing:
         say(
@@ -123,7 +131,12 @@ def choose_device(name: str, *, deterministic: bool = False) -> torch.device:
 
 
 def read_text(path: Path, flag: str, instead: str = "name another file") -> str:
-    """``UsageError`` names ``flag``, the problem and what to do."""
+    """Read the text in ``path``; ``UsageError`` names ``flag``, the problem and what to do.
+
+    Args:
+        flag: The option that named it.
+        instead: Advice if the file cannot be read or is not UTF-8.
+    """
     try:
         return path.read_text("utf-8")
     except UnicodeDecodeError as error:
@@ -136,7 +149,11 @@ def read_text(path: Path, flag: str, instead: str = "name another file") -> str:
 
 
 def python_docs(flag: str) -> str:
-    """The language reference behind ``help()``, which comes with Python."""
+    """The language reference behind ``help()``, which comes with Python.
+
+    ``UsageError`` if this Python was built without it; ``flag`` is the option that names another
+    text.
+    """
     try:
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     except ModuleNotFoundError as error:
@@ -148,8 +165,13 @@ def python_docs(flag: str) -> str:
 
 
 def plain_text(text: str, *, multi_line: bool = False) -> str:
-    """Replace characters that could control a terminal, one by one; line breaks and tabs become
-    spaces, unless ``multi_line``."""
+    """Replace the characters of ``text`` that could control a terminal; the length stays the same.
+
+    Args:
+        text: Any string, including lone surrogates.
+        multi_line: Keep line breaks and tabs. Otherwise every whitespace control becomes a space:
+            one line in, one line out.
+    """
     if not multi_line:
         text = text.translate(_TO_SPACE)
     return "".join(

@@ -46,10 +46,17 @@ def about(text: str, *, default: Any = dataclasses.MISSING) -> Any:
 
 
 def fields_of(cls: type, found: object, what: str) -> dict[str, Any]:
-    """Arguments for the dataclass ``cls`` from parsed JSON; ``ValueError`` if ``found``, named
-    ``what``, does not fit.
+    """Validated arguments for the dataclass ``cls``, with nested dataclasses constructed.
 
-    Its annotations are int, float, bool, str, ``Literal`` of texts, or dataclasses, or ``| None``.
+    Args:
+        cls: Its annotations are int, float, bool, str, ``Literal`` of texts or a dataclass, or one
+            of these ``| None``, or several dataclasses ``| None``.
+        found: The parsed JSON, of any type.
+        what: Its name in errors.
+
+    Raises:
+        ValueError: If it is not an object, a field is unknown or missing, or a value has a wrong
+            type.
     """
     if not isinstance(found, dict):
         raise ValueError(f"{what}={shown(found)}: it must be an object.")
@@ -281,7 +288,11 @@ class ModelConfig:
 
     @classmethod
     def preset(cls, name: str, **fields: Any) -> ModelConfig:
-        """The preset ``name`` with ``fields`` replaced; ``vocab_size`` comes from the data."""
+        """The preset ``name`` with ``fields`` replaced; ``vocab_size`` comes from the data.
+
+        ``ValueError`` if there is no such preset, or a field is out of range or contradicts
+        another.
+        """
         if name not in PRESETS:
             raise ValueError(f"preset={name!r} is unknown: choose one of {', '.join(PRESETS)}.")
         return cls(**{**PRESETS[name], **fields})
@@ -292,6 +303,7 @@ class ModelConfig:
         return cls(**fields_of(cls, fields, "a model config"))
 
     def to_dict(self) -> dict[str, Any]:
+        """The argument of :meth:`from_dict`: plain values, also in a nested ``rope_scaling``."""
         return dataclasses.asdict(self)
 
     @property

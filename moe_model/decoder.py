@@ -32,9 +32,12 @@ class Decoder:
     def __init__(
         self, model: LanguageModel, length: int, *, weights: torch.dtype | None = None
     ) -> None:
-        """Prepare ``model``, in evaluation mode, for reading up to ``length`` tokens.
+        """Prepare ``model`` for reading up to ``length`` tokens.
 
-        The copies of its weights are fp32 or fp16. With ``None`` the model itself always runs.
+        Args:
+            model: In evaluation mode; do not change it afterwards: some of its weights are copied.
+            weights: Format of the prepared weights: fp32, or fp16 for half the memory traffic. With
+                ``None`` the model itself always runs, which is right on a GPU.
         """
         self.model = model
         self.weights = weights
@@ -50,7 +53,10 @@ class Decoder:
 
     @torch.inference_mode()
     def read(self, ids: list[int]) -> tuple[Tensor, Tensor]:
-        """Append ``ids``: logits ``(S, V)`` and normed hidden states ``(S, D)``."""
+        """Append ``ids``: logits ``(S, V)``, fp32, and normed hidden states ``(S, D)``.
+
+        ``ValueError`` if they do not fit into the cache.
+        """
         ids_S = torch.tensor(ids, device=self.device)
         if not self._layers or len(ids) > FEW:
             output = self.model(ids_S[None], cache=self.cache)
@@ -98,8 +104,12 @@ class Drafter:
 
     @torch.inference_mode()
     def propose(self, hidden_SD: Tensor, following: list[int]) -> int:
-        """Read normed hidden states of S new positions, each with the token that followed; draft
-        the token after the last one."""
+        """Read S positions, each with the token that followed; draft the token after the last one.
+
+        Args:
+            hidden_SD: Normed hidden states of the positions not read before.
+            following: The token after each of them.
+        """
         start, end = self.cache.used, self.cache.used + len(following)
         embedding_SD = self._decoder.model.embed_tokens.weight[
             torch.tensor(following, device=hidden_SD.device)
@@ -230,8 +240,14 @@ class PreparedLayer:
         self.out = PreparedLinear(attention.o_proj.weight, dtype)
 
     def read(self, x_SD: Tensor, turn_S1r: Tensor, entries_NW: Tensor, start: int) -> Tensor:
-        """The fp32 stream of S tokens after this layer; writes their entries into its cache, behind
-        the ``start`` entries there. ``turn_S1r`` is the rotation of their positions, complex."""
+        """The stream of S tokens after this layer; writes their entries into the cache.
+
+        Args:
+            x_SD: The stream, fp32.
+            turn_S1r: Rotation of their positions, complex.
+            entries_NW: The cache of this layer.
+            start: Tokens in the cache before these.
+        """
         x_SD = x_SD + self._attend(unit(x_SD, self.eps), turn_S1r, entries_NW, start)
         unit_SD = unit(x_SD, self.eps)
         y_SD = unit_SD.to(self.dtype)
@@ -321,11 +337,13 @@ def unit(x_SD: Tensor, eps: float) -> Tensor:
 
 
 def normed(x_SD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """RMSNorm in fp32, whatever the format of ``x_SD``."""
     return unit(x_SD.float(), eps).mul_(weight_D)
 
 
 def _nope_then_rope(
     weight_OI: Tensor, heads: int, nope: int, scale: float
 ) -> tuple[Tensor, Tensor]:
+    """The rows of all heads without position, and the rotary rows of all heads, both scaled."""
     weight_HdI = weight_OI.view(heads, -1, weight_OI.shape[1]) * scale
     return weight_HdI[:, :nope].flatten(0, 1), weight_HdI[:, nope:].flatten(0, 1)

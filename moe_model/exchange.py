@@ -20,9 +20,15 @@ Sizes = tuple[list[int], list[int]]
 
 
 def arriving(rows_E: Tensor, group: dist.ProcessGroup) -> tuple[Sizes, Tensor]:
-    """``rows_E`` are this rank's rows for each expert of all ranks. Returns the sizes of the
-    exchange, and the expert of every row that arrives, counted from this rank's first. The host
-    waits once."""
+    """What an exchange will bring to this rank. A collective; the host waits once.
+
+    Args:
+        rows_E: This rank's rows for each expert of all ranks, in the order of the experts.
+
+    Returns:
+        The sizes of the exchange, and the expert of every row that arrives, counted from this
+        rank's first.
+    """
     ranks = group.size()
     theirs_E = torch.empty_like(rows_E)
     dist.all_to_all_single(theirs_E, rows_E, group=group)
@@ -33,7 +39,12 @@ def arriving(rows_E: Tensor, group: dist.ProcessGroup) -> tuple[Sizes, Tensor]:
 
 
 def exchange(rows_PX: Tensor, sizes: Sizes, group: dist.ProcessGroup) -> Tensor:
-    """The rows for this rank, those of the first rank first; differentiable."""
+    """The rows for this rank, those of the first rank first; differentiable. A collective.
+
+    Args:
+        rows_PX: This rank's rows, those for the first rank first.
+        sizes: From :func:`arriving`, or those reversed for the way back.
+    """
     return _Exchange.apply(rows_PX, *sizes, group)  # type: ignore[no-untyped-call, no-any-return]
 
 

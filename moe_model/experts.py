@@ -42,6 +42,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(width, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Of any shape ``(…, D)``; under autocast the result has its format."""
         dtype = compute_dtype(x)
         projections = (self.gate_proj, self.up_proj, self.down_proj)
         x_TD = x.to(dtype).reshape(-1, x.shape[-1])
@@ -67,7 +68,14 @@ class Experts(nn.Module):
         """The ranks that share the experts; the parameters are then DTensors over them."""
 
     def forward(self, x_TD: Tensor, expert_ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
-        """Weighted sum of the chosen experts' outputs, ``(T, D)`` in the dtype of ``x_TD``."""
+        """Weighted sum of the chosen experts' outputs, ``(T, D)`` in the dtype of ``x_TD``.
+
+        With :attr:`group` all ranks of the group must call this, also those without tokens.
+
+        Args:
+            expert_ids_TK: The experts of each token, counted over all ranks.
+            weights_TK: What the output of each is multiplied with.
+        """
         dtype = compute_dtype(x_TD)  # grouped_mm ignores autocast
         outputs = self._outputs if self.group is None else self._outputs_of_all_ranks
         return outputs(x_TD.to(dtype), expert_ids_TK, weights_TK).to(x_TD.dtype)
@@ -108,9 +116,16 @@ class Experts(nn.Module):
 def _sort_by_expert(
     ids_TK: Tensor, weights_TK: Tensor, num_experts: int, block: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows per expert ``(E,)``; the token in each of the P rows; the row of each pair ``(T, K)``;
-    the weight of each row ``(P, 1)``. Each expert's rows are rounded up to a multiple of ``block``
-    by some token of weight zero."""
+    """Where each (token, expert) pair goes, so that every expert owns a contiguous range of rows.
+
+    Args:
+        block: Round each expert's rows up to a multiple of this. The extra rows hold some token,
+            with weight zero.
+
+    Returns:
+        Rows per expert ``(E,)``; the token in each of the P rows; the row of each pair ``(T, K)``;
+        the weight of each row ``(P, 1)``.
+    """
     ids_N = ids_TK.flatten()
     sorted_N, order_N = ids_N.sort(stable=True)
     pairs_E = ids_N.new_zeros(num_experts).scatter_add_(0, ids_N, torch.ones_like(ids_N))

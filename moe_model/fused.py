@@ -112,8 +112,12 @@ class _QueriesWithPosition(torch.autograd.Function):
 
 @_by(_QueriesWithPosition)
 def queries_with_position(q_BSHd: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate the last ``r`` dimensions of every query by its position; heads first, ``(B, H, S,
-    d)``. ``table``: cosine and sine ``(S, r / 2)``."""
+    """Rotate the last part of every query by its position; heads first, ``(B, H, S, d)``.
+
+    Args:
+        q_BSHd: Queries whose last ``r`` dimensions are interleaved pairs.
+        table: Cosine and sine ``(S, r / 2)``, see :func:`~moe_model.attention.rotary_table`.
+    """
     rope = 2 * table[0].shape[-1]
     turned = rotate(q_BSHd[..., -rope:], table)
     return torch.cat((q_BSHd[..., :-rope], turned), dim=-1).transpose(1, 2)
@@ -152,7 +156,13 @@ def keys_and_values(
     kv_BSHx: Tensor, k_rope_BSr: Tensor, table: tuple[Tensor, Tensor], v_dim: int
 ) -> tuple[Tensor, Tensor]:
     """Keys of every head with the rotated part that all heads share, and values; heads first.
-    ``kv_BSHx`` holds for every head its key without position, then its value."""
+
+    Args:
+        kv_BSHx: For every head its key without position, then its value.
+        k_rope_BSr: The rotary key before rotation, in interleaved pairs.
+        table: Cosine and sine ``(S, r / 2)``.
+        v_dim: Width of a value.
+    """
     k_nope, v_BSHv = kv_BSHx[..., :-v_dim], kv_BSHx[..., -v_dim:]
     turned = rotate(k_rope_BSr.unsqueeze(2), table).expand(*k_nope.shape[:3], -1)
     return torch.cat((k_nope, turned), dim=-1).transpose(1, 2), v_BSHv.transpose(1, 2)
@@ -199,7 +209,12 @@ class _SwiGLU(torch.autograd.Function):
 
 @_by(_SwiGLU)
 def swiglu(gate_up: Tensor, weight_P1: Tensor) -> Tensor:
-    """``silu(gate) · up`` times a weight per row (Shazeer, 2020); ``gate_up`` is ``(P, 2F)``."""
+    """``silu(gate) · up`` times a weight per row (Shazeer, 2020).
+
+    Args:
+        gate_up: ``(P, 2F)``, F of the gate and F of up.
+        weight_P1: Of each row, ``(P, 1)``.
+    """
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up * weight_P1.to(up.dtype)
 
@@ -208,7 +223,11 @@ def dispatch(x_TD: Tensor, token_P: Tensor, place_TK: Tensor) -> Tensor:
     """Copy every token to its rows: ``x_TD[token_P]``.
 
     Autograd's own gradient of indexing is a scatter-add: slow, and not deterministic on a GPU. But
-    every token knows its K rows, ``place_TK``, so the gradient is a gather and a sum over K.
+    every token has K rows that are known, so the gradient is a gather and a sum over K.
+
+    Args:
+        token_P: The token of each row.
+        place_TK: The rows of each token; rows without a token pad an expert.
     """
     return _Rows.apply(x_TD, token_P, place_TK, False)  # type: ignore[no-untyped-call, no-any-return]
 
@@ -251,7 +270,14 @@ def experts_in_turn(
 ) -> Tensor:
     """One expert after the other, each from its first product to its last while it is in the cache.
 
-    ``rows_E``: rows of each. Not compiled: the row counts are other shapes in every step.
+    Not compiled: the row counts are other shapes in every step.
+
+    Args:
+        x_PD: Rows sorted by expert.
+        weight_P1: What the output of each row is multiplied with.
+        rows_E: Rows of each expert, in order; the host waits for them.
+        gate_up_EFD: Gate and up of each expert, ``(E, 2F, D)``.
+        down_EDF: Down of each expert.
     """
     return _ExpertsInTurn.apply(x_PD, weight_P1, rows_E.tolist(), gate_up_EFD, down_EDF)  # type: ignore[no-untyped-call, no-any-return]
 

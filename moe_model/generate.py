@@ -66,6 +66,10 @@ def main(
             about 0.005. For a CPU.
         draft: Draft one token ahead: the same text (in fp32) in fewer forward passes. Needs a model
             trained with --mtp.
+
+    Raises:
+        UsageError: If the checkpoint is missing or damaged, or an option does not fit it or the
+            device.
     """
     place = choose_device(device)
     if weights == "fp16" and place.type != "cpu":

@@ -52,6 +52,7 @@ class MixtureOfExperts(nn.Module):
             self.shared_experts = FeedForward(config.hidden_size, shared_width)
 
     def forward(self, x_BSD: Tensor) -> tuple[Tensor, Routing]:
+        """The output ``(B, S, D)``, and the decision of the router over the B·S tokens."""
         x_TD = x_BSD.flatten(0, 1)
         routing = self.router(x_TD)
         y_TD = self.experts(x_TD, routing.expert_ids_TK, routing.weights_TK)
@@ -223,6 +224,7 @@ class LanguageModel(nn.Module):
         return checkpoint(layer, *inputs, use_reentrant=False, context_fn=_KEEP_CHOICES)
 
     def head(self, hidden_BSD: Tensor) -> Tensor:
+        """Logits ``(…, V)`` of hidden states ``(…, D)``, which are normed already."""
         return F.linear(hidden_BSD, self.head_weight)
 
     @property
@@ -243,6 +245,7 @@ class LanguageModel(nn.Module):
 
     @property
     def router_depths(self) -> tuple[int, ...]:
+        """The 0-based depth of each of :attr:`routers`, multi-token prediction after all layers."""
         return self.config.router_depths[: len(self.routers)]
 
     def freeze_ahead(self) -> None:
@@ -277,7 +280,7 @@ _KEEP_CHOICES = partial(
 
 
 def summed_cross_entropy(hidden_BSD: Tensor, head_VD: Tensor, targets_BS: Tensor) -> Tensor:
-    """In nats, fp32; target -100 ignores a position.
+    """Sum over all targets, in nats, fp32; target -100 ignores a position.
 
     Logits are the largest tensor of a training step (32,768 tokens times a vocabulary of 129,280
     are 17 GB in fp32), so they are computed in chunks of tokens, and again in the backward pass.

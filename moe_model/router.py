@@ -73,9 +73,12 @@ class Router(nn.Module):
         self.expert_bias.zero_()[: self.config.num_experts_per_tok] = 4.0
 
     def forward(self, x_TD: Tensor) -> Routing:
-        """1. logits, 2. scores, 3. add the bias for selection, 4. drop all but the best groups,
-        5. top k, 6. weights from the unbiased scores, 7. normalise, 8. scale, and, while training
-        with a capacity, 9. set the weights of what does not fit to zero."""
+        """Choose experts for each token ``(T, D)`` of the normed stream, in any format.
+
+        1. logits, 2. scores, 3. add the bias for selection, 4. drop all but the best groups, 5. top
+        k, 6. weights from the unbiased scores, 7. normalise, 8. scale, and, while training with a
+        capacity, 9. set the weights of what does not fit to zero.
+        """
         config = self.config
         with torch.autocast(x_TD.device.type, enabled=False):
             x_TD = x_TD.float()

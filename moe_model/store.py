@@ -55,6 +55,7 @@ class CheckpointError(ValueError):
 
 @contextmanager
 def _blamed_on(path: Path, what: str) -> Iterator[None]:
+    """Turn what reading an untrusted file can raise into ``CheckpointError``."""
     try:
         yield
     except CheckpointError:
@@ -68,8 +69,12 @@ def _blamed_on(path: Path, what: str) -> Iterator[None]:
 
 
 def read_plain_description(folder: Path) -> dict[str, Any]:
-    """Its files unchecked, with ``options``; ``CheckpointError`` if it is missing, changed, or
-    something else."""
+    """The entries of ``checkpoint.json``, ``options`` among them, without a look at other files.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, too large, of another version or not the
+            description of a checkpoint.
+    """
     path = folder / DESCRIPTION
     with _blamed_on(path, "is not a description of a checkpoint"):
         found = path.stat()
@@ -102,6 +107,7 @@ def _finite(number: str) -> float:
 
 
 def digest_of(description: dict[str, Any]) -> str:
+    """SHA-256, in hexadecimal, of all entries but ``sha256``, as the module describes."""
     rest = {name: value for name, value in description.items() if name != "sha256"}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()
@@ -154,8 +160,11 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """At ``path``, or ``path/latest``; ``CheckpointError`` if there is none, or a file is missing
-    or changed."""
+    """The checkpoint in ``path``, or in ``path/latest``, verified against its description.
+
+    It reads every file once for its checksum, but does not keep the weights. ``CheckpointError`` if
+    there is no checkpoint, or a file is missing, changed or does not fit the others.
+    """
     folder = path if (path / DESCRIPTION).is_file() else path / "latest"
     if not (folder / DESCRIPTION).is_file():
         early = ", or the run stopped before its first checkpoint" if path.is_dir() else ""
@@ -199,7 +208,7 @@ def _read_tokenizer(described: Any, folder: Path, vocab_size: int) -> Tokenizer:
 
 
 def file_facts(path: Path) -> dict[str, Any]:
-    """As ``checkpoint.json`` lists them."""
+    """Size and SHA-256, as ``checkpoint.json`` lists them; reads the whole file."""
     with path.open("rb") as file:
         return {
             "bytes": path.stat().st_size,
@@ -208,7 +217,12 @@ def file_facts(path: Path) -> dict[str, Any]:
 
 
 def write_description(folder: Path, config: ModelConfig, step: int, **facts: Any) -> None:
-    """Of a ``folder`` that holds all other files already. ``facts``: the other entries."""
+    """Write the ``checkpoint.json`` of ``folder``, which must hold all other files already.
+
+    Args:
+        step: Optimizer steps completed; 0 for a model that was not trained here.
+        facts: The other entries; ``tokenizer`` must be among them, ``None`` if there is none.
+    """
     description = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -282,6 +296,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def force_to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

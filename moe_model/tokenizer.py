@@ -107,6 +107,11 @@ class PretrainedTokenizer:
 
     @classmethod
     def from_folder(cls, description: Mapping[str, Any], folder: Path) -> PretrainedTokenizer:
+        """From the files in ``folder`` that ``description`` lists, the result of :meth:`to_dict`.
+
+        ``ValueError`` if one is not a file of a tokenizer, is too large or is damaged; ``OSError``
+        if it cannot be read.
+        """
         names = description["files"]
         if not set(names) <= set(FILES):
             raise ValueError(f"tokenizer files {names} are unknown: allowed are {FILES}.")
@@ -121,7 +126,10 @@ class PretrainedTokenizer:
         return max(self.library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode(self, text: str) -> Tensor:
-        """Token ids of ``text``, int64, with the special tokens that the tokenizer adds."""
+        """Token ids of ``text``, int64, with the special tokens that the tokenizer adds.
+
+        ``ValueError`` if the library cannot encode it.
+        """
         try:
             return torch.tensor(self.library.encode(text).ids, dtype=torch.int64)
         except Exception as error:  # the library has no error class
@@ -198,7 +206,7 @@ def _load(content: bytes) -> Library:
 
 
 def json_object(name: str, content: bytes) -> dict[str, Any]:
-    """``ValueError`` with its ``name`` if it is none."""
+    """Parse JSON; ``ValueError`` with the file's ``name`` if it is damaged or not an object."""
     try:
         fields = json.loads(content)
     except (ValueError, RecursionError) as error:
