@@ -113,7 +113,10 @@ def end_all_ranks_if_refused() -> None:
 
 
 def optimizer_step(run: Run, step: int) -> dict[str, Any]:
-    """Forward, backward, balance, update; returns the line of the log."""
+    """Forward, backward, balance, update; returns the line of the log. All ranks call this.
+
+    ``step`` counts from 1.
+    """
     options, model, world = run.options, run.model, run.world
     started = time.perf_counter()
     learning_rate = learning_rate_at(step, options)
@@ -202,6 +205,10 @@ def forward_and_backward(
 
 
 def run_training(run: Run, stop: StopRequest) -> int:
+    """Train until the end of the run; return the exit code of the process. All ranks call this.
+
+    Rank 0 writes the log, whose last line has the reason of the end, also after an exception.
+    """
     options, progress = run.options, run.progress
     if progress.step >= options.steps:
         run.world.say(
@@ -315,7 +322,7 @@ def save(
 
 
 def refused(name: str, run: Run, checkpoints: Checkpoints, log: TrainingLog) -> OSError | None:
-    """Save a checkpoint; return why it could not be written."""
+    """Save a checkpoint; return why it could not be written, if it was not. All ranks call this."""
     problem = None
     try:
         save_checkpoint(name, run, checkpoints, log.judgement())

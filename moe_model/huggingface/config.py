@@ -84,6 +84,10 @@ ARCHITECTURES: Mapping[ModelType, Architecture] = {
 
 
 def model_type_of(fields: Mapping[str, Any]) -> ModelType:
+    """By ``architectures`` where the file has it, else by ``model_type``.
+
+    ``ValueError`` if neither names a model that can be imported.
+    """
     names, named = fields.get("architectures"), fields.get("model_type")
     for model_type, architecture in ARCHITECTURES.items():
         if names == [architecture.name] if names else named == model_type:
@@ -113,7 +117,7 @@ _SIZES = (
 
 
 def read_config(path: Path) -> Published:
-    """``UsageError`` names the wrong field."""
+    """Read and check a ``config.json``; ``UsageError`` names the file and the wrong field."""
     try:
         return _published(json_object("it", path.read_bytes()))
     except (OSError, ValueError, OverflowError) as error:
@@ -185,8 +189,10 @@ def _read_block(fields: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def published_fields(config: ModelConfig) -> dict[str, Any]:
-    """Without those of the tokenizer and the weights; ``UsageError`` if transformers' class cannot
-    represent this model."""
+    """The ``config.json`` of ``config``, without the fields of the tokenizer and the weights.
+
+    ``UsageError`` if transformers' class cannot represent this model.
+    """
     kind = ARCHITECTURES[config.model_type]
     impossible = [
         f"{name}={getattr(config, name)!r}: it has {' or '.join(map(str, values))}"
@@ -224,6 +230,15 @@ def published_fields(config: ModelConfig) -> dict[str, Any]:
 
 
 def read_rope(fields: dict[str, Any]) -> tuple[float, YarnScaling | Llama3Scaling | None]:
+    """``rope_theta`` and the context extension, ``None`` if there is none.
+
+    Args:
+        fields: Those of a ``config.json``, with the extension in ``rope_scaling``, in
+            ``rope_parameters``, or the same in both.
+
+    Raises:
+        ValueError: If a field is invalid or not supported, or the two contradict each other.
+    """
     rope = _merged_rope(fields)
     theta: float = number({"rope_theta": 10_000.0, **rope}, "rope_theta", float)
     kind = rope.get("rope_type", "default")
@@ -288,6 +303,7 @@ def _yarn(known: dict[str, Any]) -> YarnScaling:
 
 
 def rope_fields(config: ModelConfig) -> dict[str, Any]:
+    """What :func:`read_rope` reads, under the names of old and new versions of transformers."""
     rope: dict[str, Any] = {"rope_type": "default"}
     if (scaling := config.rope_scaling) is not None:
         # Transformers 4 warns if one of these is an integer.
@@ -302,6 +318,7 @@ def rope_fields(config: ModelConfig) -> dict[str, Any]:
 
 
 def number(fields: dict[str, Any], name: str, kind: type) -> Any:
+    """``fields[name]`` as a ``kind``; ``ValueError`` if it is missing or of another type."""
     if name not in fields:
         raise ValueError(f"{name} is missing: it must be {KINDS[kind]}.")
     return fitting(name, fields[name], kind)

@@ -104,8 +104,15 @@ T = TypeVar("T")
 def load_pretrained(
     folder: Path, dtype: torch.dtype = torch.float32
 ) -> tuple[LanguageModel, PretrainedTokenizer | None]:
-    """In evaluation mode, routers in fp32. ``UsageError``: it has another architecture, or a tensor
-    is missing, unknown, of another shape, or not finite."""
+    """Load the published model in ``folder``, in evaluation mode, and its tokenizer if it has one.
+
+    Args:
+        dtype: Data type of the weights in memory; routers stay fp32.
+
+    Raises:
+        UsageError: If it is not such a folder, has another architecture, or a tensor is missing,
+            unknown, of another shape or not finite.
+    """
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder: name one with {CONFIG} and safetensors files.")
     published = read_config(inside(folder, CONFIG))
@@ -173,6 +180,7 @@ def _with_what_is_there(config: ModelConfig, names: Set[str]) -> ModelConfig:
 
 
 def _check(source: PublishedTensors, model: LanguageModel) -> None:
+    """Check that every tensor of ``model`` exists in its shape, and that no other weights do."""
     wanted: set[str] = set()
     for name, tensor in model.state_dict().items():
         for part in parts(name, model.config):
@@ -200,8 +208,10 @@ def _check(source: PublishedTensors, model: LanguageModel) -> None:
 
 
 def read_stop_ids(folder: Path, vocab_size: int) -> list[int]:
-    """Every ``eos_token_id`` in ``folder``, each once; ``UsageError`` if a file is damaged,
-    or names a token that the model does not have."""
+    """Every ``eos_token_id`` of ``generation_config.json`` and ``config.json``, each once.
+
+    ``UsageError`` if a file is damaged, or names a token that the model does not have.
+    """
     found: list[int] = []
     for name in (GENERATION_CONFIG, CONFIG):
         if not (folder / name).exists():
@@ -246,9 +256,11 @@ class PublishedTensors:
         return self._shard_of.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """The shape that the file declares; the tensor is not read."""
         return tuple(self._shard_of[name].get_slice(name).get_shape())
 
     def require(self, name: str, shape: tuple[int, ...]) -> None:
+        """``UsageError`` unless there is a tensor ``name`` of ``shape``."""
         if name not in self._shard_of:
             raise UsageError(
                 f"{name} {shape} is missing: download the files again, or correct {CONFIG}."
@@ -260,12 +272,15 @@ class PublishedTensors:
             )
 
     def scale_of(self, name: str) -> str | None:
-        """Of an FP8 tensor."""
+        """Name of the tensor with the scales of an FP8 tensor; ``None`` for another data type."""
         fp8 = self._shard_of[name].get_slice(name).get_dtype() == "F8_E4M3"
         return f"{name}_scale_inv" if fp8 else None
 
     def read(self, name: str) -> Tensor:
-        """De-quantised if it is FP8; ``UsageError`` if not finite."""
+        """The tensor ``name``: FP8 becomes fp32, other data types stay.
+
+        ``UsageError`` if it is damaged, not finite, or of a data type that cannot be imported.
+        """
         try:
             tensor: Tensor = self._shard_of[name].get_tensor(name)
         except SafetensorError as error:

@@ -44,7 +44,14 @@ imported files."""
 
 @contextmanager
 def errors_in_one_line(dst: Path) -> Iterator[None]:
-    """Turn bad input of a command that writes ``dst`` into a usage error; print write errors."""
+    """Report the errors of a command that writes ``dst`` in one line.
+
+    A write error is printed and ends the block without an exception: code after the block returns
+    the exit code of a failure.
+
+    Raises:
+        UsageError: If the input is invalid, ``dst`` exists, or its parent is not a folder.
+    """
     try:
         if not dst.parent.is_dir():
             raise UsageError(f"{dst.parent} is not a folder: create it first.")
@@ -64,10 +71,18 @@ def save_pretrained(
     dtype: torch.dtype = torch.float32,
     imported: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a new ``folder`` atomically; routers and their bias stay fp32.
+    """Write ``model`` atomically as a new folder that transformers can load.
 
-    Fields of the ``imported`` ``config.json`` that do not contradict the model are kept.
-    ``UsageError``: transformers' class cannot represent it.
+    Args:
+        tokenizer: ``None`` to write none. One of characters becomes a ``tokenizer.json``.
+        stop_ids: Tokens that end a text, in addition to that of the tokenizer.
+        dtype: Data type of the weights, fp32 or bf16; routers and their bias stay fp32.
+        imported: The ``config.json`` with which the model came; fields that do not contradict the
+            model are kept.
+
+    Raises:
+        UsageError: If transformers' class cannot represent this model.
+        OSError: If ``folder`` exists or cannot be written.
     """
     if isinstance(tokenizer, CharTokenizer):
         tokenizer = PretrainedTokenizer(character_files(tokenizer.vocabulary))
@@ -97,7 +112,12 @@ def save_pretrained(
 def write_checkpoint(
     folder: Path, model: LanguageModel, tokenizer: Tokenizer | None, **facts: Any
 ) -> None:
-    """Of a model that was not trained here, with further ``facts`` in its description."""
+    """Write a model that was not trained here to the empty ``folder``, as a checkpoint of step 0.
+
+    Args:
+        tokenizer: ``None`` if it has none; such a checkpoint cannot generate text.
+        facts: Further entries of ``checkpoint.json``.
+    """
     write_tensors(folder / WEIGHTS, model.state_dict())
     write_tokenizer(tokenizer, folder)
     plain = None if tokenizer is None else tokenizer.to_dict()
@@ -105,6 +125,7 @@ def write_checkpoint(
 
 
 def write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
+    """Its files, byte for byte; nothing for ``None`` or a tokenizer of characters."""
     for name, content in ({} if tokenizer is None else tokenizer.files).items():
         (folder / name).write_bytes(content)
 
@@ -112,7 +133,11 @@ def write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
 def write_weights(
     folder: Path, config: ModelConfig, state: dict[str, Tensor], dtype: torch.dtype
 ) -> None:
-    """``UsageError``: the format cannot hold a tensor that has an effect."""
+    """Write the tensors of ``state``, our names, in ``dtype``; routers and their bias in fp32.
+
+    Several files if there is more than ``SHARD_BYTES``. ``UsageError`` if the format cannot hold a
+    tensor that has an effect.
+    """
     for name, tensor in state.items():
         if tensor.any() and not any(parts(name, config)):
             raise UsageError(

@@ -168,8 +168,19 @@ class Checkpoints:
 
 
 def save_checkpoint(name: str, run: Run, checkpoints: Checkpoints, judgement: bytes | None) -> None:
-    """All ranks call this; rank 0 writes, and each rank its part of a sharded optimizer. Raises
-    ``OSError`` on ranks where writing failed."""
+    """Write everything that ``run`` needs to resume as ``name``.
+
+    All ranks call this. Rank 0 writes. With a sharded optimizer each rank writes its own part of
+    the optimizer state, while the weights are gathered, so that every reader can load the
+    checkpoint.
+
+    Args:
+        judgement: State of the diagnosis; ``None`` if there is none to keep. Only that of rank 0
+            counts.
+
+    Raises:
+        OSError: On ranks where writing failed; the earlier checkpoints are unchanged.
+    """
     state = optimizer_state(run.model, run.optimizer) | _counts(run)
     sharded = run.model.sharded
     if not run.world.is_main:
@@ -233,8 +244,15 @@ def has_training_state(folder: Path) -> bool:
 def save_shards(
     folder: Path, tensors: Mapping[str, Tensor], ranks: dist.ProcessGroup | None = None
 ) -> None:
-    """Write ``tensors`` to the empty ``folder`` and force them to disk, each rank its rows of a
-    DTensor. The group ``ranks`` waits for all files; ``OSError`` on all if one could not write."""
+    """Write ``tensors`` from all ranks to the empty ``folder`` and force them to disk.
+
+    All ranks must call this with the same names. Each rank writes its rows of a DTensor; a plain
+    tensor is equal on all ranks and written once. Without a process group this process writes all.
+    The group ``ranks`` waits for all files; a slow disk may take longer than a step.
+
+    Raises:
+        OSError: On every rank, if one of them could not write.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     alone = not dist.is_initialized()
@@ -412,7 +430,11 @@ def is_newest(checkpoint: Checkpoint, options: Options) -> bool:
 
 
 def refuse_other_model(config: ModelConfig, checkpoint: Checkpoint) -> None:
-    """An imported model may lose or gain depths of multi-token prediction at first."""
+    """``UsageError`` unless the weights of ``checkpoint`` fit a model of ``config``.
+
+    Fields without weights may differ, and an imported model may lose or gain depths of multi-token
+    prediction at first.
+    """
     may_change = _MAY_CHANGE
     if not has_training_state(checkpoint.folder):
         may_change = _MAY_CHANGE | {"num_nextn_predict_layers"}
@@ -426,6 +448,7 @@ def refuse_other_model(config: ModelConfig, checkpoint: Checkpoint) -> None:
 
 
 def refuse_contradictions(options: Options, checkpoint: Checkpoint) -> None:
+    """``UsageError`` if preset, tokenizer or optimizer differ from those of the checkpoint."""
     saved = checkpoint.description["options"]
     if not has_training_state(checkpoint.folder):
         saved = {"tokenizer": str(checkpoint.folder), **saved}

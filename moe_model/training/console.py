@@ -74,6 +74,7 @@ class Console:
         self._bar.stop()
 
     def say(self, line: str) -> None:
+        """Print a line above the bar, without control characters; write errors are ignored."""
         self._rich.print(Text(plain_text(line)), soft_wrap=True)
 
     def step(self, progress: Progress, evidence: str = "") -> None:
@@ -100,6 +101,11 @@ class Console:
             self._rich.print(label + Text(plain_text(line)), soft_wrap=True)
 
     def summary(self, progress: Progress, ended: str, verdict: str) -> None:
+        """Print the summary: time, tokens, losses, the final state of every router, the verdict.
+
+        ``ended`` is how the run ended, in words, such as ``finished``; an empty ``verdict`` is
+        omitted.
+        """
         took = _duration(time.monotonic() - self._started)
         self.say(f"{ended} at step {progress.step}/{self._steps} after {took}")
         best = f", best {progress.best_loss:.3f}" if math.isfinite(progress.best_loss) else ""
@@ -121,10 +127,12 @@ class Console:
                 self.say(f"  {'' if place else name:<11}{line}")
 
     def places(self, places: Mapping[str, str]) -> None:
+        """Print paths and commands under their labels, see :func:`places`."""
         for name, place in places.items():
             self.say(f"  {name:<11}{place}")
 
     def sample(self, prompt: str, text: str) -> None:
+        """Print a continued prompt, the prompt dimmed; line breaks and tabs are kept."""
         self.say(f"sample after {prompt!r}:")
         before, after = (plain_text(part, multi_line=True) for part in (prompt, text))
         self._rich.print(Text(before, style="dim") + Text(after), soft_wrap=True)
@@ -182,6 +190,7 @@ def _duration(seconds: float) -> str:
 
 
 def introduction(run: Run) -> list[str]:
+    """Lines to print before the first step: the size of the model, the machine, how to watch it."""
     config = run.model.config
     options = run.options
     world = run.world

@@ -106,7 +106,16 @@ class Corpus:
 
     @classmethod
     def build(cls, documents: Documents, tokenizer: Tokenizer, seq_len: int, ahead: int) -> Corpus:
-        """``UsageError`` if there is too little text, or the tokenizer cannot encode it."""
+        """Encode ``documents``, or take the ids from an earlier run, and split them.
+
+        Args:
+            tokenizer: Its end token, if it has one, ends each document.
+            seq_len: Tokens of a training sequence.
+            ahead: Depths of multi-token prediction; each needs one more token.
+
+        Raises:
+            UsageError: If there is too little text, or the tokenizer cannot encode it.
+        """
         encode = partial(encode_documents, documents, tokenizer)
         if documents.size >= CACHED_FROM:
             key = cache_key(documents.digest, tokenizer)
@@ -190,7 +199,12 @@ def _encoded(document: Document, tokenizer: Tokenizer) -> Iterator[Tensor]:
 
 
 def cache_key(digest: str, tokenizer: Tokenizer) -> str:
-    """SHA-256, in hexadecimal, of everything that determines the ids."""
+    """SHA-256, in hexadecimal, of everything that determines the ids.
+
+    Args:
+        digest: That of the documents.
+        tokenizer: Its description, its files and the version of the library enter the hash.
+    """
     files = {n: hashlib.sha256(content).hexdigest() for n, content in tokenizer.files.items()}
     known = {"format": FORMAT_VERSION, "documents": digest, "tokenizer": tokenizer.to_dict()}
     known["files"] = files
@@ -257,7 +271,10 @@ class Document:
 
 @dataclass(frozen=True)
 class Documents:
-    """One source, read anew by every iteration, one document at a time."""
+    """One source, read anew by every iteration, one document at a time.
+
+    Iterating raises ``UsageError`` where a file cannot be read or a record has no text.
+    """
 
     name: str
     """What ``--data`` names."""
@@ -273,6 +290,7 @@ class Documents:
 
     @cached_property
     def digest(self) -> str:
+        """See :func:`documents_digest`; that of a long source is kept until its files change."""
         if self.size < CACHED_FROM:
             return documents_digest(self)
         return str(kept("digests", self.facts, lambda: documents_digest(self)))
@@ -284,7 +302,11 @@ def user_cache() -> Path:
 
 
 def load_sources(given: Sequence[str], text_field: str) -> list[Documents]:
-    """The sources that ``--data`` names, as ``NAME`` or ``NAME:WEIGHT``."""
+    """The sources that ``--data`` names, as ``NAME`` or ``NAME:WEIGHT``.
+
+    ``UsageError`` if there are none, one is named twice or does not exist, or it cannot be
+    downloaded or listed.
+    """
     sources: list[Documents] = []
     for one in given or ("",):
         match = None if os.path.exists(one) else _WEIGHTED.fullmatch(one)
@@ -296,7 +318,15 @@ def load_sources(given: Sequence[str], text_field: str) -> list[Documents]:
 
 
 def load_documents(data: str, text_field: str = "text", weight: int = 1) -> Documents:
-    """``UsageError`` if ``data`` does not exist, or cannot be downloaded or listed."""
+    """The source ``data``, whose files are listed now and read later, see :class:`Documents`.
+
+    ``UsageError`` if it does not exist, or cannot be downloaded or listed.
+
+    Args:
+        data: ``python-docs``, ``tiny-shakespeare``, a file or a folder, read with its subfolders.
+        text_field: Field of a JSON or Parquet record that has the text.
+        weight: Sequences that each round of the training takes from it.
+    """
     if data == PYTHON_DOCS:
         return Documents(data, lambda: [Document(data, python_docs("--data"))], weight=weight)
     path = Path(data)
@@ -424,8 +454,17 @@ def learned_tokenizer(name: str, sources: Sequence[Documents], vocabulary: int |
 def make_tokenizer(
     name: str, documents: Iterable[Document], vocabulary: int | None = None
 ) -> Tokenizer:
-    """The one that ``--tokenizer`` names, or ``UsageError``; a folder wins over a name on the hub.
-    ``vocabulary``: the most tokens that ``bpe`` learns."""
+    """The tokenizer that ``--tokenizer`` names.
+
+    Args:
+        name: ``char``, ``bpe``, a folder with ``tokenizer.json``, or ``org/name`` on the Hugging
+            Face hub. A folder wins over a name on the hub.
+        documents: What ``char`` and ``bpe`` learn from.
+        vocabulary: Most tokens that ``bpe`` learns, 8,192 if ``None``; the others have their own.
+
+    Raises:
+        UsageError: If it does not exist, cannot be read or downloaded, or is not a tokenizer.
+    """
     if name == CHAR:
         known: set[str] = set()
         for document in documents:

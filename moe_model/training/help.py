@@ -54,7 +54,13 @@ class _Page(DefaultFormatter):
 
 
 def new_app(doc: str, *, everything: bool = False, **settings: Any) -> App:
-    """The cyclopts app of ``train.py``, without its command. ``doc``: a summary, examples."""
+    """The cyclopts app of ``train.py``, without its command.
+
+    Args:
+        doc: The module's docstring: a summary, then examples.
+        everything: Whether its help shows every option, not only the common ones.
+        settings: Of the app.
+    """
     summary, examples = doc.split("\n\n")[:2]
     app = App(
         name="train.py",

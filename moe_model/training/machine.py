@@ -28,6 +28,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """``auto`` takes bf16 where the hardware multiplies it, else fp16 on a GPU and fp32 on a CPU.
 
     A CPU without bf16 instructions is slower than in fp32, one with them 1.4 times as fast.
+    ``UsageError`` if bf16 is named and the GPU does not have it.
     """
     native = _has_native_bf16(device)
     if name == "auto":
@@ -52,8 +53,14 @@ def _has_native_bf16(device: torch.device) -> bool:
 def refuse_too_large(
     config: ModelConfig, device: torch.device, parts: int = 1, expert_parallel: int = 1
 ) -> None:
-    """Weights, gradients and optimizer state are shared by ``parts`` ranks, those of the experts by
-    at least ``expert_parallel``. Every process builds the whole model in main memory first."""
+    """``UsageError`` if a model needs more memory than this machine has.
+
+    Every process builds the whole model in main memory first.
+
+    Args:
+        parts: Ranks that share weights, gradients and optimizer state.
+        expert_parallel: Ranks that share those of the experts, where it is more than ``parts``.
+    """
     here = max(1, number_of("LOCAL_WORLD_SIZE"))  # torchrun sets it
     size = config.parameters()
     experts = size - config.parameters(routed_experts=False)
@@ -77,9 +84,17 @@ def refuse_too_large(
 
 @contextmanager
 def run_lock(folder: Path, world: World) -> Iterator[None]:
-    """While entered, no other process can train in ``folder``, which is created: ``UsageError`` on
-    all ranks. A folder in which nothing was saved is removed again, with the parents made for it.
-    A collective."""
+    """While entered, no other process can train in ``folder``, which is created. A collective.
+
+    A folder in which nothing was saved is removed again, with the parents made for it. The
+    operating system holds the lock and releases it when the process ends, even after a crash. On a
+    file system without locks it prints a warning instead.
+
+    Raises:
+        UsageError: On rank 0, if another process trains there; the other ranks end too, see
+            :meth:`World.share_fault`.
+        OSError: If the folder cannot be made.
+    """
     with ExitStack() as stack:
         with world.together():
             if world.is_main:
@@ -109,6 +124,7 @@ def _lock(folder: Path, stack: ExitStack) -> None:
 
 
 def _tidy(folder: Path, made: list[Path]) -> None:
+    """If ``folder`` holds nothing but the lock, remove it and each empty folder of ``made``."""
     with suppress(OSError):
         if [path.name for path in folder.iterdir()] == [LOCK]:
             (folder / LOCK).unlink()

@@ -46,6 +46,7 @@ FINAL_SHARE = 0.1
 
 
 def _all_optional(cls: type, name: str, **nested: Any) -> Any:
+    """A dataclass with the fields of ``cls``, all optional, each with its help text."""
     kinds = {**typing.get_type_hints(cls), **nested}
     fields: list[Any] = []
     for known in dataclasses.fields(cls):

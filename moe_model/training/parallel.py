@@ -83,6 +83,7 @@ def _share_experts(model: LanguageModel, mesh: DeviceMesh) -> None:
 
 
 def all_experts(model: nn.Module) -> list[Experts]:
+    """Those of every layer that has them, multi-token prediction included."""
     return [module for module in model.modules() if isinstance(module, Experts)]
 
 

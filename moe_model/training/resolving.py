@@ -70,8 +70,11 @@ _FOLDERS = ("log_dir", "checkpoint_dir")
 
 
 def read_option_sources(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Fill in missing arguments from the file or the checkpoint; cyclopts calls this between
-    reading the command line and converting it."""
+    """Fill in missing arguments from the file or the checkpoint.
+
+    cyclopts calls this between reading the command line and converting it. ``UsageError`` if the
+    file does not exist, or an argument is a fraction or does not fit the checkpoint.
+    """
     if commands:
         return  # --help-all takes no options
     path = _given(arguments, "--config")
@@ -138,8 +141,14 @@ def _of_another_choice(saved: dict[str, Any], arguments: ArgumentCollection) -> 
 
 
 def resolve(options: Options, world: World = ALONE) -> Options:
-    """With the preset's values and a name of the run; ``UsageError`` if a value is out of range, or
-    values contradict each other."""
+    """The same options with the preset's values filled in and every range checked.
+
+    Args:
+        world: The processes that train together; they agree on the name of the run.
+
+    Raises:
+        UsageError: If a value is out of range, or values contradict each other.
+    """
     if options.preset not in RUN_DEFAULTS:
         raise UsageError(
             f"--preset {options.preset} is unknown: choose one of {', '.join(PRESETS)}."

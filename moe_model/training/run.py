@@ -108,8 +108,15 @@ class Progress:
         }
 
     def advance(self, record: dict[str, Any], collapse_index: Sequence[float | None]) -> None:
-        """By the log record of a step; ``TrainingFailedError`` after too many without a finite
-        gradient."""
+        """Update from the log record of a completed step.
+
+        Args:
+            record: The line of the log.
+            collapse_index: c of every router; ``None`` where it is not known.
+
+        Raises:
+            TrainingFailedError: After too many consecutive steps without a finite gradient.
+        """
         self.step = record["step"]
         self.loss = record["loss"]
         self.tokens_per_s = record["tokens_per_s"]
@@ -184,10 +191,12 @@ class Run:
 
     @property
     def folder(self) -> Path:
+        """Where its checkpoints are."""
         return self.options.checkpoint_dir / self.options.run
 
     @property
     def resumed_from(self) -> Path | None:
+        """The folder of the checkpoint that was read; ``None`` for a new run."""
         return None if self.start is None else self.start.folder
 
     @property

@@ -156,6 +156,7 @@ def twin_of(mixture: LanguageModel, seed: int) -> LanguageModel:
 def _read_data(
     options: Options, checkpoint: Checkpoint | None, world: World
 ) -> tuple[ModelConfig, list[Corpus]]:
+    """The text as tokens, and the shape of the model that reads them."""
     with world.main_first():  # it downloads and encodes, the others use the cache
         sources = load_sources(options.data, options.text_field)
         if checkpoint is not None:
@@ -179,6 +180,11 @@ def _read_data(
 
 
 def _refuse_existing(options: Options, checkpoint: Checkpoint | None) -> bool:
+    """Whether the folders of this run may exist already, because it is resumed in them.
+
+    ``UsageError`` if they exist and the run is not resumed, or if logs and checkpoints share a
+    folder.
+    """
     if options.log_dir.resolve() == options.checkpoint_dir.resolve():
         raise UsageError(
             f"--log-dir and --checkpoint-dir are both {options.log_dir}: choose two folders."
@@ -249,7 +255,15 @@ def _choose_prompt(options: Options, corpus: Corpus) -> str:
 def start_facts(
     corpora: Sequence[Corpus], checkpoint: Checkpoint | None, dtype: torch.dtype
 ) -> dict[str, str]:
-    """What a run starts from: the same options may find different files on different machines."""
+    """What a run starts from: the same options may find different files on different machines.
+
+    Args:
+        checkpoint: ``None`` for a new run.
+        dtype: Number format of matrix products; ``auto`` depends on the machine.
+
+    Returns:
+        Values by the name an error shows, for :func:`~moe_model.training.world.agree`.
+    """
     tokenizer = corpora[0].tokenizer
     found = "none"
     if checkpoint is not None:  # its description has the SHA-256 of all files

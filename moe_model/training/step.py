@@ -59,8 +59,17 @@ def loss_shares(
     output: ModelOutput, names: Iterable[str], step_batches: StepBatches, num_passes: int,
     counts_LE: Tensor | None = None,
 ) -> list[Tensor]:  # fmt: skip
-    """The share of the next-token loss, then of each loss in ``names``; a balance loss is a vector,
-    one per router. ``num_passes`` are the forward passes of the step over all ranks."""
+    """The share of the next-token loss, then of each loss in ``names``.
+
+    Added up over all passes and ranks they are the losses of the step.
+
+    Args:
+        names: Keys of :func:`weights_at`. A balance loss comes as a vector, one per router.
+        step_batches: All micro-batches of the step, with the number of targets in it.
+        num_passes: Forward passes in the step, over all ranks.
+        counts_LE: Tokens per expert for :func:`~moe_model.balance.balance_loss`; ``None`` for those
+            of this pass.
+    """
     num_targets = step_batches.num_targets
     first, *ahead = [
         total / max(1, number) for total, number in zip(output.losses, num_targets, strict=False)
@@ -98,6 +107,7 @@ def clip_gradients(model: nn.Module, norm: Tensor, loss_scale: float, most: floa
 
 
 def local_part(tensor: Tensor) -> Tensor:
+    """This rank's part of a DTensor; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -146,7 +156,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
 
 def orthogonal(x_EMN: Tensor) -> Tensor:
-    """Newton–Schulz in bf16, as in torch's Muon."""
+    """About ``U Vᵀ`` of each matrix ``U S Vᵀ``: Newton–Schulz in bf16, as in torch's Muon."""
     if x_EMN.shape[1] > x_EMN.shape[2]:
         return orthogonal(x_EMN.mT).mT
     x = x_EMN.bfloat16()
@@ -203,6 +213,7 @@ def make_optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer:
 
 
 def default_warmup(steps: int) -> int:
+    """A tenth of the steps, at least 1 and at most 100."""
     return max(1, min(100, steps // 10))
 
 
@@ -258,11 +269,19 @@ def evaluate(
     world: World = ALONE,
     document_mask: bool = False,
 ) -> tuple[float, Tensor]:
-    """Mean next-token cross-entropy in nats over all targets, and the tokens per expert of each
-    sequence and router, ``(N, L, E)``; the model keeps its mode.
+    """Mean next-token cross-entropy in nats over all targets; the model keeps its mode.
 
-    Each rank evaluates its share, in the same number of forward passes, since sharded ranks wait
-    for each other. ``forward`` is called instead of a model over several ranks.
+    A collective. It also counts the tokens per expert of each sequence and router.
+
+    Args:
+        batches: All of them, on every rank; each rank evaluates its share, in the same number of
+            forward passes: sharded ranks wait for each other.
+        dtype: Number format of matrix products.
+        forward: What to call instead of the model where it is spread over ranks.
+        document_mask: Whether a token attends to its own document only.
+
+    Returns:
+        The loss, and the counts ``(N, L, E)`` of all N sequences, without multi-token prediction.
     """
     forward = forward or model
     was_training = model.training

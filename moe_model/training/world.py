@@ -46,6 +46,10 @@ def own_rank() -> str:
 
 
 def number_of(name: str) -> int:
+    """The variable ``name`` of the environment, 0 where it is not set.
+
+    ``UsageError`` if it is not a number.
+    """
     text = os.environ.get(name, "0")
     if not text.isdecimal():
         raise UsageError(f"{name}={text!r} is not a number: start with torchrun, or correct it.")
@@ -75,16 +79,17 @@ class World:
         return self.rank == 0
 
     def say(self, line: str) -> None:
+        """Print a line on standard error of rank 0; the other ranks print nothing."""
         if self.is_main:
             say(f"train.py: {line}")
 
     def sum(self, tensor: Tensor) -> None:
-        """Replace ``tensor`` by its sum over all ranks, the same bits on each of them."""
+        """Replace ``tensor`` by its sum over all ranks, the same bits on each; a collective."""
         if self.size > 1:
             dist.all_reduce(tensor)
 
     def any(self, here: bool) -> bool:
-        """Whether it is true on any rank."""
+        """Whether it is true on any rank. A collective."""
         if self.size == 1:
             return here
         votes = torch.tensor(int(here), device=self.device)
@@ -92,8 +97,10 @@ class World:
         return bool(votes)
 
     def barrier(self) -> None:
-        """However long: a rank that ends makes the others fail at once, one that hangs is not
-        detected."""
+        """Wait for all ranks, however long it takes.
+
+        A rank that ends makes the others fail at once; one that hangs is not detected.
+        """
         if self.size > 1:
             dist.barrier(group=self.untimed)
 
@@ -123,13 +130,19 @@ class World:
         self.share_fault(fault)
 
     def share_fault(self, fault: Exception | None) -> None:
-        """End all ranks if one has found an error, else return. A collective without a time limit:
-        what one rank does alone (a download, learning byte pairs) may take hours.
+        """End all ranks if one has found an error, else return. A collective.
 
-        One message: rank 0 raises the error of the lowest rank that has one (``RankLostError`` if
-        it is of another rank, and not of usage), and the other ranks end silently, with the same
-        exit code. A rank whose own error differs from that, or for which rank 0 has only the
+        Ranks wait here without a time limit: work that one rank does alone (a download, learning
+        byte pairs, reading a checkpoint) may take hours.
+
+        One message: rank 0 raises the error of the lowest rank that has one, and the other ranks
+        end silently. A rank whose own error differs from that, or for which rank 0 has only the
         message, raises its own too.
+
+        Raises:
+            UsageError: On rank 0, for a usage error, with the rank that found it.
+            RankLostError: On rank 0, for any other error of another rank.
+            SystemExit: On the other ranks, with the exit code of rank 0.
         """
         if self.size == 1:
             if fault is not None:
@@ -155,7 +168,7 @@ class World:
         raise SystemExit(USAGE if is_usage else FAILED) from fault
 
     def broadcast_text(self, text: str, src: int = 0) -> str:
-        """The text of rank ``src``."""
+        """The ``text`` of rank ``src``; that of the other ranks is not used. A collective."""
         if self.size == 1:
             return text
         payload = text.encode("utf-8")
@@ -176,9 +189,18 @@ ALONE = World()
 def join_world(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[World]:
     """Join the process group and leave it at the end: gloo on a CPU, NCCL on GPUs.
 
-    Errors must propagate through this block: after one, NCCL could wait forever for ranks that have
-    ended, so its connections are not closed. ``UsageError``: wrong environment variables, or too
-    few GPUs; ``RankLostError``: other ranks do not join.
+    A process without a launcher is a world of size 1, without connections. Errors must propagate
+    through this block: after one, NCCL could wait forever for ranks that have ended, so its
+    connections are not closed.
+
+    Args:
+        device: ``cpu``, or ``cuda``; every process of a machine uses a different GPU.
+        timeout_s: A rank that waits longer than this for another one fails; at
+            :meth:`World.barrier` it waits without a limit.
+
+    Raises:
+        UsageError: If the environment variables are invalid, or a machine has too few GPUs.
+        RankLostError: If other ranks do not join.
     """
     if not launched():
         yield World(device=device)
@@ -244,6 +266,7 @@ def _is_connection_error(error: RuntimeError) -> bool:
 
 
 def _first_line(error: RuntimeError) -> str:
+    """The message without the leading location in torch's sources, and without its advice."""
     line = str(error).strip().partition("\n")[0]
     if line.startswith("["):
         line = line.partition("] ")[2] or line
@@ -251,8 +274,16 @@ def _first_line(error: RuntimeError) -> str:
 
 
 def agree(world: World, facts: Mapping[str, str], fault: Exception | None = None) -> None:
-    """End all ranks with a usage error if ``facts``, by their names in it, differ. A collective; a
-    rank without facts brings its ``fault``."""
+    """Return if ``facts`` are the same on every rank. A collective: all ranks call it.
+
+    Args:
+        facts: Values by the name an error shows; the error names the first that differs.
+        fault: The error of a rank that has no facts because of it, such as a wrong command line.
+
+    Raises:
+        UsageError: On rank 0, if they are not, with the rank, the fact and both values.
+        SystemExit: On the others then, with the same exit code.
+    """
     if world.size == 1:
         return
     of_first: dict[str, str] = json.loads(world.broadcast_text(json.dumps(dict(facts))))

@@ -73,6 +73,10 @@ def main(
         text: UTF-8 file for calibration and for measuring the loss (default: the language reference
             that comes with Python).
         calibration_tokens: Tokens for calibration; as many again measure the loss.
+
+    Raises:
+        UsageError: If an option is out of range, or the source, its tokenizer or the text cannot be
+            used.
     """
     if not 0 <= noise <= 1e6:
         raise UsageError(f"--noise {noise} is out of range: choose 0 to 1e6, such as 0.01.")

@@ -66,8 +66,16 @@ def rotary_base(theta: float, head_dim: int, qk_rope_head_dim: int, mixes: int) 
 def convert_attention(
     ours: MultiHeadLatentAttention, layer: Any, readings: LayerReadings, mixes: int
 ) -> Kept:
-    """Fill ``ours`` from transformers' ``LlamaDecoderLayer``, the gain of its input norm folded in,
-    in fp64: covariances square the range of the weights."""
+    """Fill ``ours`` from a Llama's decoder layer, the gain of its input norm folded in.
+
+    All in fp64: covariances square the range of the weights.
+
+    Args:
+        ours: To be used behind a norm whose gain is one.
+        layer: transformers' ``LlamaDecoderLayer``.
+        readings: Of that layer.
+        mixes: Of the heads' keys, for each rotary pair.
+    """
     config, heads = ours.config, _heads(layer)
     d, theta = layer.self_attn.head_dim, layer.self_attn.config.rope_parameters["rope_theta"]
     frequency_j = _frequencies(theta, config.rope_scaling, d)
@@ -120,6 +128,10 @@ def convert_attention(
 def _fill(
     ours: MultiHeadLatentAttention, query_XE: Tensor, down_XE: Tensor, out_bias_D: Tensor
 ) -> None:
+    """Set the projections of the stream, and biases.
+
+    With biases, the latent of the queries is the stream and a one, which carries their bias.
+    """
     ours.kv_a_proj_with_mqa.weight.copy_(down_XE[:, :-1])
     ours.kv_a_layernorm.weight.fill_(1.0)
     if not ours.config.attention_bias:
@@ -181,8 +193,14 @@ class _SharedKey(NamedTuple):
 def _share_rotary_key(
     heads: _Heads, pair_i: Tensor, slip_Hi: Tensor, seen_EE: Tensor
 ) -> _SharedKey:
-    """The first complex principal components over the heads' keys, pair by pair. ``pair_i``: the
-    old pair of each new one, ascending; ``slip_Hi`` corrects the slower rotation."""
+    """The first complex principal components over the heads' keys, pair by pair.
+
+    Args:
+        heads: Of the source.
+        pair_i: The old pair that each new one is a mix of, ascending.
+        slip_Hi: For every head, the factor that corrects the slower rotation.
+        seen_EE: Covariance of the inputs of the keys, the constant one included.
+    """
     q_HjE, k_HjE = _pairs(heads.q_HdE), _pairs(heads.k_HdE)
     k_jHE = k_HjE[:, : pair_i[-1] + 1].transpose(0, 1)
     variance_jH, component_jHH = torch.linalg.eigh(moments(k_jHE, seen_EE))
@@ -244,8 +262,12 @@ def shortened(
 
 
 def latent_view(errors_MD: Tensor, covariance_DD: Tensor, rank: int) -> tuple[Tensor, float]:
-    """What predicts ``errors_MD @ input`` best: orthonormal rows ``(R, D)``, and the share of the
-    variance that they predict."""
+    """The ``rank`` numbers of an input that predict ``errors_MD @ input`` best.
+
+    Returns:
+        Orthonormal rows ``(R, D)``, and the share of the variance that they predict. The rows of a
+        smaller rank span a part of those of a larger one, so the share never falls with the rank.
+    """
     root_DD = torch.linalg.cholesky(covariance_DD)
     variance_D, components_DD = torch.linalg.eigh((errors_MD @ root_DD).T @ (errors_MD @ root_DD))
     best_DR = components_DD.flip(-1)[:, :rank]

@@ -142,8 +142,16 @@ class Upcycled(NamedTuple):
 
 @torch.no_grad()
 def upcycle(llama: Any, shape: Shape, text: Windows, noise: float, seed: int) -> Upcycled:
-    """Convert transformers' ``llama``, whose feed-forwards are replaced in place, and print the
-    loss after every step."""
+    """Convert transformers' ``llama`` to this project's model and print the loss after every step.
+
+    Args:
+        llama: Its feed-forwards are replaced in place.
+        noise: See :func:`break_symmetry`.
+        seed: Seed of the routers and of the noise.
+
+    Raises:
+        UsageError: If the loss of the source is not finite, or ``shape`` is impossible for it.
+    """
 
     def say_loss(logits_of: Any, what: str, before: float | None = None) -> float:
         loss = mean_loss(logits_of, text.held_out_NS)
@@ -192,6 +200,7 @@ def _new_model(llama: Any, config: ModelConfig, generator: torch.Generator) -> L
 def _convert_feed_forwards(
     model: LanguageModel, llama: Any, readings: list[LayerReadings]
 ) -> list[MixtureOfExperts]:
+    """Fill the experts of ``model`` and put them into ``llama``; return the layers with experts."""
     routed = []
     for (ours, theirs), seen in zip(_layers(model, llama), readings, strict=True):
         if isinstance(ours.mlp, MixtureOfExperts):
@@ -229,10 +238,14 @@ def expert_width(intermediate_size: int, n_shared_experts: int) -> int:
 def split_into_experts(
     moe: MixtureOfExperts, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor, usefulness_F: Tensor
 ) -> None:
-    """Fill the experts with the neurons of a dense feed-forward; the most useful are shared.
+    """Fill the experts of ``moe`` with the neurons of a dense feed-forward.
 
     If there is more room than neurons, the most useful ones are in both kinds of experts and count
     half in each.
+
+    Args:
+        moe: Its router is not changed; ``norm_topk_prob`` fixes the sum of a token's weights.
+        usefulness_F: Neurons with the highest values are shared.
     """
     config = moe.router.config
     width = config.moe_intermediate_size
@@ -252,8 +265,11 @@ def split_into_experts(
 
 @torch.no_grad()
 def break_symmetry(moe: MixtureOfExperts, noise: float, generator: torch.Generator) -> None:
-    """Add normal noise to every routed expert, ``noise`` times the standard deviation of each kind
-    of matrix."""
+    """Add normal noise to every routed expert.
+
+    Args:
+        noise: Standard deviation, as a fraction of that of the gate, up or down matrix.
+    """
     gate_EFD, up_EFD = moe.experts.gate_up_proj.chunk(2, dim=1)
     for weight_EXX in (gate_EFD, up_EFD, moe.experts.down_proj):
         size = noise * weight_EXX.std()

@@ -151,6 +151,12 @@ def mean_loss(logits_of: Callable[[Tensor], Tensor], windows_NS: Tensor) -> floa
 
 @torch.no_grad()
 def observe(llama: Any, windows_NS: Tensor) -> list[LayerReadings]:
+    """Read the windows with ``llama`` and record every layer, in order.
+
+    Args:
+        llama: From :func:`read_llama`, which makes attention return its weights.
+        windows_NS: Token ids.
+    """
     observers = [_Observer(layer) for layer in llama.model.layers]
     for ids_BS in torch.split(windows_NS, _BATCH):
         llama(ids_BS, use_cache=False)
@@ -210,8 +216,17 @@ class Windows(NamedTuple):
 
 
 def windows_of(text: str, tokenizer: Tokenizer, tokens: int, context: int) -> Windows:
-    """About ``tokens`` for calibration and as many for measuring, if available. ``UsageError``: the
-    text is too short, or the tokenizer cannot encode it."""
+    """About ``tokens`` tokens for calibration and as many for measuring, if available.
+
+    Args:
+        text: Only as much of it is encoded as is needed.
+        tokens: Most tokens of each part.
+        context: Longest window the source can read.
+
+    Raises:
+        UsageError: If ``tokens`` is less than a window, the text is too short, or has characters
+            that the tokenizer cannot encode.
+    """
     length = min(_WINDOW, context)
     if tokens < length:
         raise UsageError(
