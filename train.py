@@ -101,7 +101,10 @@ def train(options: Annotated[Options, Parameter(name="*")] = Options()) -> int: 
 
 
 def end_all_ranks_if_refused() -> None:
-    """Other ranks wait for one whose command line is wrong: before it ends, it joins them."""
+    """Check the command line before anything else; if it is wrong, end the other ranks as well.
+
+    They wait for a rank that has not joined them, so this one joins before it ends.
+    """
     try:
         app.parse_args(exit_on_error=False, print_error=False)
     except (CycloptsError, UsageError) as error:
@@ -245,7 +248,10 @@ def run_training(run: Run, stop: StopRequest) -> int:
 def loop(
     run: Run, stop: StopRequest, log: TrainingLog, console: Console, checkpoints: Checkpoints
 ) -> str:
-    """Train until all steps are done or there is a reason to stop, which is returned."""
+    """Train until all steps are done or there is a reason to stop; return a key of ``ENDINGS``.
+
+    All ranks call this and stop after the same step.
+    """
     options, progress, world = run.options, run.progress, run.world
     if options.on_collapse == "stop" and world.any(bool(log.collapsed())):
         return "collapse"  # collapsed before this start
@@ -274,7 +280,7 @@ def loop(
 
 
 def validate(run: Run, checkpoints: Checkpoints, log: TrainingLog) -> None:
-    """Evaluate on held-out text and save the model if it is the best so far."""
+    """Evaluate on held-out text; save the model if it is the best so far. All ranks call this."""
     progress = run.progress
     progress.validation_loss = loss = held_out_loss(run, log)
     if loss < progress.best_loss:
@@ -283,7 +289,10 @@ def validate(run: Run, checkpoints: Checkpoints, log: TrainingLog) -> None:
 
 
 def held_out_loss(run: Run, log: TrainingLog) -> float:
-    """In nats per token, the mean of all sources; logged with the experts that each chose."""
+    """In nats per token, the mean of all sources. All ranks call this.
+
+    Logged with the experts that each chose.
+    """
     names, sources = zip(*run.held_out, strict=True)
     judge = partial(evaluate, run.model, dtype=run.dtype, forward=run.forward, world=run.world)
     found = [judge(batches, document_mask=run.options.document_mask) for batches in sources]
@@ -333,7 +342,7 @@ def refused(name: str, run: Run, checkpoints: Checkpoints, log: TrainingLog) -> 
 
 
 def conclude(run: Run, console: Console, reason: str, log: TrainingLog) -> None:
-    """Print the summary and the paths; after a finished run also a sample."""
+    """Print the summary and the paths; after a finished run also a sample. All ranks call this."""
     console.summary(run.progress, ENDINGS[reason][1], log.verdict())
     console.places(places(run, reason, log.collapse_onset()))
     if reason != "finished":

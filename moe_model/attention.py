@@ -43,8 +43,10 @@ Remember = Callable[[Tensor], Tensor]
 
 
 def rotary_table(config: ModelConfig, position: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine for positions ``(S,)`` or ``(B, S)``, each ``(…, rope_dim / 2)``, fp32, which
-    holds whole numbers up to 2^24 exactly."""
+    """Cosine and sine for positions ``(S,)`` or ``(B, S)``, each ``(…, rope_dim / 2)``.
+
+    In fp32, which holds whole numbers up to 2^24 exactly. Both are scaled by YaRN's amplitude.
+    """
     device = position.device
     even = torch.arange(0, config.qk_rope_head_dim, 2, dtype=torch.float32, device=device)
     frequency = config.rope_theta ** (-even / config.qk_rope_head_dim)
@@ -69,12 +71,16 @@ def softmax_scale(config: ModelConfig) -> float:
 
 
 def mscale(factor: float, strength: float) -> float:
-    """YaRN's correction m for a stretch by ``factor``."""
+    """YaRN's correction m for a stretch by ``factor``; 1 for a ``factor`` of at most 1."""
     return 1.0 if factor <= 1 else 0.1 * strength * math.log(factor) + 1.0
 
 
 def slowed_as_in_llama3(frequency: Tensor, scaling: Llama3Scaling) -> Tensor:
-    """Kept, divided by the factor, or between the two, by the turns in the original context."""
+    """The ``frequency`` of every pair under Llama 3's scaling, in radians a token.
+
+    A pair that turns often in the original context keeps it, one that hardly turns gets it divided
+    by the factor, and those between get a mean of both.
+    """
     turns = frequency * (scaling.original_max_position_embeddings / (2 * math.pi))
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = ((turns - low) / (high - low)).clamp(0, 1)
@@ -179,7 +185,10 @@ class MultiHeadLatentAttention(nn.Module):
         return q_BSHd, self.kv_a_layernorm(latent_BSR), k_rope
 
     def first_bias(self) -> Tensor | None:
-        """Bias of the first product: zeros for a full query, which has none."""
+        """Bias of the queries, latent and rotary key, which are one product.
+
+        ``None`` without ``attention_bias``; a full query has none, so zeros take its place.
+        """
         if not self.config.attention_bias:
             return None
         key_value = self.kv_a_proj_with_mqa.bias
@@ -209,13 +218,16 @@ class MultiHeadLatentAttention(nn.Module):
 
 
 def causal_mask(queries: int, tokens: int, device: torch.device) -> Tensor:
-    """True where one of the last ``queries`` tokens may attend: ``(S, N)``."""
+    """True where one of the last S = ``queries`` of N = ``tokens`` may attend: ``(S, N)``."""
     allowed_SN = torch.ones(queries, tokens, dtype=torch.bool, device=device)
     return allowed_SN.tril(tokens - queries)
 
 
 def visible_in_documents(starts_BS: Tensor) -> Tensor:
-    """True where a token may attend: to its own document, up to itself, ``(B, S, S)``."""
+    """True where a token may attend: to its own document, up to itself, ``(B, S, S)``.
+
+    ``starts_BS`` is true for the first token of a document.
+    """
     document_BS = starts_BS.cumsum(dim=-1)
     return (document_BS.unsqueeze(2) == document_BS.unsqueeze(1)).tril()
 

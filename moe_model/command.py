@@ -74,8 +74,15 @@ def need_packages(
 
 
 def run_command(app: App, arguments: Sequence[str] | None) -> int:
-    """The exit code of the process: that of the command, 0 for ``None``; 64 after one line on
-    standard error for :class:`UsageError` and anything that cyclopts rejects."""
+    """Run ``app``; return the exit code of the process.
+
+    It is that of the command, and 0 if the command returns ``None``. It is 64, after one line on
+    standard error, for :class:`UsageError` and anything that cyclopts rejects; other exceptions
+    leave it.
+
+    Args:
+        arguments: ``None`` for those of the process.
+    """
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (CycloptsError, UsageError) as error:
@@ -112,7 +119,7 @@ def say(line: str) -> None:
 
 
 def choose_device(name: str, *, deterministic: bool = False) -> torch.device:
-    """``UsageError`` for a missing GPU; ``auto`` takes one if there is one.
+    """The device ``name``; ``auto`` is a GPU if there is one. ``UsageError`` if ``cuda`` has none.
 
     ``deterministic`` must be set before anything runs on a GPU: otherwise attention sums its
     gradients in any order there, and cuBLAS may. A CPU is always deterministic.

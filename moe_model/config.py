@@ -41,7 +41,10 @@ ModelType = Literal["deepseek_v3", "deepseek_v2", "glm4_moe_lite"]
 
 
 def about(text: str, *, default: Any = dataclasses.MISSING) -> Any:
-    """A field of a dataclass; ``text`` is its help on the command line."""
+    """A field of a dataclass; ``text`` is its help on the command line.
+
+    Without ``default`` the field is required.
+    """
     return dataclasses.field(default=default, metadata={"help": text})
 
 
@@ -90,7 +93,11 @@ def shown(value: object) -> str:
 
 
 def fitting(name: str, value: Any, annotation: Any) -> Any:
-    """``value`` as an argument of type ``annotation``, else ``ValueError`` with ``name``."""
+    """JSON's ``value`` as an argument of type ``annotation``, else ``ValueError`` with ``name``.
+
+    An integer may become a float; a dataclass is constructed from an object, see :func:`fields_of`,
+    which lists the types.
+    """
     kinds = get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     optional = type(None) in kinds
     if optional and value is None:
@@ -299,7 +306,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ModelConfig:
-        """``ValueError`` if a field is missing or invalid."""
+        """From parsed JSON; ``ValueError`` if a field is missing, unknown or invalid."""
         return cls(**fields_of(cls, fields, "a model config"))
 
     def to_dict(self) -> dict[str, Any]:
@@ -325,7 +332,7 @@ class ModelConfig:
     def parameters(
         self, *, multi_token_prediction: bool = True, routed_experts: bool = True
     ) -> int:
-        """All parameters; the routers' bias is a buffer."""
+        """Number of parameters; the routers' bias is a buffer and does not count."""
         return self._count(self.n_routed_experts if routed_experts else 0, multi_token_prediction)
 
     def active_parameters(self) -> int:

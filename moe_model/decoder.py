@@ -328,7 +328,7 @@ def _look_back(query_HSW: Tensor, entries_NW: Tensor, start: int, rank: int) -> 
 
 
 def unit(x_SD: Tensor, eps: float) -> Tensor:
-    """RMSNorm without its weight; for one row through a Python number, in a third of the time."""
+    """RMSNorm without its weight, ``(S, D)``; one row takes a third of the time of torch's."""
     if len(x_SD) > 1:
         return F.rms_norm(x_SD, x_SD.shape[1:], None, eps)
     row = x_SD.view(-1)

@@ -386,8 +386,13 @@ def _in_turn(rows: list[int], *weights_EXX: Tensor) -> Iterator[tuple[Any, ...]]
 def causal_attention(
     q_BHSd: Tensor, k_BHSd: Tensor, v_BHSv: Tensor, scale: float, visible_BSN: Tensor | None = None
 ) -> Tensor:
-    """Softmax attention of every position to itself and the past, of which ``visible_BSN`` may hide
-    more; ``(B, H, S, v)``."""
+    """Softmax attention of every position to itself and the past, ``(B, H, S, v)``.
+
+    Args:
+        scale: What scores are multiplied with.
+        visible_BSN: True where a token may attend, never to the future; ``None`` for all of the
+            past.
+    """
     if _blockwise_is_faster(q_BHSd):
         y: Tensor = _BlockwiseAttention.apply(q_BHSd, k_BHSd, v_BHSv, scale, visible_BSN)  # type: ignore[no-untyped-call]
         return y

@@ -142,7 +142,10 @@ def pieces(ids: Iterable[int], tokenizer: Tokenizer, prompt_ids: list[int]) -> I
 
 
 def put(text: str) -> None:
-    """Write to standard output; on a terminal without control characters, piped text is data."""
+    """Write to standard output at once; on a terminal without control characters.
+
+    What is piped is data and stays as it is.
+    """
     if sys.stdout.isatty():
         text = plain_text(text, multi_line=True)
     sys.stdout.write(text)

@@ -229,7 +229,7 @@ class LanguageModel(nn.Module):
 
     @property
     def decoder_layers(self) -> list[DecoderLayer]:
-        """Without multi-token prediction."""
+        """All layers in order, without multi-token prediction."""
         return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
 
     @property
@@ -239,7 +239,7 @@ class LanguageModel(nn.Module):
 
     @property
     def routers(self) -> list[Router]:
-        """Those that are trained, in forward order."""
+        """Those that are trained, in forward order: multi-token prediction may be frozen."""
         trained = self.layers if self._ahead_is_frozen else self
         return [module for module in trained.modules() if isinstance(module, Router)]
 

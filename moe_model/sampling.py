@@ -32,7 +32,7 @@ class SamplingRules:
     divided by it, negative ones multiplied (Keskar et al., 2019)."""
 
     def check(self) -> None:
-        """``ValueError`` if one is out of range."""
+        """``ValueError`` names the first option that is out of range."""
         heat, penalty = self.temperature, self.repetition_penalty
         low, high = 1e-6, 1e6  # beyond, fp32 overflows
         for name, value, is_possible, choice in (
@@ -46,7 +46,13 @@ class SamplingRules:
                 raise ValueError(f"{name} {value} is out of range: choose {choice}.")
 
     def pick(self, logits_V: Tensor, ids: list[int], generator: torch.Generator) -> int:
-        """The next token after ``ids``; ``ValueError`` if the model has diverged."""
+        """The next token after ``ids``; ``ValueError`` if the model has diverged.
+
+        Args:
+            logits_V: Those after the last of ``ids``.
+            ids: The whole text so far, for the repetition penalty.
+            generator: Advances by one draw, unless the temperature is 0.
+        """
         if not logits_V.isfinite().all():
             raise ValueError(
                 "the logits are not finite: the model has diverged; use another checkpoint."
@@ -197,5 +203,8 @@ class Sampler:
 
 
 def generate(model: LanguageModel, prompt_S: Tensor, **options: Any) -> list[int]:
-    """The token ids of a :class:`Sampler`, all at once."""
+    """The token ids of a :class:`Sampler`, which takes ``options``, all at once.
+
+    ``ValueError`` if an option is out of range or the model has diverged.
+    """
     return list(Sampler(model, prompt_S, **options))

@@ -131,7 +131,7 @@ class Checkpoint:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """``CheckpointError`` if there is none."""
+        """The tokenizer of the model; ``CheckpointError`` if there is none."""
         if self.tokenizer_if_any is None:
             raise CheckpointError(
                 f"{self.folder} has no tokenizer: the model was imported without one. Copy its "
@@ -140,7 +140,10 @@ class Checkpoint:
         return self.tokenizer_if_any
 
     def load_model(self, device: torch.device | str = "cpu") -> LanguageModel:
-        """In evaluation mode; ``CheckpointError`` if weights and config disagree."""
+        """A new model with these weights, fp32, in evaluation mode.
+
+        ``CheckpointError`` if weights and config disagree, or a number in them is not finite.
+        """
         with torch.device("meta"):
             model = LanguageModel(self.config)
         model = model.to_empty(device=device)
@@ -148,7 +151,10 @@ class Checkpoint:
         return model.eval()
 
     def load_weights(self, model: LanguageModel, device: torch.device | str = "cpu") -> None:
-        """``CheckpointError`` if they do not fit, or a number in them is not finite."""
+        """Copy the weights into ``model``; the file is read onto ``device``.
+
+        ``CheckpointError`` if they do not fit, or a number in them is not finite.
+        """
         with _blamed_on(self.folder / WEIGHTS, f"does not fit its own {DESCRIPTION}"):
             weights = load_file(self.folder / WEIGHTS, device=str(device))
             for name, tensor in weights.items():
@@ -266,8 +272,11 @@ def _refuse_other_size(path: Path, config: ModelConfig) -> None:
 
 @contextmanager
 def fresh_folder(target: Path) -> Iterator[Path]:
-    """An empty folder to fill, which becomes ``target`` at the end; ``FileExistsError`` if that
-    exists."""
+    """An empty folder to fill, which becomes ``target`` at the end, forced to disk.
+
+    After an exception in the block nothing is left of it. ``FileExistsError`` if ``target`` exists,
+    other ``OSError`` if it cannot be made.
+    """
     if os.path.lexists(target):
         raise FileExistsError(f"{target} exists: choose another name, or remove it first.")
     aside = target.parent / f".{target.name}.partial"
@@ -284,7 +293,10 @@ def fresh_folder(target: Path) -> Iterator[Path]:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """With the permissions of any new file; ``OSError`` if it fails."""
+    """Write a safetensors file with the permissions of any new file; ``OSError`` if it fails.
+
+    Tensors must be contiguous and share no memory.
+    """
     path.touch()
     mode = path.stat().st_mode
     try:

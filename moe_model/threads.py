@@ -42,7 +42,15 @@ def choose_waiting() -> None:
 
 
 def settle_threads(saved: object = None, report: Callable[[str], None] = say) -> None:
-    """Use the threads of a checkpoint, or the processors allowed; before anything is computed."""
+    """Use the threads of a checkpoint, or the processors allowed; before anything is computed.
+
+    Another number of threads changes the last bits of sums.
+
+    Args:
+        saved: Threads of the checkpoint; anything but an integer is ignored. ``OMP_NUM_THREADS``
+            has precedence.
+        report: Called with one line if that number is not used.
+    """
     import torch  # not before choose_waiting()
 
     now = torch.get_num_threads()

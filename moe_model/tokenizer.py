@@ -47,7 +47,7 @@ class CharTokenizer:
 
     @classmethod
     def from_dict(cls, description: dict[str, Any]) -> CharTokenizer:
-        """``ValueError`` if the description is invalid."""
+        """From the result of :meth:`to_dict`, unchecked JSON; ``ValueError`` if it is invalid."""
         if description.get("kind") != "char":
             raise ValueError(
                 f"tokenizer kind={description.get('kind')!r} is unknown: it must be 'char'."
@@ -118,7 +118,7 @@ class PretrainedTokenizer:
         return cls({name: read_small_file(folder / name) for name in names})
 
     def to_dict(self) -> dict[str, Any]:
-        """The files are stored beside it."""
+        """The entry in a checkpoint's description: names of the files beside it."""
         return {"kind": KIND, "files": list(self.files)}
 
     def __len__(self) -> int:
@@ -149,7 +149,7 @@ Tokenizer = CharTokenizer | PretrainedTokenizer
 
 
 def stop_ids_of(tokenizer: Tokenizer | None, others: Iterable[int] = ()) -> tuple[int, ...]:
-    """The tokens that end a text: ``others``, from the model, and the tokenizer's own."""
+    """The tokens that end a text, each once: ``others``, of the model, and the tokenizer's."""
     end = None if tokenizer is None else tokenizer.end
     ends = [*others] if end is None else [*others, end]
     return tuple(dict.fromkeys(ends))
@@ -187,7 +187,7 @@ def without_code(settings: bytes) -> bytes:
 
 
 def read_small_file(path: Path) -> bytes:
-    """``ValueError`` if it is too large."""
+    """The contents of ``path``; ``ValueError`` if it has more than ``MOST_BYTES``."""
     size = path.stat().st_size
     if size > MOST_BYTES:
         raise ValueError(f"{path} has {size} bytes; the limit is {MOST_BYTES}.")

@@ -62,7 +62,10 @@ def published_name(name: str, config: ModelConfig) -> str:
 
 
 def parts(name: str, config: ModelConfig) -> Iterator[Part]:
-    """Those of our tensor ``name``; none for a bias that has no effect."""
+    """The published tensors of which our tensor ``name`` consists.
+
+    Experts are separate there, and so are gate and up; none for a bias that has no effect.
+    """
     if name.endswith(".router.expert_bias") and config.topk_method != "noaux_tc":
         return
     published = published_name(name, config)
@@ -81,7 +84,10 @@ def parts(name: str, config: ModelConfig) -> Iterator[Part]:
 
 
 def copies(config: ModelConfig) -> dict[str, str]:
-    """Published tensors that duplicate another: optional in a file, but they must be equal."""
+    """Published tensors that duplicate another: the name of the original by that of the copy.
+
+    Copies are optional in a file, but must be equal.
+    """
     head = EMBEDDING if config.tie_word_embeddings else HEAD
     repeated = {HEAD: EMBEDDING} if config.tie_word_embeddings else {}
     for depth in range(config.num_nextn_predict_layers):
@@ -143,8 +149,11 @@ def load_pretrained(
 
 
 def read_tokenizer(folder: Path, vocab_size: int) -> PretrainedTokenizer | None:
-    """``None`` without a ``tokenizer.json``; ``UsageError`` if it is damaged, or has more ids
-    than the model has rows."""
+    """The tokenizer of a published model; ``None`` without a ``tokenizer.json``.
+
+    Custom code is dropped. ``UsageError`` if it is damaged, or has more ids than the model has
+    rows.
+    """
     if not (folder / TOKENIZER).exists():
         return None
     try:
@@ -310,7 +319,7 @@ class PublishedTensors:
 
 
 def now_and_then(names: Collection[T], done: str, what: str) -> Iterator[T]:
-    """Iterate; print the progress every few seconds."""
+    """Iterate; every few seconds print the progress, such as "read 3 of 9 tensors"."""
     last = time.monotonic()
     for number, name in enumerate(names):
         if time.monotonic() - last > SECONDS_BETWEEN_LINES:

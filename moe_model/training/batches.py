@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     """The same shape, bool: a document begins at this token."""
 
     def to(self, device: torch.device) -> Batch:
-        """Copies from pinned memory are asynchronous."""
+        """On ``device``; the copy of pinned memory is asynchronous."""
         return Batch(*(part.to(device, non_blocking=True) for part in self))
 
     def targets(self, ahead: int, length: int) -> Tensor:
@@ -41,7 +41,10 @@ class Batch(NamedTuple):
         return self.tokens_BN[:, ahead : ahead + length].masked_fill(beyond_BS, IGNORED)
 
     def all_targets(self, length: int, *, ahead: bool) -> list[Tensor]:
-        """Of the next token, and ``ahead`` of every depth there are tokens for."""
+        """Targets of the next token and, if ``ahead``, of every further depth there are tokens for.
+
+        See :meth:`targets`; ``length`` is that of the sequences.
+        """
         most = self.tokens_BN.shape[1] - length if ahead else 1
         return [self.targets(places, length) for places in range(1, most + 1)]
 
@@ -125,7 +128,10 @@ class TrainingBatches:
 
 
 def held_out_batches(tokens: Tokens, batch_size: int, seq_len: int, most: int) -> list[Batch]:
-    """The same sequences every time: up to ``most``, spread evenly and without overlap."""
+    """Up to ``most`` sequences of ``seq_len`` tokens, spread evenly and without overlap.
+
+    They are the same every time. The last batch may be smaller than ``batch_size``.
+    """
     windows = (len(tokens) - 1) // seq_len
     rows = min(windows, most)
     places = [(tokens, row * (windows * seq_len // rows)) for row in range(rows)]

@@ -237,7 +237,7 @@ def _facts(run: Run) -> dict[str, Any]:
 
 
 def has_training_state(folder: Path) -> bool:
-    """Whether it has more than weights; an imported model has not."""
+    """Whether the checkpoint in ``folder`` has more than weights; an imported model has not."""
     return (folder / TRAINING_STATE).exists() or any(folder.glob(_SHARDS))
 
 
@@ -354,7 +354,15 @@ def _counts(run: Run) -> dict[str, Tensor]:
 
 
 def candidates(resume: str, run: str | None, checkpoint_dir: Path) -> list[Path]:
-    """Those that ``--resume`` may continue, newest first; for ``latest`` also its substitutes."""
+    """The checkpoints that ``--resume`` may continue, newest first.
+
+    For ``latest`` also its substitutes. Only their descriptions are read, and a damaged one comes
+    first, so that loading it reports what is wrong.
+
+    Args:
+        resume: Value of the option: ``auto``, a run, or a checkpoint.
+        run: Name of the run for ``auto``.
+    """
     folder = Path(resume)
     if resume == AUTO:
         folder = checkpoint_dir / (run or "")
@@ -391,14 +399,20 @@ def described(
 
 
 def newest_before(folder: Path, step: int) -> tuple[Path, int] | None:
-    """The newest checkpoint in ``folder`` before ``step``, and its own step."""
+    """The newest checkpoint in ``folder`` before ``step``, if any, and its own step."""
     found = ((path, plain["step"]) for path, plain in described(str(folder), None, folder))
     return next(((path, at) for path, at in found if 0 < at < step), None)
 
 
 def find_checkpoint(options: Options, world: World) -> Checkpoint | None:
-    """The newest intact one for ``--resume``, if any; ``UsageError`` if that names nothing,
-    ``CheckpointError`` if all are damaged."""
+    """The newest intact checkpoint for ``--resume``; damaged ones are reported and skipped.
+
+    ``None`` without the option, and for ``auto`` if the run has none yet.
+
+    Raises:
+        UsageError: If the option names nothing.
+        CheckpointError: If all are damaged.
+    """
     if options.resume is None:
         return None
     found = candidates(options.resume, options.run, options.checkpoint_dir)
@@ -462,7 +476,7 @@ def refuse_contradictions(options: Options, checkpoint: Checkpoint) -> None:
 
 
 def read_progress(checkpoint: Checkpoint) -> Progress:
-    """``CheckpointError`` if it, or another entry of the run in ``checkpoint.json``, is invalid."""
+    """The state of the loop; ``CheckpointError`` if it, or another entry of the run, is invalid."""
     plain = checkpoint.description
     try:
         count("data.sequences", plain["data"]["sequences"])
@@ -502,7 +516,10 @@ def _rate_before(plain: Mapping[str, Any]) -> float | None:
 
 
 def restore(run: Run, checkpoint: Checkpoint) -> None:
-    """Restore all but the weights; ``CheckpointError`` if it does not fit this model."""
+    """Restore all but the weights, which the model already has; report what changes.
+
+    ``CheckpointError`` if it does not fit this model. Weights alone start at step 1.
+    """
     if not has_training_state(checkpoint.folder):
         run.world.say(
             f"{checkpoint.folder} has weights only (an imported or upcycled model): training "

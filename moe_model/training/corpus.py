@@ -249,7 +249,12 @@ def cached_tokens(
 
 
 def kept(kind: str, facts: Any, make: Callable[[], Any]) -> Any:
-    """``make()``, as JSON in the user's cache for the next time with the same ``facts``."""
+    """The result of ``make``, JSON that is kept in the user's cache for the same ``facts``.
+
+    Args:
+        kind: Folder of the cache.
+        facts: JSON of everything that determines the result.
+    """
     path = user_cache() / kind / f"{_sha256(facts)}.json"
     with suppress(OSError, ValueError):
         return json.loads(path.read_text("utf-8"))
@@ -436,7 +441,7 @@ def _tiny_shakespeare() -> Path:
 
 
 def learned_tokenizer(name: str, sources: Sequence[Documents], vocabulary: int | None) -> Tokenizer:
-    """:func:`make_tokenizer`; what it learns from a long text is kept."""
+    """As :func:`make_tokenizer`; what it learns from a long text is kept for the next time."""
     make = partial(make_tokenizer, name, chain.from_iterable(sources), vocabulary)
     if name not in (CHAR, BPE) or max(source.size for source in sources) < CACHED_FROM:
         return make()

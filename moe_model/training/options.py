@@ -226,8 +226,15 @@ class Options:
     """Fields of the model that differ from the preset."""
 
     def model_config(self, vocabulary: int, earlier: ModelConfig | None = None) -> ModelConfig:
-        """The preset, or the model that is resumed, with the fields of ``--model``; ``UsageError``
-        if they contradict each other or ``vocabulary``, the number of tokens."""
+        """The preset, or the model that is resumed, with the fields of ``--model``.
+
+        Args:
+            vocabulary: Tokens of the tokenizer.
+            earlier: The model that is resumed; ``None`` for the preset.
+
+        Raises:
+            UsageError: If fields contradict each other, an option or the tokenizer.
+        """
         given = _given(dataclasses.asdict(self.model))
         if self.mtp and not given.setdefault("num_nextn_predict_layers", 1):
             raise UsageError(

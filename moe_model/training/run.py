@@ -78,7 +78,10 @@ class Progress:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any], step: int) -> Progress:
-        """Raises ``KeyError``, ``TypeError`` or ``ValueError``."""
+        """From the result of :meth:`to_dict` in a checkpoint of ``step``, unchecked JSON.
+
+        Raises ``KeyError``, ``TypeError`` or ``ValueError`` if an entry is missing or invalid.
+        """
         loss, known, best = (saved[k] for k in ("loss", "validation_loss", "best_loss"))
         indices = saved["collapse_index"]
         if not isinstance(indices, list):
@@ -211,7 +214,10 @@ class Run:
 
     @property
     def data_order(self) -> list[str | int]:
-        """The facts that determine, with the tokenizer, which sequence is the n-th."""
+        """The facts that determine, with the tokenizer, which sequence is the n-th.
+
+        A resumed run reads on where it was if they are equal.
+        """
         return [self.text_digest, self.options.seq_len, self.options.seed]
 
 
@@ -224,7 +230,7 @@ def traced_steps(options: Options) -> range:
 
 @contextmanager
 def traced(run: Run, step: int) -> Iterator[None]:
-    """Profile ``step`` with torch on rank 0 if the option asks for it."""
+    """Profile ``step`` with torch on rank 0 if the option asks for it; writes a file per step."""
     if not run.world.is_main or step not in traced_steps(run.options):
         yield
         return
@@ -248,7 +254,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """The arguments of a ``RunRecorder``."""
+    """The arguments of a ``RunRecorder``, the state of the diagnosis in the checkpoint included."""
     options = run.options
     config = run.model.config
     judgement = None

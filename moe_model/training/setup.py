@@ -52,8 +52,14 @@ PROMPT_TOKENS = 32
 
 
 def prepare(options: Options, world: World) -> Run:
-    """``UsageError`` if the options cannot be satisfied, ``CheckpointError`` if the checkpoint is
-    damaged."""
+    """Read and build everything that a run needs, restored where it resumes.
+
+    All ranks call this.
+
+    Raises:
+        UsageError: If the options cannot be satisfied.
+        CheckpointError: If the checkpoint is damaged.
+    """
     with world.together():
         checkpoint = find_checkpoint(options, world)
         resumed_at = 1 if _refuse_existing(options, checkpoint) else None
@@ -143,7 +149,10 @@ def _build_model(
 
 
 def twin_of(mixture: LanguageModel, seed: int) -> LanguageModel:
-    """Its initial values where a tensor of the twin has the same name and shape."""
+    """The dense twin of ``mixture``, with its values where name and shape of a tensor agree.
+
+    The others are initialised with ``seed``.
+    """
     twin = LanguageModel(mixture.config.dense_twin()).train()
     twin.init_weights(torch.Generator().manual_seed(seed))
     weights, values = twin.state_dict(), mixture.state_dict()

@@ -218,7 +218,10 @@ def default_warmup(steps: int) -> int:
 
 
 def learning_rate_at(step: int, options: Options) -> float:
-    """Learning rate of 1-based ``step``: warm-up, then the schedule."""
+    """Learning rate of 1-based ``step``: warm-up, then the schedule.
+
+    A group with its own ``factor`` multiplies it, see :func:`set_learning_rate`.
+    """
     steps, peak = options.steps, options.lr
     warmup = default_warmup(steps) if options.warmup is None else options.warmup
     if step <= warmup:
@@ -233,7 +236,7 @@ def learning_rate_at(step: int, options: Options) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """In every group, times its own ``factor`` if it has one."""
+    """Set it in every group, times the group's own ``factor`` if it has one."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("factor", 1.0)
 

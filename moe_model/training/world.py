@@ -75,7 +75,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Rank 0 writes the log and prints."""
+        """Whether this is rank 0, which writes the log and prints."""
         return self.rank == 0
 
     def say(self, line: str) -> None:

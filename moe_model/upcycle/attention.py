@@ -300,7 +300,7 @@ def expansion(
 
 
 def covariance(inputs_ND: Tensor, weight_N: Tensor) -> Tensor:
-    """Second moments of weighted inputs, with a little shrinkage."""
+    """Second moments ``(D, D)`` of weighted inputs, with a little shrinkage: positive definite."""
     weighted_ND = inputs_ND * weight_N.unsqueeze(-1) / len(inputs_ND)
     covariance_DD: Tensor = inputs_ND.T @ weighted_ND
     equal_DD = torch.eye(len(covariance_DD)).double()

@@ -100,7 +100,10 @@ def resolve(shape: Shape, source: Any) -> Shape:
 
 
 def upcycled_config(source: Any, shape: Shape) -> ModelConfig:
-    """For a resolved ``shape``; ``UsageError`` if it is invalid."""
+    """The config of the new model, from that of a Llama and a resolved ``shape``.
+
+    ``UsageError`` if it is invalid.
+    """
     fields = dataclasses.asdict(shape)
     mixes = fields.pop("rotary_mixes")
     rope = shape.qk_rope_head_dim

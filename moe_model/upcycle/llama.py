@@ -50,7 +50,10 @@ class LayerReadings:
 
 
 def read_llama(folder: Path) -> Any:
-    """In fp32 and evaluation mode; ``UsageError`` if it is damaged, or not exactly a Llama."""
+    """The model in ``folder`` as a class of transformers, in fp32 and evaluation mode.
+
+    ``UsageError`` if it is damaged, or not exactly a Llama.
+    """
     architecture = _architecture(folder)
     if not any(folder.glob("*.safetensors")):
         raise UsageError(
@@ -139,7 +142,10 @@ def has_biases(config: Any) -> bool:
 
 @torch.no_grad()
 def mean_loss(logits_of: Callable[[Tensor], Tensor], windows_NS: Tensor) -> float:
-    """Mean cross-entropy of all tokens except the first of each window, in nats per token."""
+    """Mean cross-entropy of all tokens except the first of each window, in nats per token.
+
+    ``logits_of`` maps token ids ``(B, S)`` to logits ``(B, S, V)``.
+    """
     total = 0.0
     for ids_BS in torch.split(windows_NS, _BATCH):
         logits_BSV = logits_of(ids_BS)[:, :-1]
