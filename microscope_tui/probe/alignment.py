@@ -19,15 +19,20 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from microscope_tui.probe.sites import Site
 
 _WIDTH = 3
-"""Numbers that each rank sends: its step, steps of its optimizer (-1: none), and 1."""
+"""Numbers that each rank sends: its step, steps of its optimizer (-1: not known), and how sure it
+is: ``THERE``, or ``STEADY``."""
+THERE, STEADY = 1, 2
+"""A rank takes part; its optimizer has also made one step for each of the trainer's before."""
 
 
 class OptimizerSteps:
     """Steps of the optimizer that has a weight of the first router here, since ``attach``."""
 
     def __init__(self, sites: Sequence[Site]) -> None:
-        self.made = -1
-        """-1 if no such optimizer has made a step."""
+        self._made = -1
+        self._steady = self._unsteady = 0
+        """Intervals between logged steps in which it made as many steps, and in which it did not."""
+        self._last = (0, 0)
         self._router = next((site.router for site in sites if site.router is not None), None)
         self._handle = register_optimizer_step_post_hook(self._stepped)
 
@@ -35,23 +40,38 @@ class OptimizerSteps:
         own = [] if self._router is None else [*map(id, self._router.parameters())]
         groups = getattr(optimizer, "param_groups", ())
         if any(id(weight) in own for group in groups for weight in group["params"]):
-            self.made = max(0, self.made) + 1
+            self._made = max(0, self._made) + 1
+
+    def sent(self, step: int, numbered: bool) -> tuple[int, int, int]:
+        """What this rank sends with a logged step; ``numbered``: by the trainer, which is right.
+
+        An optimizer that makes two steps for each of the trainer's shows nothing.
+        """
+        made = self._made
+        if self._last[0] not in (0, step):
+            is_steady = step - self._last[0] == made - self._last[1]
+            self._steady += is_steady
+            self._unsteady += not is_steady
+        self._last = step, made
+        if numbered or (self._unsteady > 1 and not self._steady):
+            made = -1
+        return step, made, STEADY if self._steady else THERE
 
     def forget(self) -> None:
         """Count no more."""
         self._handle.remove()
 
 
-def place_of(rank: int, size: int, step: int, made: int, device: torch.device) -> Tensor:
+def place_of(rank: int, size: int, sent: tuple[int, int, int], device: torch.device) -> Tensor:
     """What this rank sends with a step, for a sum that has the numbers of all ranks.
 
     Zeros: it takes part without a step. A single process sends nothing.
     """
     if size == 1:
         return torch.zeros(0, dtype=torch.float64, device=device)
-    sent = torch.zeros(size, _WIDTH, dtype=torch.float64, device=device)
-    sent[rank] = torch.tensor([step, made, 1.0], dtype=torch.float64)
-    return sent.flatten()
+    place = torch.zeros(size, _WIDTH, dtype=torch.float64, device=device)
+    place[rank] = torch.tensor(sent, dtype=torch.float64)
+    return place.flatten()
 
 
 class Alignment(NamedTuple):
@@ -62,12 +82,7 @@ class Alignment(NamedTuple):
     steps: dict[int, int]
     """The step of every other rank, by its optimizer."""
     corrections: dict[int, int]
-    """What has to be added to the counters of ranks that missed a call, or made one too many."""
-
-    @property
-    def mixes(self) -> bool:
-        """Whether the sum is of different steps."""
-        return len({*self.steps.values()}) > 1
+    """What has to be added to the counters of ranks that missed calls."""
 
     def ahead(self, rank: int) -> int:
         """Steps that ``rank`` is ahead of the last one."""
@@ -85,18 +100,19 @@ class Alignment(NamedTuple):
 def alignment_of(numbers: Sequence[float], begin: int) -> Alignment:
     """From the sum of ``place_of``; ``begin``: the step before the first one of all ranks."""
     rows = [numbers[at : at + _WIDTH] for at in range(0, len(numbers), _WIDTH)]
-    steps: dict[int, int] = {}
-    offsets: dict[int, int] = {}
-    for rank, (step, made, is_there) in enumerate(rows):
-        if is_there:
-            steps[rank] = int(step)
-            if made >= 0:
-                offsets[rank] = int(made - step)
+    steps = {rank: int(step) for rank, (step, _, there) in enumerate(rows) if there}
+    offsets = {
+        r: int(made - step) for r, (step, made, there) in enumerate(rows) if there and made >= 0
+    }
     # Most ranks call once a step. Of equally many, those are right that have begun together.
     often = Counter(offsets.values())
     usual = max(often, key=lambda offset: (often[offset], -abs(offset + begin)), default=0)
-    corrections = {r: offset - usual for r, offset in offsets.items() if offset != usual}
-    for rank, missed in corrections.items():
-        steps[rank] += missed
+    corrections = {}
+    for rank, offset in offsets.items():
+        missed = offset - max(usual, -begin)
+        if missed > 0:  # fewer steps of the optimizer are skipped ones, as in fp16
+            steps[rank] += missed
+            if rows[rank][2] == STEADY:
+                corrections[rank] = missed
     lacking = [rank for rank in range(len(rows)) if rank not in steps]
     return Alignment(lacking, steps, corrections)

@@ -158,6 +158,8 @@ class Probe:
         """
         self._step, self._resumed = step - 1, resumed or step > 1
         self._begin = self._step
+        self._numbered = False
+        """Whether the trainer numbers its steps."""
         self._timed_step = self._step
         self._judgement = judgement
         self._tick = time.perf_counter()
@@ -200,6 +202,7 @@ class Probe:
         if "lr" in scalars:
             scalars.setdefault("learning_rate", scalars.pop("lr"))
         self._step = self._step + 1 if step is None else int(step)
+        self._numbered = step is not None
         due, self.hooks.on = self.hooks.on, False
         if due:
             self._shares.reset()
@@ -421,13 +424,11 @@ class Probe:
         found, self._alignment = self._alignment, None
         if found is None:
             return
-        rank = self.ranks.rank
-        # Ahead of the others by numbers that are right: as many sums are missing.
-        missed = found.ahead(rank) // self._every
-        if rank in found.corrections:
-            before = self._step // self._every
-            self._step += found.corrections[rank]
-            missed = self._step // self._every - before
+        before = self._step // self._every
+        self._step += found.corrections.get(self.ranks.rank, 0)
+        missed = self._step // self._every - before
+        if self._numbered:
+            missed = found.ahead(self.ranks.rank) // self._every
         for number in range(missed, 0, -1):
             self._number += 1
             scalars = {"step": self._step - number * self._every, "router": {}}
@@ -527,7 +528,8 @@ class Probe:
     def _place(self, device: torch.device) -> Tensor:
         """Of the current step, see ``place_of``."""
         ranks = self.ranks
-        return place_of(ranks.rank, ranks.size, self._step, self._optimizer.made, device)
+        sent = self._optimizer.sent(self._step, self._numbered)
+        return place_of(ranks.rank, ranks.size, sent, device)
 
     def _no_share(self, is_absent: bool = False) -> _Share:
         """Of a rank whose probe has failed, or which ``is_absent``: it takes part in the sum."""
@@ -537,9 +539,10 @@ class Probe:
         looked = extra.new_zeros(0)
         biases = self._biases(extra.device)
         marks = self._marks(extra.device)
-        place = self._place(extra.device)
         if is_absent:
-            place = torch.zeros_like(place)
+            place = place_of(self.ranks.rank, self.ranks.size, (0, 0, 0), extra.device)
+        else:
+            place = self._place(extra.device)
         return _Share((), extra, nothing_S, {}, looked, biases, marks, place)
 
     def _vector(self, layout: Layout, share: _Share, number: int) -> Tensor:
