@@ -21,7 +21,8 @@ from microscope_tui.probe.sites import Site
 _WIDTH = 3
 """Numbers that each rank sends: its step, steps of its optimizer (-1: not known), and how sure it
 is: ``THERE``, or ``STEADY``."""
-THERE, STEADY = 1, 2
+THERE = 1
+STEADY = 2
 """A rank takes part; its optimizer has also made one step for each of the trainer's before."""
 
 
@@ -30,8 +31,9 @@ class OptimizerSteps:
 
     def __init__(self, sites: Sequence[Site]) -> None:
         self._made = -1
-        self._steady = self._unsteady = 0
-        """Intervals between logged steps in which it made as many steps, and in which it did not."""
+        self._steady = 0
+        self._unsteady = 0
+        """Intervals between logged steps in which it made as many steps, and others."""
         self._last = (0, 0)
         self._router = next((site.router for site in sites if site.router is not None), None)
         self._handle = register_optimizer_step_post_hook(self._stepped)
@@ -39,7 +41,7 @@ class OptimizerSteps:
     def _stepped(self, optimizer: Any, *_: Any) -> None:
         own = [] if self._router is None else [*map(id, self._router.parameters())]
         groups = getattr(optimizer, "param_groups", ())
-        if any(id(weight) in own for group in groups for weight in group["params"]):
+        if any(id(weight) in own for group in groups for weight in group.get("params", ())):
             self._made = max(0, self._made) + 1
 
     def sent(self, step: int, numbered: bool) -> tuple[int, int, int]:
@@ -52,7 +54,7 @@ class OptimizerSteps:
             is_steady = step - self._last[0] == made - self._last[1]
             self._steady += is_steady
             self._unsteady += not is_steady
-        self._last = step, made
+        self._last = (step, made)
         if numbered or (self._unsteady > 1 and not self._steady):
             made = -1
         return step, made, STEADY if self._steady else THERE
@@ -101,9 +103,8 @@ def alignment_of(numbers: Sequence[float], begin: int) -> Alignment:
     """From the sum of ``place_of``; ``begin``: the step before the first one of all ranks."""
     rows = [numbers[at : at + _WIDTH] for at in range(0, len(numbers), _WIDTH)]
     steps = {rank: int(step) for rank, (step, _, there) in enumerate(rows) if there}
-    offsets = {
-        r: int(made - step) for r, (step, made, there) in enumerate(rows) if there and made >= 0
-    }
+    counted = {rank: int(made) for rank, (_, made, _) in enumerate(rows) if made >= 0}
+    offsets = {rank: counted[rank] - step for rank, step in steps.items() if rank in counted}
     # Most ranks call once a step. Of equally many, those are right that have begun together.
     often = Counter(offsets.values())
     usual = max(often, key=lambda offset: (often[offset], -abs(offset + begin)), default=0)

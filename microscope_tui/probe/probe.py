@@ -261,7 +261,8 @@ class Probe:
         self._start()
         self._read_sums()
         was_over = self.is_over
-        self.is_over, self.hooks.on = True, False
+        self.is_over = True
+        self.hooks.on = False
         claimed.pop(self.folder, None)
         if self._log is not None:
             self._log.end(self._step, reason)

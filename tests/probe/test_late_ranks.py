@@ -9,13 +9,14 @@ import time
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from microscope_tui.probe import attach, ranks
-from microscope_tui.probe.alignment import Alignment, alignment_of
+from microscope_tui.probe.alignment import Alignment, OptimizerSteps, alignment_of
 from tests.forked import ForkServer
 from tests.probe.layers import ROUTERS, TOP_K, Model, records
 
@@ -199,6 +200,15 @@ def test_without_an_optimizer_the_numbers_of_the_steps_alone_are_compared() -> N
     assert found.corrections == {}
     assert found.text() == "rank 1 counted step 6"
     assert [found.ahead(rank) for rank in range(3)] == [0, 1, 0]
+
+
+def test_a_rank_without_routers_or_with_another_optimizer_counts_no_steps() -> None:
+    weight = torch.nn.Parameter(torch.ones(1))
+    for sites in ([], [mock.Mock(router=torch.nn.Linear(1, 1))]):
+        counted = OptimizerSteps(sites)
+        torch.optim.SGD([weight]).step()
+        assert counted.sent(1, numbered=False) == (1, -1, 1)
+        counted.forget()
 
 
 def test_a_rank_is_corrected_once_its_optimizer_is_steady() -> None:
