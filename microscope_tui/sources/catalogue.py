@@ -62,6 +62,7 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def reader(self) -> type[RowReader] | type[RecordReader]:
+        """The class that reads this format; its module is imported at the first use."""
         module, name = self.where.split(".")
         found = getattr(import_module(f"microscope_tui.sources.{module}"), name)
         return found  # type: ignore[no-any-return]
@@ -73,7 +74,14 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
         return file if re.fullmatch(self.files, file.name) else None
 
     def open(self, path: Path, run: str, name: str, request: SourceRequest) -> RecordReader:
-        """``name``: of the run, if the source has none."""
+        """The reader of a run at ``path``.
+
+        Args:
+            path: The file or folder.
+            run: One of ``Reader.runs``.
+            name: The name of the run, if the source has none.
+            request: What the user asked for.
+        """
         from microscope_tui.sources.row_records import RowRecords
 
         reader = self.reader
@@ -212,6 +220,10 @@ class ForeignRun(RunFile, frozen=True, kw_only=True):
             return Glance(error=error.strerror or str(error))
 
     def identity(self) -> Stamp:
+        """The present state of the source, together with what the user asked for.
+
+        A run that is read with another mapping is another one. ``OSError``: it cannot be read.
+        """
         size, modified = _size_and_time(self.file)
         known = repr((self.form.name, os.fspath(self.file), self.run, self.request))
         return Stamp(
@@ -243,8 +255,12 @@ class Search:
     def runs(self, *, patient: bool = False) -> list[RunFile]:
         """The runs, newest first; empty while there is none yet.
 
-        ``patient``: a database that its writer keeps busy is tried again for 10 s. ``NoRuns``: a
-        file that cannot be read or has no known format, or folders of MLflow.
+        Args:
+            patient: Try a database that its writer keeps busy again for 10 s.
+
+        Raises:
+            NoRuns: the path is a file of no known format, or cannot be read, or is a folder that
+                holds only MLflow's folders, which are not read.
         """
         end = time.monotonic() + (BUSY_S if patient else 0.0)
         while True:

@@ -87,7 +87,12 @@ class DatabaseReader(RowReader):
 
     @classmethod
     def runs(cls, path: Path, own: Sequence[Rule] = ()) -> list[str]:
-        """Those that have readings of routers, in the order of their beginning."""
+        """Names of the runs that have readings of routers, in the order of their beginning.
+
+        Raises:
+            OSError: the file cannot be read.
+            Unreadable: it is a hostile or damaged database.
+        """
         found = Database(path).read(lambda tables: cls.with_routers(tables, own))
         return [run.label for run in found]
 
@@ -127,7 +132,7 @@ class DatabaseReader(RowReader):
 
     @abstractmethod
     def _row(self, values: Sequence[object]) -> Row:
-        """The row of the selected columns; ``BadLine`` if it is skipped."""
+        """The row of the selected columns. ``BadLine``: it is skipped for this reason."""
 
     def _ended(self, tables: Tables, run: Run) -> str:
         return ""
@@ -255,7 +260,11 @@ class DatabaseReader(RowReader):
 
 
 def _unique_labels(runs: Sequence[tuple[str, str, tuple[object, ...]]]) -> list[Run]:
-    """Runs of (name, more, values) with unique names: ``name/more`` where the name is not."""
+    """Runs with unique names: ``name``, or ``name/more`` where it is not unique.
+
+    Args:
+        runs: Name, what makes it unique, and the values that find the run in the tables.
+    """
     names = [safe_text(name, 120) for name, _, _ in runs]
     counts = {name: names.count(name) for name in names}
     return [

@@ -56,7 +56,10 @@ class Bytes:
         self.size = os.fstat(file).st_size
 
     def read(self, offset: int, length: int, what: str) -> bytes:
-        """``Unreadable``, with ``what`` as their name: not all are in the file, or too many."""
+        """``length`` bytes from ``offset``; ``what`` names them in the message.
+
+        ``Unreadable``: they are not all inside the file, or are too many.
+        """
         if length > MOST_BYTES:
             raise self.broken(
                 f"{what}: {length:,} bytes, at most {MOST_BYTES:,} are read; is it damaged?"
@@ -83,11 +86,16 @@ class Bytes:
             yield self.read(at, min(_PIECE, end - at), what)
 
     def broken(self, why: str) -> Unreadable:
+        """An error, to be raised, that names the file; ``why`` is shown as it is."""
         return Unreadable(f"{self.name}: {why}")
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Bytes]:
+    """The bytes of ``path`` while the context is open.
+
+    ``OSError``: it cannot be opened, or is not a regular file.
+    """
     with runlog.opened(path) as file:
         yield Bytes(file, path.name)
 
@@ -132,7 +140,12 @@ class DumpReader(CountsReader):
 
     @abstractmethod
     def _read_files(self, paths: Sequence[Path]) -> Iterator[tuple[float, Record]]:
-        """The records of new files, each with the share of the work that is done; or ``Late``."""
+        """The records of new files, each with the share of the work that is done.
+
+        Raises:
+            Unreadable: a file is damaged or hostile.
+            Late: one of them should have been read with the files before; all are read again.
+        """
 
     def read(self, max_bytes: int = 1 << 20) -> Batch:
         found = self._look()
@@ -276,7 +289,10 @@ class ExactCounts:
         self._started = self._is_moment = False
 
     def add(self, counted: Counted) -> Iterator[Record]:
-        """The records that one more step gives."""
+        """The records that one more step gives; none until the header can be written.
+
+        ``Unreadable``: there are more routers or experts than the limits allow.
+        """
         grown = self._grow(counted)
         if not self._started:
             self._waiting.append(counted)

@@ -115,7 +115,10 @@ class GgufHeader:
 
 
 def read_header(data: Bytes) -> GgufHeader:
-    """Everything but the tensors."""
+    """Read everything but the tensors of a GGUF file, version 3.
+
+    ``Unreadable``: not such a file, another version, damaged, or above a limit.
+    """
     cursor = _Cursor(data)
     if cursor.take(4) != b"GGUF":
         raise data.broken("not a GGUF file")
@@ -139,7 +142,10 @@ def read_header(data: Bytes) -> GgufHeader:
 
 
 def float32(data: Bytes, header: GgufHeader, name: str) -> list[float]:
-    """The numbers of an F32 tensor in the order of the file."""
+    """The numbers of the F32 tensor ``name`` in the order of the file.
+
+    ``Unreadable``: it has another type, is too large, or is not inside the file.
+    """
     tensor = header.tensors[name]
     what = f"tensor {safe_text(name, 60)}"
     if tensor.kind != _F32:
@@ -173,6 +179,7 @@ class _Cursor:
 
 
 def _value(cursor: _Cursor, kind: int) -> Value:
+    """One value; ``Unreadable`` for an array that is too long, or holds arrays."""
     if kind in _SCALARS:
         return cursor.number(_SCALARS[kind])
     if kind == _STRING:

@@ -100,6 +100,7 @@ class Target(NamedTuple):
 
     @property
     def has_role(self) -> bool:
+        """Whether a run may have it once per role; the losses that compare roles belong to none."""
         return self.of_router and self.quantity not in LOSSES
 
     @property
@@ -123,6 +124,7 @@ class Rule(msgspec.Struct, frozen=True):
 
     @property
     def written(self) -> str:
+        """As the user writes it with ``--map``."""
         return f"{self.quantity}={self.pattern.pattern}"
 
 
@@ -184,7 +186,10 @@ def known_rules() -> Sequence[Rule]:
 
 
 def rules_of(pairs: Iterable[str]) -> tuple[Rule, ...]:
-    """The rules of ``QUANTITY=REGEX`` pairs; ``BadMapping`` if one cannot be used."""
+    """The rules of ``QUANTITY=REGEX`` pairs, as given with ``--map``.
+
+    ``BadMapping``: a pair has no ``=``, an unknown quantity, or a pattern that cannot be used.
+    """
     return tuple(_rule_of(pair) for pair in pairs)
 
 
@@ -308,6 +313,7 @@ class Keys(dict[str, Target | None]):
         return found
 
     def learn_experts(self, config: Mapping[str, object]) -> None:
+        """Take the number of experts from a run's configuration, unless it is known already."""
         self.num_experts = self.num_experts or config_number(config, NUM_EXPERTS) or 0
 
     def sees(self, name: str, kind: str) -> bool:
@@ -334,6 +340,7 @@ class Keys(dict[str, Target | None]):
         return {str(expert): found[expert] for expert in range(first, len(found))}
 
     def refuse(self, name: str, why: str) -> None:
+        """Count one more value of the key ``name`` that was not read, for the reason ``why``."""
         self.refused[name] = why, self.refused.get(name, ("", 0))[1] + 1
 
     @property
@@ -358,7 +365,8 @@ def decode_object(data: bytes) -> dict[str, object] | None:
 def decode_json(data: bytes) -> object:
     """What ``data`` holds; bare ``NaN`` and ``Infinity`` are allowed, as Python writes them.
 
-    ``ValueError``: it is not JSON, nested too deeply, or longer than ``MAX_ROW_BYTES``.
+    Raises:
+        ValueError: it is not JSON, nested too deeply, or longer than ``MAX_ROW_BYTES``.
     """
     if len(data) > MAX_ROW_BYTES:
         raise ValueError(f"longer than {MAX_ROW_BYTES >> 20} MB")
@@ -441,6 +449,7 @@ def parse_number(text: str) -> float | None:
 
 
 def first_of(fields: Mapping[str, object], names: tuple[str, ...]) -> object:
+    """The value of the first of ``names`` that ``fields`` holds, or ``None``."""
     return next((fields[name] for name in names if name in fields), None)
 
 

@@ -123,7 +123,11 @@ class RankTrace:
         """It wrote nothing for so long that the others no longer wait for it."""
 
     def calls(self, lines: list[tuple[int, bytes]]) -> Iterator[_Line]:
-        """``Unreadable`` at a line that is not of such a trace."""
+        """The calls in new lines, which are pairs of line number and content.
+
+        ``Unreadable``, while they are taken: a line is not of such a trace, or its step is smaller
+        than the one before.
+        """
         for number, line in lines:
             if not line.strip():
                 continue
@@ -174,6 +178,11 @@ class MegatronReader(CountsReader):
         self._grew = time.monotonic()
 
     def read(self, max_bytes: int = 1 << 20) -> Batch:
+        """The records of the steps that all ranks have written.
+
+        If a rank began its file anew, everything is read again from the start. ``Unreadable``: a
+        file is damaged; the steps before it were returned.
+        """
         records: list[Record] = []
         earlier = self._failed
         try:

@@ -37,10 +37,16 @@ class MergedRun(RunFile, frozen=True, kw_only=True):
         return runlog.Glance(identity=self.identity())
 
     def identity(self) -> runlog.Stamp:
+        """Changes with the size of the parts together and with the time of the newest."""
         return runlog.Stamp(0, 0, self.size, round(self.modified * 1e9), str(self.path))
 
 
 def merge(path: Path, parts: Sequence[RunFile], *, named: bool = False) -> MergedRun:
+    """One run of ``parts`` (at least one), as new as the newest and as large as all together.
+
+    ``named``: the user gave the parts, which keep their order; else they are sorted by path. The
+    first one names the run.
+    """
     if not named:
         parts = sorted(parts, key=lambda part: part.path)
     newest, size = max(part.modified for part in parts), sum(part.size for part in parts)
@@ -76,6 +82,7 @@ class Part:
 
     @property
     def last_step(self) -> int:
+        """The largest step that was read; 0 before the first."""
         return max(0, self.course.last_step)
 
     def read(self, size: int) -> bool:

@@ -68,6 +68,7 @@ class Span:
 
 
 def numbers(run: bytes) -> list[Any]:
+    """The items of a list from the bytes of a ``Span``: numbers, true, false and ``None``."""
     return [_NUMBERS[one[:1]].unpack(one[1:])[0] for one in _NUMBER.findall(run) if len(one) > 1]
 
 
@@ -77,10 +78,17 @@ Build = Callable[[Any], Any]
 
 
 def load(data: Bytes, span: Span, allowed: Container[str], call: Build, storage: Build) -> Any:
-    """The value of the pickle in ``span``, or ``Refused``.
+    """The value of the pickle in ``span``. Nothing in it is imported or called.
 
-    ``call``: the value of ``(name, arguments)`` for the globals that are ``allowed``, other than
-    ``OrderedDict``; ``storage``: that of a persistent id.
+    Args:
+        data: The file that holds the pickle.
+        span: The bytes of the pickle in it.
+        allowed: The globals that may appear; another one is refused.
+        call: Gives the value of ``(name, arguments)``, for globals other than ``OrderedDict``.
+        storage: Gives the value of a persistent id.
+
+    Raises:
+        Refused: it is damaged, too large or too deep, or would need code.
     """
     try:
         value = _Interpreter(data, span, allowed, call, storage).run()

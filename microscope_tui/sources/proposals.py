@@ -124,6 +124,7 @@ class Proposal(msgspec.Struct, frozen=True):
     """Whether it may be used without asking."""
 
     def applied(self, request: SourceRequest) -> SourceRequest:
+        """``request`` with these rules before those that were confirmed so far."""
         return replace(request, confirmed=(*rules_of(self.maps), *request.confirmed))
 
     @property
@@ -369,7 +370,15 @@ def _is_certain(best: _Matrix, steps: int) -> bool:
 def described(
     found: Survey, proposal: Proposal | None, source: RowReader, name: str, asked: SourceRequest
 ) -> str:
-    """What a run of the format ``name`` holds instead of readings of routers, and what to do."""
+    """What a run holds instead of readings of routers, and what to do.
+
+    Args:
+        found: The keys and values at its beginning.
+        proposal: A way to read them; ``None`` if none is known.
+        source: Names the file and the run.
+        name: Of its format.
+        asked: The user's mapping and ``top_k``, which the command shown repeats.
+    """
     path = f"{source.path}#{source.run}" if source.run else str(source.path)
     run = source.name or source.run or source.path.name
     count = len(found.steps)

@@ -27,7 +27,10 @@ class BadMessage(ValueError):
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
-    """The unsigned number at ``at``, and the offset behind it, or ``BadMessage``."""
+    """The unsigned number at ``at``, and the offset behind it.
+
+    ``BadMessage``: it is cut off, or longer than 10 bytes.
+    """
     if at < len(data) and data[at] < 128:
         return data[at], at + 1
     value = shift = 0
@@ -48,7 +51,10 @@ def field(data: bytes, at: int) -> tuple[int, int | bytes, int]:
     """The field at ``at``: its number, its value, and the offset behind it.
 
     The value is an unsigned number for varints, else the raw bytes (fixed-size numbers in little
-    endian). ``BadMessage`` if it is cut off, or of a kind that is not in use (groups).
+    endian).
+
+    Raises:
+        BadMessage: it is cut off, or of a kind that is not in use (groups).
     """
     tag, at = varint(data, at)
     number, kind = tag >> 3, tag & 7
@@ -67,7 +73,10 @@ def field(data: bytes, at: int) -> tuple[int, int | bytes, int]:
 
 
 def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and value of every field of a message; see ``field``."""
+    """Number and value of every field of a message; see ``field``.
+
+    ``BadMessage``, while they are taken: the bytes are not a message.
+    """
     at, end = 0, len(data)
     while at < end:
         number, value, at = field(data, at)

@@ -69,7 +69,12 @@ class Reader(Progress):
     def recognises(cls, path: Path, own: Sequence[Rule] = ()) -> bool:
         """Whether the file at ``path``, or one of the first in a folder, is of this format.
 
-        ``own``: rules of the user; what they map counts as a reading of a router too.
+        Args:
+            path: Of a file or a folder.
+            own: Rules of the user; what they map counts as a reading of a router too.
+
+        Raises:
+            OSError: it cannot be read, or is not a regular file.
         """
         files = files_of(path, cls.names)
         return any(cls.begins(read_at(file, 0, HEAD_BYTES), own) for file in files)
@@ -81,7 +86,10 @@ class Reader(Progress):
 
     @classmethod
     def runs(cls, path: Path, own: Sequence[Rule] = ()) -> Sequence[str]:
-        """Names of the runs in a file that may hold several; else one empty name."""
+        """Names of the runs in a file that may hold several; else one empty name.
+
+        ``OSError``: it cannot be read.
+        """
         return [""]
 
     @classmethod
@@ -124,7 +132,12 @@ class RecordReader(Reader, ABC):
         """How unknown keys can be read, if nothing is known as a reading of a router."""
 
     def sample(self, count: int) -> Sequence[Record]:
-        """A header and about ``count`` steps of the whole run; empty if it has no sample."""
+        """A header and about ``count`` steps of the whole run; empty if the format has no sample.
+
+        Raises:
+            OSError: as ``read``.
+            Unreadable: as ``read``.
+        """
         return ()
 
     @abstractmethod
@@ -132,8 +145,10 @@ class RecordReader(Reader, ABC):
         """The next records, from about ``max_bytes`` of the source; never waits for a writer.
 
         The first record is a ``run`` record. A record that is torn stays for the next call.
-        ``OSError``: the source cannot be read now, a later call may succeed; ``Unreadable``: what
-        follows is damaged or not allowed, everything before was returned.
+
+        Raises:
+            OSError: the source cannot be read now; a later call may succeed.
+            Unreadable: what follows is damaged or not allowed; everything before was returned.
         """
 
 
@@ -150,6 +165,7 @@ class Row:
 
     @property
     def values(self) -> list[tuple[Target, float]]:
+        """Every number with the target it belongs to, in the order of the source; a copy."""
         return list(zip(self.targets, self.numbers, strict=True))
 
     @property
@@ -196,15 +212,23 @@ class RowReader(Reader, ABC):
         return type(self)(self.path, keys, self.run)
 
     def sample(self, count: int) -> Sequence[Row]:
-        """Rows from about ``count`` places of the whole run; empty if the format has no sample."""
+        """Rows from about ``count`` places of the whole run; empty if the format has no sample.
+
+        Raises:
+            OSError: as ``read``.
+            Unreadable: as ``read``.
+        """
         return ()
 
     @abstractmethod
     def read(self, max_bytes: int = 1 << 20) -> Rows:
         """The next rows, from about ``max_bytes`` of the source; never waits for a writer.
 
-        Steps may repeat (several rows for one step are merged) and restart. Errors as in
-        ``RecordReader``.
+        Steps may repeat (several rows for one step are merged) and restart.
+
+        Raises:
+            OSError: as ``RecordReader.read``.
+            Unreadable: as ``RecordReader.read``.
         """
 
 

@@ -47,13 +47,19 @@ class RunRecords:
 
     @property
     def is_started(self) -> bool:
+        """Whether the header was written; until then steps wait for it."""
         return self._layout is not None
 
     @property
     def remarks(self) -> Sequence[str]:
+        """What the user should know about the numbers; empty before the header."""
         return self._layout.remarks if self._layout is not None else ()
 
     def of(self, steps: Iterable[Step]) -> Iterator[Record]:
+        """The records of complete steps: a header first, and again where the run grew or restarts.
+
+        Returns nothing until ``LOOK_AHEAD`` steps with readings of routers are known.
+        """
         for row, is_again in steps:
             if self._layout is None:
                 yield from self._wait(row, is_again)

@@ -218,6 +218,7 @@ class Layout:
         )
 
     def record(self, row: Row) -> Record:
+        """The ``step`` record of a row; the layout must have grown by it before (``grow``)."""
         router, matrices, numbers = self._numbers(row)
         bias = matrices.get("expert_bias", ())
         tokens = numbers.get("tokens")

@@ -177,7 +177,8 @@ def _time_of(path: Path) -> tuple[float, int, str]:
 def _load(data: Bytes, path: Path) -> Tensor | list[Pass]:
     """Counts ``[passes, layers, logical experts]`` over all ranks, or the passes of one rank.
 
-    The numbers stay in the file; unused passes of the former are zero.
+    The numbers stay in the file; unused passes of the former are zero. ``Unreadable``: as
+    ``torch_file.load``, or it is not such a dump.
     """
     content = torch_file.load(data)
     if isinstance(content, dict) and "logical_count" in content:
@@ -190,6 +191,10 @@ def _load(data: Bytes, path: Path) -> Tensor | list[Pass]:
 
 
 def _rows_of(data: Bytes, counts: Tensor, index: int | None = None) -> list[list[int]]:
+    """The rows ``[layers][experts]`` of pass ``index``; without it, ``counts`` is one pass.
+
+    ``Unreadable``: a count is negative or larger than any count can be.
+    """
     flat = counts.numbers(data, index)
     if flat and not 0 <= min(flat) <= max(flat) <= _MOST_COUNT:
         raise data.broken("a count is negative or too large; is it such a dump?")

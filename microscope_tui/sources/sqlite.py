@@ -96,7 +96,14 @@ class Database:
         self._copied: object = None  # header of the log that the private copy belongs to
 
     def version(self) -> _Version:
-        """Equal as long as nothing was written; ``FileNotFoundError`` if the database is gone."""
+        """The state of the file and its logs, equal as long as nothing was written.
+
+        Also updates ``size``, ``identity`` and ``modified``.
+
+        Raises:
+            FileNotFoundError: the database is gone.
+            OSError: it cannot be read.
+        """
         database = _state(self.path, 100)
         wal = self._log("-wal")
         journal = self._log("-journal")
@@ -106,7 +113,13 @@ class Database:
         return database, wal, journal
 
     def read(self, use: "Callable[[Tables], Result]") -> Result:
-        """What ``use`` returns for the tables of one moment; it may be called several times."""
+        """What ``use`` returns for the tables of one moment; ``use`` may be called several times.
+
+        Raises:
+            Busy: a writer changed the file during every try.
+            Unreadable: the file is damaged, too large to be copied, or its writer died in a
+                transaction.
+        """
         for attempt in range(TRIES):
             if attempt:
                 time.sleep(BETWEEN_TRIES_S)
@@ -225,7 +238,10 @@ class Tables:
         self._connection, self._name = connection, name
 
     def columns(self, table: str) -> frozenset[str]:
-        """The stored columns of a table; ``Unreadable`` for a view or a virtual table."""
+        """Names of the stored columns of a table; none if there is no such table.
+
+        ``Unreadable``: the name belongs to a view or a virtual table.
+        """
         found = self.rows(
             "SELECT type, rootpage FROM sqlite_master WHERE name = ? COLLATE NOCASE", (table,)
         )
@@ -241,6 +257,9 @@ class Tables:
         return frozenset(column[1] for column in info if isinstance(column[1], str))
 
     def rows(self, query: str, values: Sequence[object] = ()) -> Iterator[tuple[object, ...]]:
+        """The rows of ``query``, whose ``?`` stand for ``values``; valid only inside
+        ``Database.read``.
+        """
         with closing(self._connection.execute(query, values)) as cursor:
             yield from cursor
 

@@ -68,6 +68,7 @@ class StepRows:
             self._is_again = True
 
     def close(self) -> Iterator[Step]:
+        """The open step, if any: nothing more belongs to it."""
         if self._parts:
             step = _merged(self._parts), self._is_again
             self._parts = []

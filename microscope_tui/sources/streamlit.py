@@ -40,7 +40,11 @@ class StreamlitReader(RowReader):
         self._before = b""  # the bytes of the entries that were given
 
     def read(self, max_bytes: int = 1 << 20) -> Rows:
-        """The whole array is read at once."""
+        """The rows of the entries that are new; the whole array is read at once.
+
+        Half of an array counts as being written until the file is quiet. ``Unreadable``: it is
+        longer than ``MAX_ROW_BYTES``, or is not such an array.
+        """
         self.exhausted = True
         try:
             version = stamp_of(self.path.stat())

@@ -129,8 +129,11 @@ class TensorBoardReader(RowReader):
         return Rows((), restarted=True)
 
     def sample(self, count: int) -> list[Row]:
-        """The first step at each of about ``count`` places in all files together; where
-        ``MAX_SAMPLED_BYTES`` are not enough, its first numbers."""
+        """The first step at each of about ``count`` places in all files together.
+
+        The rest is not read. Where steps are so large that ``MAX_SAMPLED_BYTES`` are not enough, a
+        row has the numbers that come first in its step. ``OSError``: a file cannot be read.
+        """
         self._look()
         files = list(self._files.values())
         for file in files:

@@ -134,7 +134,11 @@ class _Rank:
     def rows(
         self, data: Bytes, iteration: int, experts: int | None
     ) -> Iterator[tuple[int, list[int]]]:
-        """Layer and counts per expert."""
+        """Layer and counts per expert of one iteration, in raw files counted from the choices.
+
+        ``Unreadable``: they are not counts, or not choices, of ``experts`` experts; ``None`` if
+        that number is unknown.
+        """
         for layer, tensor in self.tensors.get(iteration, ()):
             name = f"{iteration}_{layer}"
             numbers = integers(data, tensor, name)
@@ -184,10 +188,13 @@ class Tensor(msgspec.Struct):
 
 
 def read_tensors(data: Bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name.
+    """The tensors of a safetensors file by name; their numbers stay in the file.
 
     Layout: 8 bytes with the length of the header, the header in JSON, then the data.
-    ``Unreadable``: damaged, above a limit, or tensors that overlap or lie outside the file.
+
+    Raises:
+        Unreadable: it is damaged, above a limit, or has tensors that overlap or lie outside the
+            file.
     """
     (length,) = data.numbers(0, "Q", 1, "the length of the header")
     if length > _MOST_HEADER:
@@ -213,7 +220,10 @@ def read_tensors(data: Bytes) -> dict[str, Tensor]:
 
 
 def integers(data: Bytes, tensor: Tensor, name: str) -> list[int]:
-    """The numbers of a tensor of integers, in row-major order."""
+    """The numbers of a tensor of integers, in row-major order.
+
+    ``Unreadable``: it has another type or another size, or is too large.
+    """
     number = math.prod(tensor.shape)
     code = _INTEGERS.get(tensor.dtype)
     start, end = tensor.data_offsets

@@ -52,12 +52,18 @@ class LineRows(RowReader):
 
     @abstractmethod
     def _row(self, line: bytes) -> Row | None:
-        """The row of a line, ``None`` for one without any.
+        """The row of a line; ``None`` for one without any.
 
-        ``BadLine``: it is skipped; ``Unreadable``: so is all that follows.
+        Raises:
+            BadLine: the line is skipped for this reason.
+            Unreadable: nothing that follows can be read either.
         """
 
     def read(self, max_bytes: int = 1 << 20) -> Rows:
+        """The rows of the next whole lines; lines that cannot be read count as defects.
+
+        ``Unreadable``: as ``_row``, or the file has begun with ``FOREIGN_BYTES`` without any row.
+        """
         tail = self._tail
         found = tail.read_lines(max_bytes)
         if found.restarted:

@@ -62,7 +62,16 @@ class Tensor:
         return self._storage.code in "Bbhiq"
 
     def numbers(self, data: Bytes, index: int | None = None) -> list[Any]:
-        """Of ``tensor[index]``, or of all of it in row-major order; ``load`` read ``data``."""
+        """The numbers of ``tensor[index]`` in row-major order; of the whole tensor without
+        ``index``.
+
+        Args:
+            data: The file that ``load`` read.
+            index: A position in the first dimension; the caller keeps it inside the shape.
+
+        Raises:
+            Unreadable: there are more numbers than are read at once, or the file changed.
+        """
         number = math.prod(self.shape if index is None else self.shape[1:])
         code = self._storage.code
         first = self._offset + (index or 0) * number
@@ -115,7 +124,11 @@ def _is_contiguous(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 
 
 def load(data: Bytes) -> Any:
-    """What ``torch.save`` got: containers, numbers, texts and ``Tensor``; else ``Unreadable``."""
+    """The value that ``torch.save`` got: containers, numbers, texts and ``Tensor``.
+
+    The numbers of a ``Tensor`` stay in the file until they are asked for. ``Unreadable``: the file
+    is damaged, unfinished, too large, or holds something else.
+    """
     found = _members(data)
     pickles = [name for name in found if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
@@ -156,6 +169,8 @@ def _members(data: Bytes) -> dict[str, ZipInfo]:
 
 
 class _Limited(FileIO):
+    """A file as ``zipfile`` reads it: no more than a directory may have is read at once."""
+
     def read(self, size: int | None = -1, /) -> bytes:
         return super().read(min(size or 0, _MOST_DIRECTORY))
 

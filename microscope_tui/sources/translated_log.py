@@ -25,6 +25,7 @@ class TranslatedLog(SpooledLog):
 
     @property
     def proposed(self) -> SourceRequest | None:
+        """A request that would read keys not read so far; ``None`` if there are none."""
         return self._reader.proposed
 
     def wait_s(self) -> float:

@@ -78,6 +78,7 @@ class VllmReader(CountsReader):
         return Batch(records, found.restarted)
 
     def _records(self, line: bytes) -> Iterator[Record]:
+        """The records of a line; ``Unreadable`` where another run begins."""
         head = msgspec.json.decode(line, type=_Line)
         self._ranks = head.num_ranks or self._ranks
         if head.record_type != "eplb_load_stats":

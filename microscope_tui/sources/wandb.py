@@ -166,11 +166,15 @@ class WandbReader(RowReader):
         return Rows(rows, chunk.restarted, self._ended if self.exhausted else "")
 
     def sample(self, count: int) -> list[Row]:
-        """Rows from about ``count`` places of the file, in its order; fewer where
-        ``MAX_SAMPLED_BYTES`` are not enough.
+        """Rows from about ``count`` places of the file, in its order; the rest is not read.
 
         The first place is the start, with the name and the configuration of the run. A place gives
-        the first row with a reading of a router from a block on, the end of the file its last one.
+        the first row with a reading of a router from a block of 32 KiB on, the end of the file its
+        last one. Where ``MAX_SAMPLED_BYTES`` are not enough, fewer places are read.
+
+        Raises:
+            OSError: the file cannot be read.
+            Unreadable: it is not a ``.wandb`` file, or one of a newer version.
         """
         self._file.pread(0, 0)
         blocks = max(1, self._file.size // BLOCK_BYTES)
@@ -307,6 +311,11 @@ class RecordSplitter:
         self._open = start > 0  # the chunks until the next record belong to one that is skipped
 
     def feed(self, data: bytes) -> list[bytes]:
+        """The records that ``data``, the bytes that follow those of the last call, completes.
+
+        Never raises: at damage, ``damage`` is set, what came before it is returned, and later calls
+        return nothing.
+        """
         records: list[bytes] = []
         if self.damage is None:
             data = self._rest + data
@@ -407,7 +416,13 @@ class HistoryRows:
         self._count = 0  # of all its items
 
     def row(self, record: bytes) -> Row | None:
-        """The row of one ``HistoryRecord``; ``None`` if nothing in it matches."""
+        """The row of one ``HistoryRecord``; ``None`` if nothing in it matches.
+
+        A record without a step is one step after the last.
+
+        Raises:
+            BadMessage: the bytes are not such a record.
+        """
         found: dict[bytes, bytes] = {}
         step: int | None = None
         at, end = 0, len(record)
@@ -465,6 +480,7 @@ class HistoryRows:
         return row, {what: number for what, number in others if abs(number) < MAX_STEP}
 
     def _learn(self, found: dict[bytes, bytes]) -> None:
+        """Which items are needed: those with a target, then those that the row itself needs."""
         heads = {head: self._heads[head] for head in found}
         targets = {head: what for head, what in heads.items() if isinstance(what, Target)}
         known = targets | {head: what for head, what in heads.items() if isinstance(what, str)}
