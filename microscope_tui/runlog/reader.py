@@ -37,7 +37,7 @@ from microscope_tui.runlog.tail import Defects, LineSplitter
 _SUMMARY_NAMES = RouterSummary.__struct_fields__
 _MAX_TOKENS = 2.0**53
 _COUNTS_KEY = b'"tokens_per_expert"'
-_ROWS = re.compile(rb"\s*:\s*\[\s*\[")
+_ROWS = re.compile(rb"\s*:\s*\[(?:\s*null\s*,)*\s*\[")
 T = TypeVar("T")
 
 

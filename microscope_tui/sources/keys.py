@@ -73,7 +73,7 @@ TOP_K = (
     "experts_per_token", "moe_top_k", "moe_topk",
 )  # fmt: skip
 _VIO = ("max_vio", "min_vio", "avg_vio")
-_NOT_TRAINING = r"(?!(?:eval|evaluation|val|valid|validation|test|aux)(?:[_.-][\w.-]*)?/)"
+_NOT_TRAINING = r"(?!(?:eval|evaluation|val|valid|validation|test|aux|mtp|draft)(?:[_.-][\w.-]*)?/)"
 _ROLE = re.compile(r"(?:^|/)(actor|critic|ref|reward|rollout|teacher)/")
 _MOST_DEPTH = 6
 _MOST_VALUES = 20_000

@@ -49,6 +49,14 @@ def test_the_last_matrix_of_a_line_counts(line: bytes) -> None:
     assert [entry(line, 2).counts(at) for at in (0, 1)] == [[5, 6], [7, 8]]
 
 
+@pytest.mark.parametrize("tail", [b"[null,[5,6]]", b"[ null , null,\n[5,6] ]"])
+def test_counts_are_there_if_the_first_routers_have_none(tail: bytes) -> None:
+    one = entry(b'{"tokens_per_expert":' + tail + b"}", tail.count(b"null") + 1)
+    assert one.has_counts
+    assert one.counts(0) is None
+    assert one.counts(one.routers - 1) == [5, 6]
+
+
 @pytest.mark.parametrize(
     "tail", [b"[[5,6],[7", b"[[5,6],[7,8]", b'[[5,6],"x"]', b"[[5,6]]", b"null"]
 )

@@ -196,6 +196,15 @@ def test_a_layer_that_appears_later_starts_another_run_record() -> None:
     assert len(found[-1]["tokens_per_expert"]) == 2
 
 
+@pytest.mark.parametrize("prefix", ["mtp/", "mtp_1/", "draft/"])
+def test_a_loss_beside_the_one_of_the_training_is_not_the_loss(prefix: str) -> None:
+    both = [("train/loss", 3.0), (f"{prefix}loss", 5.0)]
+    for logged in (both, both[::-1]):
+        step = records(Logger([(1, EVEN | dict(logged))]))[-1]
+        assert step["loss"] == 3.0
+    assert "loss" not in records(Logger([(1, EVEN | dict(both[1:]))]))[-1]
+
+
 def test_the_users_mapping_wins_over_the_known_keys() -> None:
     maps = (r"entropy=moe_maxvio_batch/L-(?P<layer>\d+)",)
     _, step = records(Logger([(1, {"moe_maxvio_batch/L-0": 0.5})], maps=maps))
