@@ -36,6 +36,7 @@ class AgainstBaseline(Criteria, frozen=True):
     means ``pretrain``."""
 
     def context(self, run: RunRecord) -> Context:
+        """The same, but as a fine-tuning where nothing else is known."""
         found = Criteria.context(self, run)
         if self.profile or found.relative:
             return found
@@ -43,11 +44,17 @@ class AgainstBaseline(Criteria, frozen=True):
 
 
 class Baseline(msgspec.Struct, frozen=True):
+    """The state of another run's routers over its last steps with counts."""
+
     run: str
+    """Name of the run, for messages."""
     routers: tuple[RouterInfo, ...]
     first_step: int
+    """The steps that were summed up reach from here …"""
     last_step: int
+    """… to here."""
     steps: int
+    """How many of them have counts; at most ``MOST_STEPS``."""
     reference: RouterBaseline
 
     def mismatch(self, run: RunRecord) -> str | None:
@@ -57,7 +64,10 @@ class Baseline(msgspec.Struct, frozen=True):
 
 
 def read_baseline(file: RunFile) -> Baseline:
-    """Sum up the last steps of ``file`` that have counts; ``BadBaseline``: there are none."""
+    """Sum up the last steps of ``file`` that have counts.
+
+    ``BadBaseline``: it cannot be read, has another format version, or holds no step with counts.
+    """
     try:
         run, steps = _last_steps(file)
     except UnknownFormat as error:
@@ -104,6 +114,7 @@ def _reference(routers: Sequence[RouterInfo], steps: Sequence[StepEntry]) -> Rou
 def _state(
     views: Sequence[StepView], index: int, router: RouterInfo
 ) -> tuple[float | None, frozenset[int] | None, float | None, float | None]:
+    """Starved share, dead experts, MaxVio and collapse index of one router; ``None`` if unknown."""
     rows = [row for view in views if (row := view.full_counts(index)) is not None and any(row)]
     if not rows:
         return None, None, None, None

@@ -33,24 +33,34 @@ from microscope_tui.watch.verdict import Trouble, Verdict, VerdictCache, verdict
 
 
 class RunCard(msgspec.Struct, frozen=True):
+    """One run in the list. ``None`` where it is not known yet, or not logged."""
+
     file: RunFile
     life: Life
     age_s: float | None
+    """Seconds since the log last changed."""
     step: int
+    """The last step that was read; 0 before the first."""
     planned_steps: int | None
+    """``None`` also where the run has gone beyond its plan."""
     loss: float | None
+    """Of the last step."""
     verdict: Verdict | None
     """``None`` if not known yet."""
     error: str | None
+    """Why the log cannot be read, in words."""
     end_reason: str | None = None
     """Why the run ended, if logged."""
     judged: float = 0.0
     """Share of the log that the diagnosis has seen."""
     queued: bool = False
+    """Whether it has ended and will be judged when there is time."""
     open: bool = False
+    """Whether it is the run of the main screen."""
     pinned: bool = False
     """Whether the open run is compared with it."""
     selected: bool = False
+    """Whether the user selected it in the list."""
 
     @property
     def findings(self) -> Sequence[Trouble] | None:
@@ -59,6 +69,7 @@ class RunCard(msgspec.Struct, frozen=True):
 
     @property
     def recovered(self) -> Sequence[Trouble]:
+        """Alerts that are over, worst first; empty where the run is not judged."""
         return [] if self.verdict is None else [t for t in self.verdict.troubles if not t.active]
 
 
@@ -67,7 +78,9 @@ class Seen(msgspec.Struct, frozen=True):
 
     file: RunFile
     ends: Glance
+    """What the first and the last lines of the log gave."""
     changed_at: float | None
+    """By the monotonic clock."""
 
     @property
     def may_be_judged(self) -> bool:
@@ -84,7 +97,9 @@ class Seen(msgspec.Struct, frozen=True):
 class _Course(NamedTuple):
     last: StepRecord | None
     planned: int | None
+    """Planned steps."""
     end: EventRecord | None
+    """The end record, if the run logged one."""
     error: str | None
     age_s: float | None
     life: Life
@@ -134,7 +149,11 @@ _SLICE_BYTES = 1 << 18  # of a finished run while it is judged
 
 
 class Fleet:
-    """The runs below ``root``. One thread searches and reads; any thread may read the cards."""
+    """The runs below ``root``.
+
+    One thread searches, opens and reads (``search``, ``open_run``, ``turn``, ``judge_finished``).
+    Any thread may call ``cards``.
+    """
 
     def __init__(
         self,
@@ -144,8 +163,14 @@ class Fleet:
         criteria: Criteria = ANYTHING,
         kept: VerdictCache | None = None,
     ) -> None:
-        """``memory_bytes``: for the history of the open run; ``search``: one of the same path that
-        was used already; ``kept``: verdicts by the same criteria, and where new ones go."""
+        """Find the runs below ``root``: a folder of runs, one run folder, or one log.
+
+        Args:
+            memory_bytes: bound of the history of the open run.
+            search: a search of the same path that was used already.
+            criteria: by what every run is judged.
+            kept: verdicts of earlier sessions by the same criteria, and where new ones go.
+        """
         self.root = root
         self.lock = threading.Lock()
         self.runs: Sequence[RunFile] = ()
@@ -205,6 +230,7 @@ class Fleet:
 
     @property
     def follows_others(self) -> bool:
+        """Whether live runs are read beside the open one."""
         return bool(self._beside)
 
     def open_run(self, file: RunFile) -> RunWatch:
@@ -233,6 +259,7 @@ class Fleet:
             self._told.add(watch.path)
 
     def close(self) -> None:
+        """End what the open run started beside this process; what was read stays."""
         if self.open is not None:
             self.open.close()
 
@@ -242,10 +269,13 @@ class Fleet:
 
     @property
     def request(self) -> SourceRequest:
+        """How the search reads the logs: as which source, with which options."""
         return self._search.request
 
     def comparable(self, file: RunFile) -> PinnedRun:
-        """Read again only where it is not followed anyway."""
+        """``file`` as a run to compare with; it is read again only where it is not followed
+        anyway.
+        """
         return PinnedRun(file, self._followed)
 
     def _followed(self, path: Path) -> RunWatch | None:
@@ -314,6 +344,9 @@ class Fleet:
 
     @property
     def is_judging(self) -> bool:
+        """Whether runs are left to glance at or to judge, so that cards will change by
+        themselves.
+        """
         runs = () if self.piped else self.runs
         return any(self._is_stale(run) or self._is_queued(run) for run in runs)
 
@@ -428,7 +461,10 @@ class Fleet:
             self._beside = chosen
 
     def may_switch(self, following: bool) -> bool:
-        """Whether a newer run may be opened automatically: nothing is lost by leaving this one."""
+        """Whether a newer run may be opened automatically: nothing is lost by leaving this one.
+
+        ``following``: the screen shows the newest step.
+        """
         if self.open is None or self.open.latest is None:
             return True
         return self.open.complete and following and self.open.state()[0].ended

@@ -22,11 +22,13 @@ BYTES_PER_ROW = 3 * 4 * (1 + 1 / COARSE)
 
 
 class Column(msgspec.Struct, frozen=True):
-    """What one column of a chart covers; NaN where nothing was measured."""
+    """What one column of a chart covers; all three are NaN where nothing was measured."""
 
     low: float
+    """The lowest value of any step."""
     mean: float
     high: float
+    """The highest value of any step."""
 
 
 Cells: TypeAlias = "array[float]"
@@ -45,6 +47,7 @@ class Level:
         return len(self.low)
 
     def truncate(self, rows: int) -> None:
+        """Keep the first ``rows``."""
         del self.low[rows:], self.mean[rows:], self.high[rows:]
 
     def extend(self, rows: "Level") -> None:
@@ -54,12 +57,14 @@ class Level:
             self.high.extend(rows.high)
 
     def cut(self, first: int, last: int) -> "Level":
+        """A copy of the rows from ``first`` up to, but without, ``last``."""
         low = self.low[first:last]
         if self.mean is self.low:
             return Level(low, low, low)
         return Level(low, self.mean[first:last], self.high[first:last])
 
     def joined(self, other: "Level") -> "Level":
+        """A new level, with the rows of ``other`` behind these."""
         return Level(self.low + other.low, self.mean + other.mean, self.high + other.high)
 
     def column(self) -> Column:
@@ -118,6 +123,8 @@ def _steps(values: Sequence[float | None]) -> Level:
 
 
 class Series:
+    """One curve: its rows, and coarse rows of 16 of them each."""
+
     __slots__ = ("coarse", "fine")
 
     def __init__(self, stride: int) -> None:
@@ -154,10 +161,12 @@ class Series:
             self.coarse = before.joined(more)  # a new one: ``halved`` may be doing the same
 
     def truncate(self, rows: int) -> None:
+        """Keep the first ``rows``, and the coarse rows that they fill."""
         self.fine.truncate(rows)
         self.coarse.truncate(rows // COARSE)
 
     def paired(self, complete: int) -> "Series":
+        """A copy with half of the rows; the first ``complete`` rows change no more."""
         self.keep_coarse(complete)
         made = Series(2)
         made.fine = self.fine.grouped(2)
@@ -166,7 +175,10 @@ class Series:
         return made
 
     def column(self, first: int, last: int) -> Column:
-        """Fine rows ``first`` to ``last``, through the coarse ones where they fit."""
+        """One column of the fine rows from ``first`` up to, but without, ``last``.
+
+        It goes through the coarse rows where they fit.
+        """
         a = -(-first // COARSE)
         b = min(last // COARSE, len(self.coarse))
         if b <= a:
@@ -199,13 +211,20 @@ Values = Sequence[float | None]
 
 
 class Row(msgspec.Struct, frozen=True):
+    """One row of the history, and where its steps are in the file."""
+
     step: int
+    """Its first step."""
     offset: int
+    """Of the record of that step, in bytes."""
     time: float = NAN
+    """Of that step, Unix seconds; NaN where it has none."""
     after: int = _NEVER
+    """The first step behind it."""
     end: int | None = None
+    """Offset of the next row; ``None`` for the last one."""
     restart: int | None = None
-    """Later steps in the file may be superseded."""
+    """The first restart within it, if any: later steps in the file may be superseded."""
 
 
 def rows_within(memory_bytes: int, curves: int) -> int:
@@ -247,12 +266,18 @@ class History:
 
     @property
     def full(self) -> bool:
+        """Whether it is time for ``halved``; until then it grows beyond its capacity."""
         return len(self.steps) >= self.capacity
 
     def add(
         self, step: int, values: Mapping[str, Values], offset: int = 0, time: float | None = None
     ) -> None:
-        """``ValueError``: not after the last. Series that are not of ``widths`` begin later."""
+        """Add one step; ``values`` by the name of the series, one value per curve.
+
+        Names that are not in ``widths`` begin a series here, with one value a step. ``offset``: of
+        the record in the file; ``time``: Unix seconds. ``ValueError``: ``step`` is not after the
+        last one; call ``restart`` first.
+        """
         if step <= self.last_step and (self.steps or self._pending):
             raise ValueError(f"step {step} after step {self.last_step}: restart the history first")
         if self._in_row >= self.stride:
@@ -266,6 +291,7 @@ class History:
             self.commit()
 
     def commit(self) -> bool:
+        """Make the added steps visible; true if there were any."""
         if not self._pending:
             return False
         older = self._older if self._opened else len(self._pending)
@@ -339,6 +365,7 @@ class History:
         return max(0, bisect_right(self.steps, step) - 1)
 
     def row(self, at: int) -> Row:
+        """The row at index ``at``, and where its steps are in the file."""
         first = self.steps[at]
         after = self.last_step + 1
         end = None
@@ -349,22 +376,31 @@ class History:
         return Row(first, self.offsets[at], self.times[at], after, end, restart)
 
     def time_of(self, step: int) -> float | None:
+        """Time of the row with ``step``, Unix seconds; ``None`` if not logged."""
         time = self.times[self.index_of(step)] if self.times else NAN
         return time if time == time else None
 
     def columns(
         self, name: str, index: int, count: int, window: "Window | None" = None
     ) -> list[Column]:
-        """At most ``count``, of equal numbers of rows."""
+        """The series in at most ``count`` columns of equal numbers of rows.
+
+        ``name``: of the series; ``index``: the router in it, 0 for a number of the run; ``window``:
+        by default the whole history.
+        """
         curve = self._curves[name][index]
         curve.keep_coarse(self._complete)
         cuts = self._cuts(count, self.rows(window))
         return [curve.column(first, last) for first, last in itertools.pairwise(cuts)]
 
     def axis(self, count: int, window: "Window | None" = None) -> list[int]:
+        """First step of each column that ``columns`` gives for the same ``count`` and
+        ``window``.
+        """
         return [self.steps[cut] for cut in self._cuts(count, self.rows(window))[:-1]]
 
     def rows(self, window: "Window | None" = None) -> range:
+        """Indices of the rows that have steps of ``window``; by default all."""
         if window is None:
             return range(len(self.steps))
         first = 0 if window.first <= 1 else self.index_of(window.first)
@@ -399,6 +435,11 @@ class Window(NamedTuple):
 
 
 class Curves:
+    """The series of a history in columns that all curves of a view share. The caller has the lock.
+
+    All methods return empty results where ``history`` is ``None``: before a header was read.
+    """
+
     def __init__(self, history: History | None, columns: int, window: Window) -> None:
         self._history = history
         self._columns = columns
@@ -406,20 +447,23 @@ class Curves:
         self.restarts: Sequence[int] = history.restarts if history else ()
 
     def of(self, name: str, index: int = 0) -> Sequence[Column]:
+        """At most as many columns as requested; ``index``: the router."""
         if self._history is None:
             return ()
         return self._history.columns(name, index, self._columns, self._window)
 
     def axis(self) -> Sequence[int]:
+        """First step of each column."""
         if self._history is None:
             return ()
         return self._history.axis(self._columns, self._window)
 
     def times(self, steps: Sequence[int]) -> Sequence[float | None]:
+        """Of each of ``steps``, Unix seconds; ``None`` where it was not logged."""
         return [self._history.time_of(step) for step in steps] if self._history else ()
 
     def share_of(self, step: int) -> float | None:
-        """Its place among the columns, 0 … 1."""
+        """The place of ``step`` among the columns, 0 … 1; ``None`` where the window has no rows."""
         if self._history is None:
             return None
         rows = self._history.rows(self._window)

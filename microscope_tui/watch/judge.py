@@ -48,6 +48,9 @@ class Judge:
         self._criteria = criteria
 
     def feed(self, lines: bytes) -> None:
+        """Add complete lines of the log, in its order; what cannot be judged is counted in
+        ``defects``.
+        """
         self.offset += len(lines)
         try:
             for entry in () if self._is_foreign else self._reader.feed(lines):
@@ -56,6 +59,7 @@ class Judge:
             self._is_foreign = True
 
     def take(self, entry: Entry) -> None:
+        """Add one record. Unlike ``feed`` it may raise because of the data: see ``guarded``."""
         match entry:
             case StepEntry():
                 self._take_step(entry)
@@ -114,10 +118,13 @@ class Ended(Exception):
 
 
 class SecondProcess:
-    """It ends with this one, however this one ends."""
+    """Judges in another interpreter; it ends with this one, however this one ends.
+
+    What is sent waits until ``exchange`` passes it on: call that often.
+    """
 
     def __init__(self, judge: Judge) -> None:
-        """An ``OSError`` if it cannot be started."""
+        """Start it with the state of ``judge``. ``OSError`` if it cannot be started."""
         self.sent = judge.offset
         """Bytes of the log."""
         self.waiting = bytearray()
@@ -141,6 +148,7 @@ class SecondProcess:
         self._send(judge)
 
     def judge_lines(self, lines: bytes) -> None:
+        """Complete lines that follow what was sent; they are queued in ``waiting``."""
         self.sent += len(lines)
         self._send(lines)
 
@@ -151,12 +159,16 @@ class SecondProcess:
             self._send(b"")
 
     def judge_file(self, path: Path, end: int) -> None:
-        """``end``: the end of a line."""
+        """Let it read the log itself, up to ``end``, the end of a line."""
         self.sent = end
         self._send((path, end))
 
     def exchange(self, timeout_s: float = 0.0) -> Judge | None:
-        """Pass on what waits; the newest answer, if one comes in time. ``Ended``: it is gone."""
+        """Pass on what waits; the newest answer that has come, or ``None``.
+
+        It waits up to ``timeout_s`` for either. ``Ended``: the process is gone, or was stopped for
+        long.
+        """
         poll = select.poll()
         poll.register(self._out, select.POLLIN)
         if self.waiting:
@@ -185,6 +197,7 @@ class SecondProcess:
         return answer
 
     def close(self) -> None:
+        """Kill it and wait for its end; answers that were not fetched are lost."""
         with self.process:  # closes the pipes and waits
             self.process.kill()
 
@@ -206,6 +219,7 @@ class SecondProcess:
 
 
 def second_process_helps() -> bool:
+    """Whether this process may use more than one core; false outside of Linux."""
     if sys.platform != "linux" or not sys.executable or len(os.sched_getaffinity(0)) == 1:
         return False
     with suppress(OSError, ValueError):  # no such file, or "max"

@@ -39,20 +39,24 @@ _NEAR_BYTES = 4 << 20
 
 
 class Pin(msgspec.Struct, frozen=True):
-    """A step, with the entries that were current then."""
+    """A step, with the entries that were current then (``pin``, ``pin_at``)."""
 
     step: int
     latest: StepEntry
+    """The entry of this step."""
     with_counts: StepEntry | None
+    """The last entry up to this step with counts; ``None`` if none was found."""
     generation: int
     """A replaced log has another one."""
 
     @property
     def counts_step(self) -> int | None:
+        """The step of ``with_counts``."""
         return self.with_counts.record.step if self.with_counts is not None else None
 
 
 def pin(watch: RunWatch) -> Pin | None:
+    """The newest step of what is shown; ``None`` before the first. It takes the lock."""
     with watch.lock:
         if (latest := watch.latest) is None:
             return None
@@ -81,7 +85,8 @@ def pin_at(watch: RunWatch, step: int) -> Pin | None:
     """The last logged step at or before ``step``, or the nearest one that can be read again.
 
     ``None``: not a plain file, one with restarts that is still being read, or one that changed
-    under us. ``OSError``: the file cannot be read.
+    under us. It reads from the disk: call it in a worker thread. ``OSError``: the file cannot be
+    read.
     """
     with watch.lock:
         latest, history, generation = watch.latest, watch.history, watch.generation
@@ -138,9 +143,13 @@ _WALK_BYTES = 1 << 19  # bytes to search for a line with counts, if not every li
 
 
 class Sample(msgspec.Struct, frozen=True):
+    """One router at one step."""
+
     step: int
     counts: Sequence[int]
+    """Assignments of each expert."""
     bias: Sequence[float] | None
+    """The balancing bias of each expert; ``None`` where it is not logged."""
 
 
 class _Place(msgspec.Struct, frozen=True):
@@ -160,10 +169,12 @@ def samples(
     *,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> list[Sample]:
-    """At most ``count`` steps with counts of one router, oldest first, evenly spread.
+    """At most ``count`` steps with counts of one router, oldest first, evenly spread over
+    ``window``.
 
-    None that a restart superseded, and none at all where the log cannot be sought or was replaced
-    meanwhile. ``OSError``: the file cannot be read.
+    None that a restart superseded, and none at all where nothing was counted, the log cannot be
+    sought or was replaced meanwhile, or the work was ``cancelled``. It reads from the disk.
+    ``OSError``: the file cannot be read.
     """
     with watch.lock:
         run, generation, counted = watch.run, watch.generation, watch.shown.with_counts
@@ -186,6 +197,7 @@ def samples(
 
 
 def _places(watch: RunWatch, count: int, window: Window | None) -> list[_Place]:
+    """Evenly spread rows of the history, each up to the next one or to where the run restarted."""
     history, kept = watch.history, kept_steps(watch)
     if history is None or kept is None or count < 1:
         return []
@@ -226,6 +238,7 @@ _READING_BYTES = 32 << 20
 
 
 def kept_numbers(watch: RunWatch) -> Sequence[str]:
+    """Names of the numbers of the whole run that its history has; others need a ``Reading``."""
     with watch.lock:
         return (*PER_RUN, *watch.history.later) if watch.history is not None else ()
 
@@ -233,7 +246,10 @@ def kept_numbers(watch: RunWatch) -> Sequence[str]:
 def course_of(
     held: "RunWatch | Reading", name: str, columns: int, window: Window, router: int = 0
 ) -> tuple[Sequence[int], Sequence[Column]]:
-    """A number over the steps of ``window``: columns, and the first step of each."""
+    """A number over the steps of ``window``: the first step of each column, and the columns.
+
+    ``router``: the index for a number of each router. Empty before a header was read.
+    """
     with held.lock:
         curves = Curves(held.history, columns, window)
         return curves.axis(), curves.of(name, router) if held.history is not None else ()
@@ -278,13 +294,18 @@ class Reading(Scan):
 
     @property
     def progress(self) -> float:
+        """Share of the log that was read, 0 … 1."""
         source = self._watch.source
         first, last = source.kept()
         size = last if source.translates else min(last, source.size)
         return max(0.0, min(1.0, (self._at - first) / max(1, size - first)))
 
     def read_on(self, cancelled: Callable[[], bool]) -> None:
-        """Read to the end of the log, or until ``cancelled``; an ``OSError`` if that fails."""
+        """Read to the end of the log, or until ``cancelled``; call it again when the log has grown.
+
+        It runs in a worker thread and takes ``lock`` only for a moment. ``OSError``: the log cannot
+        be read.
+        """
         source = self._watch.source
         with suppress(UnknownFormat), opened(source.path) as file:
             while self._watch.generation == self._generation and not cancelled():

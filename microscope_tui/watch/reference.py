@@ -27,6 +27,7 @@ class Reference(msgspec.Struct, frozen=True):
     """The loads at a step, one list per router in forward order."""
 
     run: str
+    """Name of the run."""
     record: StepRecord
     loads: Sequence[Sequence[float] | None]
     """``None`` for a router without counts."""
@@ -35,14 +36,22 @@ class Reference(msgspec.Struct, frozen=True):
 
     @property
     def step(self) -> int:
+        """The step that is compared with."""
         return self.record.step
 
     def load_of(self, index: int, experts: int) -> Sequence[float] | None:
+        """Multiples of the fair share; ``None`` without counts, or for another number of
+        ``experts``.
+        """
         load = self.loads[index] if index < len(self.loads) else None
         return load if load is not None and len(load) == experts else None
 
 
 def reference_of(run: str, moment: Pin, header: RunRecord | None = None) -> Reference:
+    """The loads at ``moment``, of the counts that were current then.
+
+    ``header``: of another run; by default the routers are those of the open one.
+    """
     counted = moment.with_counts
     rows = counted.matrices().tokens_per_expert if counted is not None else []
     return Reference(
@@ -54,7 +63,12 @@ def reference_of(run: str, moment: Pin, header: RunRecord | None = None) -> Refe
 
 
 def reference_in(watch: RunWatch, step: int) -> Reference:
-    """At or before ``step``, from the disk: ``OSError``. ``NothingToCompare``: there is none."""
+    """The last step of ``watch`` at or before ``step``. It reads from the disk.
+
+    Raises:
+        NothingToCompare: the run has no such step, or none that can be read now.
+        OSError: its log cannot be read.
+    """
     name = watch.file.name
     if watch.latest is None:
         raise NothingToCompare(f"{name} has no step to compare with")
@@ -108,6 +122,12 @@ class PinnedRun:
         self._lock = threading.Lock()
 
     def at(self, step: int) -> Reference:
+        """Its reference at or before ``step``. It reads from the disk: call it in a worker thread.
+
+        Raises:
+            NothingToCompare: the run has no such step, or none that can be read.
+            OSError: its log cannot be read.
+        """
         with self._lock:
             return reference_in(self._watch(), step)
 

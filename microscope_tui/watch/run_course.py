@@ -30,11 +30,13 @@ class RunCourse(Scan):
 
     @property
     def progress(self) -> float:
+        """Share of the log that was read, 0 … 1."""
         source = self._source
         return 0.0 if source is None else min(1.0, source.offset / max(1, source.size))
 
     @property
     def newest(self) -> dict[str, float | None]:
+        """The numbers of the last step, by name; empty before the first."""
         return _means_of(self.latest) if self.latest is not None else {}
 
     def read_on(self, cancelled: Callable[[], bool]) -> None:

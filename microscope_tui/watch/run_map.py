@@ -12,6 +12,8 @@ from microscope_tui.watch.scan import judged_lows
 
 
 class Quantity(StrEnum):
+    """What a map of the run can show."""
+
     BALANCE = "balance c"
     LOAD = "max load"
     ENTROPY = "entropy H"
@@ -19,6 +21,7 @@ class Quantity(StrEnum):
 
     @property
     def low_is_bad(self) -> bool:
+        """Whether the lowest value of a column is its worst; else the highest."""
         return self in (Quantity.BALANCE, Quantity.ENTROPY)
 
 
@@ -31,16 +34,24 @@ _SERIES = {
 
 
 class RunMap(msgspec.Struct, frozen=True):
+    """Layers by columns of time."""
+
     axis: Sequence[int]
+    """First step of each column."""
     rows: Sequence[Sequence[float]]
-    """Of every layer; NaN where none was logged."""
+    """Of every layer its worst value in each column; NaN where none was logged."""
 
     @property
     def measured(self) -> bool:
+        """Whether there is any value at all."""
         return any(value == value for row in self.rows for value in row)
 
 
 def run_map(watch: RunWatch, quantity: Quantity, columns: int, window: Window) -> RunMap:
+    """At most ``columns`` of the steps in ``window``. It takes the lock.
+
+    The balance is the collapse index as it is judged.
+    """
     with watch.lock:
         routers = watch.run.routers if watch.run is not None else ()
         curves = Curves(watch.history, columns, window)
@@ -58,6 +69,9 @@ def run_map(watch: RunWatch, quantity: Quantity, columns: int, window: Window) -
 def worst_of_layers(
     watch: RunWatch, quantity: Quantity, columns: int, window: Window
 ) -> list[Column]:
+    """The rows of ``run_map`` in one: in each column the worst layer, as a curve; NaN without
+    one.
+    """
     rows = run_map(watch, quantity, columns, window).rows
     worst = min if quantity.low_is_bad else max
     known = ([x for x in values if x == x] for values in zip(*rows, strict=True))

@@ -50,6 +50,11 @@ _MOST_OF_A_LINE = 1 << 20
 
 
 class RunWatch:
+    """A run that grows: one thread calls ``advance``, any other reads under ``lock``.
+
+    Until a long log has been read once, the properties show a sample of it (``sampled``).
+    """
+
     def __init__(
         self,
         file: RunFile,
@@ -62,8 +67,12 @@ class RunWatch:
     ) -> None:
         """Watch ``file``, or another source of its bytes.
 
-        ``patient``: no screen shows it, so that more can be taken in at a time. ``second_from``:
-        bytes of a log from which a second process judges it until that has caught up; ``close`` it.
+        Args:
+            criteria: by what the run is judged.
+            memory_bytes: bound of the history.
+            patient: no screen shows the run, so that more can be taken in at a time.
+            second_from: bytes of a log from which a second process judges it, until that has caught
+                up; by default none does. Call ``close`` in the end.
         """
         self.file = file
         self.lock = threading.RLock()
@@ -111,18 +120,22 @@ class RunWatch:
 
     @property
     def run(self) -> RunRecord | None:
+        """The newest header of what is shown; ``None`` before one was read."""
         return self.shown.run
 
     @property
     def latest(self) -> StepEntry | None:
+        """The newest step of what is shown; ``None`` before the first."""
         return self.shown.latest
 
     @property
     def history(self) -> History | None:
+        """The curves of what is shown; ``None`` before a header was read."""
         return self.shown.history
 
     @property
     def sampled(self) -> bool:
+        """Whether only a sample of the log is shown: its middle has not been read yet."""
         return self._overview is not None
 
     @property
@@ -132,20 +145,29 @@ class RunWatch:
 
     @property
     def defects(self) -> Defects:
+        """Lines that could not be used, counted by the reader of the log or by a source that
+        translates.
+        """
         return self.source.defects if self.source.translates else self._reader.defects
 
     @property
     def can_seek(self) -> bool:
+        """Whether earlier steps can be read again: not from a compressed log, nor by a sample whose
+        steps do not only increase.
+        """
         return self.source.seekable and (self._overview is None or self._monotonic)
 
     @property
     def progress(self) -> float:
-        """1 only once the records of all bytes are scanned."""
+        """Share of the bytes that were read, 0 … 1; 1 only once the records of all of them are
+        scanned.
+        """
         done = self._reader.lines.line_start if self._is_file else self.source.offset
         return min(0.99 if self._scan_pending else 1.0, done / max(1, self.source.size))
 
     @property
     def judged(self) -> float:
+        """Share of the log that the diagnosis has seen, 0 … 1; it may lag behind ``progress``."""
         if (second := self._second) is None:
             return 1.0 if self.complete else self.progress
         if self._is_file:
@@ -154,6 +176,7 @@ class RunWatch:
 
     @property
     def bounded_by_memory(self) -> bool:
+        """Whether more memory would give the history a finer resolution."""
         history = self.scan.history
         return history is not None and history.stride > 1 and history.capacity < MAX_ROWS
 
@@ -173,7 +196,10 @@ class RunWatch:
                     self.version += 1
 
     def advance(self, max_bytes: int = SLICE_BYTES) -> bool:
-        """Read on for a few milliseconds; true if anything changed. No log makes it raise."""
+        """Read on for a few milliseconds; true if anything changed. No log makes it raise.
+
+        Call it from one thread only; ``max_bytes``: most bytes of the log at a time.
+        """
         moved = self._read_on(max_bytes)
         self.conclude_if_over()
         return moved
@@ -219,6 +245,9 @@ class RunWatch:
 
     @property
     def unread(self) -> bool:
+        """Whether ``advance`` has more to do now: bytes to read, records to scan, or a second
+        process to wait for. Of a log that cannot be read nothing is awaited.
+        """
         judging = self.foreign and self._second is not None
         if self.source.deleted or (self.error is not None and not judging):
             return self._scan_pending
@@ -226,6 +255,9 @@ class RunWatch:
         return not scanned or self._second is not None
 
     def read_all(self) -> None:
+        """Call ``advance`` until nothing is ``unread``; for commands, which have no screen to keep
+        alive.
+        """
         self.advance()
         while self.unread:
             self.advance()
@@ -237,7 +269,10 @@ class RunWatch:
             self._second = None
 
     def state(self, now: float | None = None) -> tuple[RunState, float | None]:
-        """In one word, and seconds since the last change."""
+        """In one word, and seconds since the last change (``None`` if unknown).
+
+        ``now``: Unix seconds; by default the clock's.
+        """
         with self.lock:
             age = age_of(self.source.modified, now, self.source.changed_at)
             word = state_of(
@@ -253,6 +288,9 @@ class RunWatch:
             return word, age
 
     def life(self) -> Life:
+        """``state`` in the words of the screen, which takes a long pause for normal if the run had
+        some.
+        """
         with self.lock:
             step = self.latest.record.step if self.latest is not None else 0
             planned = self.run.planned_steps if self.run is not None else None

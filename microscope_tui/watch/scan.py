@@ -62,6 +62,7 @@ RowOf = Callable[[StepEntry], _Curves]
 
 
 def row_maker(routers: int) -> RowOf:
+    """A function from a step to its row in the history of so many routers; gaps are ``None``."""
     nothing = (None,) * routers
 
     def row_of(entry: StepEntry) -> _Curves:
@@ -84,10 +85,13 @@ def _also_logged(record: StepRecord) -> dict[str, Sequence[float | None]]:
 
 
 class BalanceNow(NamedTuple):
-    """The collapse index of all experts, and as it is judged."""
+    """The collapse index of all experts, and as it is judged; ``None`` where it cannot be
+    computed.
+    """
 
     balance: float | None
     judged: float | None
+    """Without an expert that (nearly) every token chooses."""
     without: tuple[int, ...] | None
     """The experts that this leaves out; ``None``: only counts would show which."""
 
@@ -103,7 +107,10 @@ def balance_now(
     counts: Sequence[int] | None = None,
     lately: Callable[[], bool] = lambda: False,
 ) -> BalanceNow:
-    """``counts``: of the same step, if at hand; ``lately``: see ``left_out_lately``."""
+    """The collapse index of one router in one step, and the experts that its judgement leaves out.
+
+    ``counts``: of the same step, if at hand; ``lately``: see ``left_out_lately``.
+    """
     experts, top_k = router.num_experts, router.top_k
     load = value_at(summary.max_load, index)
     effective = value_at(summary.effective_experts, index)
@@ -164,7 +171,10 @@ Reread = Callable[[Row, RunRecord, int], Iterable[StepEntry]]
 
 
 class Scan:
-    """``reread`` is for a row of history that a restart cuts."""
+    """What the records of a log add up to, with ``take`` and ``commit``.
+
+    ``reread`` gives the steps of a row of history that a restart cuts, to be added again.
+    """
 
     def __init__(self, reread: Reread, memory_bytes: int) -> None:
         self.run: RunRecord | None = None
@@ -192,7 +202,10 @@ class Scan:
         self._memory_bytes = memory_bytes
 
     def take(self, entry: Entry) -> None:
-        """Of a repeated step the first one counts."""
+        """Add one record; not visible in the history before ``commit``.
+
+        Of a repeated step the first one counts. A restart drops what it supersedes.
+        """
         match entry:
             case StepEntry():
                 self._take_step(entry)
@@ -203,9 +216,13 @@ class Scan:
 
     @property
     def with_counts(self) -> StepEntry | None:
+        """The last step that logged counts."""
         return self.recent[-1] if self.recent else None
 
     def commit(self) -> bool:
+        """Make the steps since the last call visible, under the lock of the readers; true if any
+        were.
+        """
         return self.history is not None and self.history.commit()
 
     def make_room(self, lock: AbstractContextManager[object]) -> None:
@@ -298,7 +315,8 @@ class Scan:
 def find_in(path: Path, run: RunRecord, row: Row, limit: int, end: int) -> list[tuple[int, int]]:
     """Step and offset of the steps of ``row`` below ``limit`` that are not superseded.
 
-    ``end``: where the row ends if it is the last one. ``OSError``: the file cannot be read.
+    ``run``: the header that these steps belong to. ``end``: where the row ends in the file if it is
+    the last one. ``OSError``: the file cannot be read.
     """
     limit = min(limit, row.after)
     end = end if row.end is None else row.end
@@ -307,6 +325,9 @@ def find_in(path: Path, run: RunRecord, row: Row, limit: int, end: int) -> list[
 
 
 def steps_in(path: Path, run: RunRecord, row: Row, limit: int, end: int) -> Iterator[StepEntry]:
+    """The same steps as ``find_in``, decoded one at a time. ``OSError``: the file cannot be
+    read.
+    """
     for _, offset in find_in(path, run, row, limit, end):
         entry = step_at(path, run, offset)
         if entry is not None:
@@ -319,9 +340,13 @@ _SAMPLES = 240
 def preview(
     source: Source, file: RunFile, memory_bytes: int, least_bytes: int
 ) -> tuple[Scan, bool] | None:
-    """The preview, if there is one, and whether earlier steps can be sought in it.
+    """The preview, and whether earlier steps can be sought in it; ``None`` if there is none.
 
-    Raises ``OSError``, and ``UnknownFormat`` for another format version.
+    There is none of a log below ``least_bytes``, or without steps that fit its header.
+
+    Raises:
+        OSError: the file cannot be read.
+        UnknownFormat: the log has another format version.
     """
     found = _samples(source, file, least_bytes)
     if found is None:

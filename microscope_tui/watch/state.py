@@ -32,10 +32,12 @@ class RunState(StrEnum):
 
     @property
     def live(self) -> bool:
+        """Whether new steps are expected any moment."""
         return self in (RunState.LIVE, RunState.SLOW)
 
     @property
     def ended(self) -> bool:
+        """Whether no more steps are expected; a crash is inferred from silence."""
         return self in _ENDED or self is RunState.NO_DATA
 
 
@@ -94,8 +96,11 @@ class Life(NamedTuple):
     """In the words of screens, which wait longer if it had long pauses."""
 
     state: RunState
+    """Decides the colour."""
     word: str
+    """What is printed for it."""
     remark: str = ""
+    """Behind the word, in words; often empty."""
 
     @property
     def outdated(self) -> bool:

@@ -17,11 +17,17 @@ from microscope_tui.runlog import open_regular_file
 
 
 def state_folder() -> Path:
+    """It may not exist: ``write_whole`` makes it."""
     return user_state_path("moe-microscope", appauthor=False)
 
 
 def read_small(path: Path, most_bytes: int) -> bytes:
-    """``OSError``: not a readable regular file; ``ValueError``: above ``most_bytes``."""
+    """The content of ``path``.
+
+    Raises:
+        OSError: it cannot be read, or is not a regular file.
+        ValueError: it is larger than ``most_bytes``.
+    """
     with os.fdopen(open_regular_file(path), "rb") as file:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
@@ -30,9 +36,10 @@ def read_small(path: Path, most_bytes: int) -> bytes:
 
 
 def write_whole(path: Path, data: bytes, modified_ns: int | None = None, mode: int = 0o600) -> None:
-    """Write ``path`` atomically; an ``OSError`` keeps the previous file.
+    """Write ``path`` atomically, with its folder if needed.
 
-    ``modified_ns``: the time of change that it gets; ``mode``: who may read it.
+    ``modified_ns``: the time of change that it gets, by default now; ``mode``: who may read it.
+    ``OSError``: it cannot be written; the previous file is kept.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     file, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".tmp", dir=path.parent)
@@ -50,9 +57,10 @@ def write_whole(path: Path, data: bytes, modified_ns: int | None = None, mode: i
 
 
 def remove_oldest(folder: Path, ours: re.Pattern[str], most: int, kept: str = "") -> None:
-    """Keep the newest ``most`` of our files and ``kept``; ``ours``: their names.
+    """Keep the newest ``most`` of our files in ``folder``, and delete the others.
 
-    What cannot be removed is tried again the next time.
+    ``ours``: what the names of our files match; ``kept``: the name of a file that stays, however
+    old it is. What cannot be removed is tried again the next time.
     """
     with suppress(OSError):
         with os.scandir(folder) as entries:

@@ -30,27 +30,38 @@ _Step = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 
 
 class Trouble(msgspec.Struct, frozen=True):
-    """A warning, or worse."""
+    """A warning, or worse, in the short form that the cache keeps and the list of runs shows."""
 
     rule: str
+    """The rule's name, such as ``COLLAPSE``."""
     severity: Severity
     layers: tuple[str, ...]
+    """Names of the routers."""
     onset: _Step
+    """The first step of it."""
     active: bool
+    """Whether it was not over at the last step."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
+    """What the list shows of a judged run."""
+
     troubles: tuple[Trouble, ...]
     """Active before recovered, worst first."""
     no_verdict: str | None
+    """Why there is none, in words; ``None`` where there is one."""
     evidence: str
-    """In words; usually empty."""
+    """What is still too young for an alert, in words; usually empty."""
     last_step: _Step
+    """Of the log; 0 without steps."""
     planned_steps: _Step | None
     """Of the newest run record."""
 
 
 def verdict_on(watch: RunWatch) -> Verdict:
+    """The verdict so far; it takes the lock. See ``RunWatch.conclude_if_over`` for a run that is
+    over.
+    """
     with watch.lock:
         found = watch.diagnosis.findings() if watch.diagnosis is not None else []
         return Verdict(
@@ -67,7 +78,10 @@ def verdict_on(watch: RunWatch) -> Verdict:
 
 
 def why_no_verdict(watch: RunWatch, step: int | None = None) -> NoVerdict:
-    """Now, or as it was at ``step``."""
+    """Why there is no verdict on the run, in words, if there is none.
+
+    ``step``: as it was at this step; by default at the last one. The caller has the lock.
+    """
     if why := watch.error or watch.source.withheld:
         return NoVerdict(why)
     if watch.diagnosis is None or watch.latest is None:
@@ -131,12 +145,14 @@ class VerdictCache:
     """
 
     def __init__(self, criteria: Criteria, folder: Path | None = None, *, keeps: bool = True):
+        """``keeps``: new verdicts are written; ``folder``: by default one in the state folder."""
         self._folder = folder or state_folder() / "verdicts"
         self._keeps = keeps
         ignored = ",".join(sorted(criteria.ignore))
         self._criteria = repr((criteria.profile, ignored, criteria.limits, criteria.baseline))
 
     def load(self, identity: Stamp) -> Verdict | None:
+        """The verdict on a log in this state; ``None`` if there is no valid one."""
         try:
             data = read_small(self._file(identity), _MOST_BYTES)
             verdict = msgspec.json.decode(data, type=Verdict)

@@ -34,12 +34,18 @@ from microscope_tui.watch.verdict import why_no_verdict
 
 
 class Mark(msgspec.Struct):
+    """One column of the time ribbon: what happened in the steps that it covers."""
+
     severity: Severity | None = None
+    """The worst active alert; ``None`` without one."""
     restart: bool = False
+    """Whether the run was resumed at one of these steps."""
     evaluation: bool = False
+    """Whether the log has an evaluation at one of these steps."""
 
 
 def ribbon_of(watch: RunWatch, window: tuple[int, int], count: int) -> list[Mark]:
+    """``count`` marks for the steps of ``window``, both ends included. The caller has the lock."""
     newest = watch.latest.record.step if watch.latest else 0
     episodes = watch.diagnosis.episodes if watch.diagnosis else ()
     marks = list(map(Mark, worst_of_columns(episodes, window, count, newest)))
@@ -54,7 +60,9 @@ def ribbon_of(watch: RunWatch, window: tuple[int, int], count: int) -> list[Mark
 
 
 def column_of(step: int, window: tuple[int, int], count: int) -> int | None:
-    """``None`` outside of the window."""
+    """Which of ``count`` equal columns of ``window`` has ``step``; ``None`` outside of the
+    window.
+    """
     first, last = window
     if not first <= step <= last:
         return None
@@ -64,6 +72,10 @@ def column_of(step: int, window: tuple[int, int], count: int) -> int | None:
 def worst_of_columns(
     episodes: Iterable[Episode], window: tuple[int, int], count: int, newest: int
 ) -> list[Severity | None]:
+    """The worst severity in each of ``count`` columns of ``window``; ``None`` without an alert.
+
+    ``newest``: the last step of the run, to which an active episode extends.
+    """
     worst: list[Severity | None] = [None] * count
     for episode in episodes:
         for since, until, severity in episode.stretches(newest):
@@ -78,26 +90,41 @@ def worst_of_columns(
 
 
 class LayerView(msgspec.Struct, frozen=True):
+    """What a screen shows of one router at the shown step; ``None`` where it was not logged.
+
+    The histories are curves over the window of the view. They are empty for a router whose curves
+    were not requested.
+    """
+
     index: int
+    """Position among the routers, in forward order."""
     router: RouterInfo
     counts: Sequence[int] | None
+    """Assignments of each expert, at ``RunView.counts_step``."""
     load: Sequence[float] | None
     """Multiples of the fair share."""
     bias: Sequence[float] | None
+    """The balancing bias of each expert, of the same step as the counts."""
     balance: float | None
-    """The collapse index c of all experts."""
+    """The collapse index c of all experts: 0 collapsed, 1 balanced."""
     judged_balance: float | None
     """The same without an expert that (nearly) every token chooses."""
     without: tuple[int, ...] | None
     """As in ``BalanceNow``."""
     entropy: float | None
+    """Of the router's probabilities for one token, mean over the tokens; nats, at most ln E."""
     mean_entropy: float | None
+    """Of the mean of these probabilities; nats, at least ``entropy``."""
     drop_rate: float | None
+    """Share of the assignments that were dropped, 0 … 1."""
     max_load: float | None
+    """Load of the busiest expert, as a multiple of the fair share."""
     severity: Severity | None
+    """The worst active finding with this router, notes included."""
     quadrant: str | None
     """``collapsed``, ``specialised``, ``uniform`` or ``undecided``, from balance and confidence."""
     balance_history: Sequence[Column]
+    """Of ``balance``, from the logged effective experts."""
     entropy_history: Sequence[Column]
     mean_entropy_history: Sequence[Column]
     max_load_history: Sequence[Column]
@@ -105,59 +132,90 @@ class LayerView(msgspec.Struct, frozen=True):
 
 
 class RunView(msgspec.Struct, frozen=True):
+    """One frame of a run: all its parts were read under the same lock, so they belong together.
+
+    ``None`` is *not known* or *not logged*, unless a field defines it otherwise.
+    """
+
     name: str
+    """Of the log below the watched folder, or as a pipe's header gives it."""
     run: RunRecord | None
+    """The newest header; ``None`` before one was read."""
     state: RunState
+    """Of the run now, also where an earlier step is shown."""
     life: Life
+    """The same in the words of the screen, which waits longer after long pauses."""
     age_s: float | None
+    """Seconds since the log last changed."""
     record: StepRecord | None
+    """The shown step, without its matrices; ``None`` before the first one."""
     counts_step: int | None
-    """The shown step, or the last that logged counts."""
+    """The shown step, or the last one before it that logged counts."""
     layers: Sequence[LayerView]
+    """One per router, in forward order; empty before the first step."""
     findings: Sequence[tuple[Finding, Advice]]
+    """Each with its advice, as they were at the shown step; active and recovered, notes
+    included.
+    """
     window: Window
+    """The steps that the curves and the ribbon cover."""
     newest_step: int
+    """The last step that was read, which may be later than the shown one; 0 before the first."""
     cursor: float | None
     """Position in the curves, 0 … 1; ``None`` while following."""
     axis: Sequence[int]
+    """First step of each column of the curves."""
     times: Sequence[float | None]
-    """Unix seconds."""
+    """When these steps were logged, Unix seconds; ``None`` without a time."""
     entropy_ends: tuple[float, float] | None
-    """Of the whole run, where curves are drawn."""
+    """Lowest and highest entropy of all routers in the whole run; ``None`` where no curves are
+    drawn.
+    """
     loss_history: Sequence[Column]
+    """Columns like those of the layers."""
     ribbon: Sequence[Mark]
+    """The time ribbon; it has columns of its own, of equal numbers of steps."""
     restarts: Sequence[int]
+    """Steps in the window from which the run was resumed."""
     evaluations: Sequence[tuple[int, float | None]]
     """Steps in the window, and their validation losses."""
     held_out: EventRecord | None
     """The last evaluation with counts."""
     progress: float
-    """Share of the log that was read; below 1 the history is a sample."""
+    """Share of the log that was read, 0 … 1; below 1 the history is a sample."""
     judged: float
     """The same of the diagnosis."""
     judged_step: int
+    """The last step that the diagnosis has seen; 0 before the first."""
     judged_again: str
-    """In words; usually empty."""
+    """Why a second process did not judge the log to its end, in words; usually empty."""
     no_verdict: str | None
-    """In words, of the shown step."""
+    """Why the shown step has no verdict, in words; ``None`` where it has one."""
     pending: Sequence[Pending]
-    """None at an earlier step, which has findings."""
+    """What has not lasted long enough for an alert. Empty at an earlier step, which has
+    findings.
+    """
     memory_limit: int | None
     """In bytes, if it makes the history coarser."""
     parts: str
     """See ``Progress.parts``."""
     defects: int
+    """Lines of the log that could not be used."""
     first_defects: Sequence[str]
+    """Some of them in words, with their line numbers."""
     error: str | None
+    """Why the log cannot be read, in words; what was read before is still shown."""
     busy: str
-    """In words, while its source is; usually empty."""
+    """``busy since 12:04:31`` while the source is at work; usually empty."""
 
     @property
     def step(self) -> int:
+        """The shown step; 0 before the first."""
         return self.record.step if self.record else 0
 
     @property
     def worst(self) -> tuple[Finding, Advice] | None:
+        """The alert that a headline should show; ``None`` where no action is needed."""
         return self.alerts[0] if self.alerts else None
 
     @property
@@ -167,6 +225,7 @@ class RunView(msgspec.Struct, frozen=True):
 
     @property
     def notes(self) -> Sequence[tuple[Finding, Advice]]:
+        """Active findings of severity INFO, which need no action."""
         return [p for p in self.findings if p[0].active and p[0].severity is Severity.INFO]
 
 
@@ -178,9 +237,14 @@ def view_of(
     only: Container[int] | None = None,
     window: Window | None = None,
 ) -> RunView:
-    """With so many columns of the curves and of the ribbon.
+    """A frame of the run as it is now. Any thread may call it: it takes the lock of ``watch``.
 
-    ``at``: by default the newest step; ``only``: the layers whose curves are drawn.
+    Args:
+        columns: most columns of the curves; below 2 ``entropy_ends`` is left out.
+        ribbon: columns of the time ribbon.
+        at: the step to show; by default, or if the log was replaced since, the newest one.
+        only: indices of the routers whose curves are needed; by default all.
+        window: steps that curves and ribbon cover; by default the whole run.
     """
     with watch.lock:
         at = at if at is not None and _is_there(watch, at) else None
@@ -363,7 +427,10 @@ class Recent(msgspec.Struct, frozen=True):
         return len(self.entries)
 
     def of(self, layer: LayerView) -> tuple[LayerView, float]:
-        """``layer`` with its mean load, if there is one, and its noise in octaves."""
+        """``layer`` with its mean load over these steps, and the noise of that in octaves.
+
+        The layer as it is and 0.0, if it has no counts or there are fewer than two steps.
+        """
         if self.steps < 2 or layer.load is None:
             return layer, 0.0
         every = (entry.matrices().tokens_per_expert[layer.index] for entry in self.entries)
@@ -374,6 +441,7 @@ class Recent(msgspec.Struct, frozen=True):
 
 
 def recent_of(watch: RunWatch) -> Recent:
+    """The newest steps with counts, for a mean; not those of a pinned step."""
     with watch.lock:
         entries = tuple(watch.shown.recent)
     return Recent([e for e in entries if entries[-1].record.step - MEAN_OF < e.record.step])
