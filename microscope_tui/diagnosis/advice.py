@@ -26,9 +26,13 @@ class Advice(msgspec.Struct, frozen=True):
     """Three lines, and one for narrow screens."""
 
     verdict: str
+    """What is wrong, where, and since which step."""
     why: str
+    """The numbers, as a sentence."""
     next: str
+    """What to do in this run, with the names of its settings."""
     short: str
+    """All in one line, for narrow screens."""
     cause: str = ""
     """What explains the finding; empty where that is unknown."""
     explains: tuple[str, ...] = ()
@@ -41,6 +45,9 @@ class Advice(msgspec.Struct, frozen=True):
         return "; ".join(filter(None, (self.cause, explains)))
 
     def cause_first(self, text: str) -> str:
+        """``text`` behind the cause, which begins with a capital unless it is the name of a
+        setting.
+        """
         cause = self.cause
         if "_" not in cause.split(" ")[0]:  # a setting keeps its name
             cause = cause[:1].upper() + cause[1:]

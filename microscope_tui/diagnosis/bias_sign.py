@@ -27,17 +27,22 @@ _RIGHT, _UNDECIDED, _WRONG = -1, 0, 1
 
 
 class Trial(msgspec.Struct):
+    """One router whose bias is compared with its load, from the first uneven line on."""
+
     first: list[float]
     """Bias at the start of the trial."""
     bias: list[float]
+    """The same in the latest line."""
     load: list[float]
     """Counts minus their mean, of the latest line."""
     changes: int = 0
+    """Lines in which the bias moved."""
     agreed: list[float] = msgspec.field(default_factory=lambda: [0.0, 0.0])
     """Load of the experts whose bias rose minus that of those whose bias fell, at both ends …"""
     total: list[float] = msgspec.field(default_factory=lambda: [0.0, 0.0])
     """… and the sum of the absolute loads."""
     path: float = 0.0
+    """Sum of all absolute changes of the bias."""
     early: float = 0.0
     lately: float = 0.0
     """Relative variance of the load, at the beginning and now."""
@@ -48,6 +53,9 @@ class Trial(msgspec.Struct):
         return sorted(map(truediv, self.agreed, [max(1.0, total) for total in self.total]))
 
     def add(self, bias: list[float], counts: Sequence[int]) -> None:
+        """Add a line with its bias and counts; one in which the bias rests only replaces the
+        latest.
+        """
         load = _centred(counts)
         change = _centred([b - a for a, b in zip(self.bias, bias, strict=True)])
         moved = sum(map(abs, change))
@@ -67,10 +75,16 @@ class Trial(msgspec.Struct):
 
 
 class SignMemory(msgspec.Struct):
+    """Trials and outcomes of all routers of a run; part of a saved state."""
+
     trials: dict[int, Trial] = {}
+    """Router → its trial, while it runs."""
     outcomes: dict[int, int] = {}
-    """Of wrong ones the number of trials."""
+    """Router → how its trial ended. Of a wrong sign the number of trials that found it: one or
+    two.
+    """
     blind: int = 0
+    """Lines in a row that had nothing to compare."""
     doubted: list[int] = []
     """Routers found wrong that need a second trial."""
     wrong: dict[int, int] = {}
@@ -87,6 +101,10 @@ class SignMemory(msgspec.Struct):
         return sorted({*agree, *self.doubted})
 
     def conclude(self, router: int, outcome: int, step: int, several: bool) -> None:
+        """End the trial of ``router`` with ``outcome``, found at ``step``.
+
+        ``several``: the run has other routers. A single wrong one among them needs a second trial.
+        """
         self.outcomes[router] = outcome + (outcome == _WRONG and router in self.doubted)
         del self.trials[router]
         found = [r for r, trials in self.outcomes.items() if trials >= _WRONG]
@@ -99,6 +117,8 @@ class SignMemory(msgspec.Struct):
 
 
 class BiasSign(msgspec.Struct, frozen=True):
+    """The limits of a trial; the state is in ``SignMemory``."""
+
     uneven: float
     """c below which a router is put on trial."""
     changes: int
@@ -111,6 +131,9 @@ class BiasSign(msgspec.Struct, frozen=True):
     """Whether the run has other routers."""
 
     def observe(self, view: StepView, memory: SignMemory) -> None:
+        """Continue the trials with one step, and begin new ones; the result is in
+        ``memory.wrong``.
+        """
         index = view.collapse_index if memory.blind < _BLIND else None
         if index is None:
             return

@@ -94,11 +94,13 @@ _USUAL = ("eval", "checkpoint", "alert", "lint", "lost_records", "end")
 
 
 class Changes(msgspec.Struct):
-    """Jumps of the loss and the writer's own events."""
+    """Jumps of the loss and the writer's own events: steps at which the data may have changed."""
 
     steps: list[int] = []
+    """Of the losses that are still compared."""
     losses: list[float] = []
     found: list[tuple[int, str]] = []
+    """Step and words of each change, at most 50."""
 
     def add(self, step: int, loss: float) -> None:
         """Every eighth line ends a level."""
@@ -119,10 +121,12 @@ class Changes(msgspec.Struct):
         del self.steps[:_LEVEL], self.losses[:_LEVEL]
 
     def event(self, step: int, name: str) -> None:
+        """Note an event that is not one of the usual ones, such as a checkpoint."""
         if name not in _USUAL:
             self.note(step, f"the log has the event {name!r}")
 
     def note(self, step: int, words: str) -> None:
+        """A change at ``step``, in words."""
         self.found = [*self.found, (step, words)][-_MOST_CHANGES:]
 
     def forget_from(self, step: int) -> None:
@@ -133,8 +137,12 @@ class Changes(msgspec.Struct):
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True):
+    """What causes are found by, besides the episodes."""
+
     run: RunRecord
+    """The header, with the profile by which it is judged."""
     checkpoints: Sequence[int] = ()
+    """Steps at which one was written."""
     resumes: Sequence[int] = ()
     """First steps after restarts."""
     changes: Sequence[tuple[int, str]] = ()
@@ -144,6 +152,7 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
     doubted: Sequence[int] = ()
     """Routers whose bias update may have the wrong sign."""
     newest: int = 0
+    """The last step."""
 
     def remedy_of(self, episode: Episode) -> str:
         """What its rule advises; the swing limits how far a setting is raised."""
@@ -157,6 +166,7 @@ class Cause(msgspec.Struct, frozen=True):
     title: str = ""
     """Empty where nothing is known."""
     findings: tuple[Finding, ...] = ()
+    """What it explains, the worst first."""
     remedy: str = ""
     """By default that of the rule of the first finding."""
     onset: int = 0

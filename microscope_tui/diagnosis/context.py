@@ -39,6 +39,7 @@ class RuleLimits(msgspec.Struct, frozen=True):
     """``low < high, low <= high``: each side is the name of a limit, or a number."""
 
     def values(self) -> dict[str, float]:
+        """By name."""
         return msgspec.structs.asdict(self)
 
 
@@ -49,8 +50,10 @@ class Limits(msgspec.Struct, frozen=True):
     """Of all rules; ``[rules.NAME]`` in the config file changes them."""
 
     changed: tuple[RuleLimits, ...] = ()
+    """Only those of rules that the config file changes; the others have their defaults."""
 
     def of(self, kind: type[L]) -> L:
+        """The limits of the rule with this type, changed or by default."""
         return next((mine for mine in self.changed if isinstance(mine, kind)), None) or kind()
 
 
@@ -61,16 +64,23 @@ class RouterBaseline(msgspec.Struct, frozen=True):
     """Earlier state of each router; ``None``: unknown."""
 
     starved_share: tuple[float | None, ...]
+    """Share of the experts that were starved."""
     dead: tuple[frozenset[int] | None, ...]
+    """Experts without a single assignment."""
     max_violation: tuple[float | None, ...]
+    """MaxVio: the maximal load minus one."""
     collapse_index: tuple[float | None, ...]
+    """c, 0 collapsed … 1 balanced."""
 
 
 class Context(msgspec.Struct, frozen=True, dict=True):
+    """Of one run: how it is judged."""
+
     run: RunRecord
     """The header, with the profile by which it is judged."""
     limits: Limits = DEFAULTS
     baseline: RouterBaseline | None = None
+    """The state of another model to compare with; only where it has as many routers."""
 
     @cached_property
     def warm_up(self) -> int:
@@ -92,6 +102,7 @@ class Context(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def one_step(self) -> bool:
+        """Whether the run is a single moment, see ``is_one_step``."""
         return is_one_step(self.run)
 
     @property
@@ -115,6 +126,7 @@ class Criteria(msgspec.Struct, frozen=True):
     """Empty: the profile of the header."""
     limits: Limits = DEFAULTS
     baseline: RouterBaseline | None = None
+    """The state of another run's routers, to judge the change against."""
 
     def context(self, run: RunRecord) -> Context:
         """Without the baseline of another model."""

@@ -54,14 +54,17 @@ _LAST_STEPS = 10
 @dataclass(kw_only=True, eq=False)
 class _State:
     last_step: int = 0
+    """The last one that was judged; 0 before the first."""
     gaps: list[int] = field(default_factory=list)
     """Between the last lines; the smallest is the spacing of the log."""
     restarted: bool = False
     """No step was seen since the restart."""
     warm_until: int = 0
+    """Last step of the warm-up."""
     judged_since: int | None = None
     """First step past the warm-up; see ``warm_up_left``."""
     checkpoints: list[int] = field(default_factory=list)
+    """Steps at which one was written, in order."""
     resumes: list[int] = field(default_factory=list)
     """First steps after a restart of the training."""
     changes: Changes = field(default_factory=Changes)
@@ -382,11 +385,14 @@ class Pending(msgspec.Struct, frozen=True):
     """Evidence of at least a warning in one router that is not yet enough for an alarm."""
 
     rule: str
+    """Its name."""
     router_index: int
     router: RouterInfo | None
     """``None`` for the whole run."""
     since: int
+    """First step of the evidence."""
     steps: int
+    """From there to the last step."""
     over: bool = False
     """The run ended: no alert can follow."""
 
@@ -488,6 +494,9 @@ class _Saved(_State):
 
 
 def save(diagnosis: Diagnosis) -> bytes:
+    """The state after the last step, for ``restore`` in another process; the header is not in
+    it.
+    """
     encode = msgspec.msgpack.encode
     return encode(
         _Saved(

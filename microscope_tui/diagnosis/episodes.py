@@ -26,6 +26,7 @@ class Severity(IntEnum):
 
     @property
     def label(self) -> str:
+        """As printed."""
         return {1: "info", 2: "warn", 3: "crit", 4: "error"}[self.value]
 
     @property
@@ -91,7 +92,9 @@ class Reading(msgspec.Struct, frozen=True):
     clear: bool = False
     """Inside the limits by the margin that recovery needs."""
     value: float = 0.0
+    """What is compared with ``limit``, in the unit of the rule."""
     limit: float = 0.0
+    """That of this severity; 0 where there is none."""
     held: bool = False
     """Too young for an alarm: it mutes other rules, but neither opens nor extends an episode."""
     certain: bool = False
@@ -101,6 +104,7 @@ class Reading(msgspec.Struct, frozen=True):
     facts: Facts = {}
     """The numbers for the text."""
     confidence: str = EXACT
+    """What the value was derived from, in words."""
     since: int | None = None
     """First step, if the rule can date it better than the persistence."""
     until: int | None = None
@@ -124,6 +128,7 @@ class Grade(msgspec.Struct, frozen=True):
     """Severity of an episode from a step on, with the worst numbers so far."""
 
     step: int
+    """From here on."""
     severity: Severity
     value: float
     limit: float = 0.0
@@ -136,6 +141,7 @@ class Present(msgspec.Struct, frozen=True):
 
     step: int
     value: float
+    """In the unit of the rule, like that of the episode."""
     limit: float = 0.0
     facts: dict[str, Fact] = {}
     inside: bool = False
@@ -148,7 +154,9 @@ class Episode(msgspec.Struct, kw_only=True):
     """One alarm of one rule in one router, or in the whole run."""
 
     rule: str
+    """Name of the rule that reported it."""
     router_index: int = WHOLE_RUN
+    """``WHOLE_RUN`` for trouble of the whole run."""
     router: RouterInfo | None = None
     """``None`` for the whole run."""
     severity: Severity
@@ -163,12 +171,15 @@ class Episode(msgspec.Struct, kw_only=True):
     """The worst value so far; limit, facts and confidence are of the same reading."""
     limit: float
     facts: dict[str, Fact] = msgspec.field(default_factory=dict)
+    """The numbers for the text, by name."""
     confidence: str = EXACT
+    """What the value was derived from, in words."""
     worst_at: int = 0
     """Step at which the value was reached."""
     now: Present | None = None
     """The latest evaluation; ``None`` if nothing updates the episode, or it has recovered."""
     recovered_at: int | None = None
+    """First step without it; ``None`` while it is active."""
     led_to: str = ""
     """The rule whose critical episode ended this one."""
     recurrence: int = 0
@@ -182,10 +193,12 @@ class Episode(msgspec.Struct, kw_only=True):
 
     @property
     def warns(self) -> bool:
+        """Whether it is at least a warning, and not just a note."""
         return self.severity >= Severity.WARN
 
     @property
     def reason(self) -> Fact | None:
+        """A ``Reason``, where the rule has several; else ``None``."""
         return self.facts.get("cause")
 
     def course(self) -> list[tuple[int, Severity]]:
@@ -201,12 +214,14 @@ class Episode(msgspec.Struct, kw_only=True):
             yield since, after - 1, severity
 
     def grade(self, step: int) -> None:
+        """Record the present severity and numbers as those from ``step`` on."""
         self.grades.append(
             Grade(step, self.severity, self.value, self.limit, self.facts, self.confidence)
         )
         del self.grades[1:-_MOST_GRADES]
 
     def make_information(self) -> None:
+        """Lower it to a note for good: the trouble of a start that has healed."""
         self.severity = Severity.INFO
         self.grades = []
         self.grade(self.alarm)
@@ -240,6 +255,7 @@ class Finding(msgspec.Struct, frozen=True):
     """The same trouble in one or more routers, the worst first."""
 
     episodes: tuple[Episode, ...]
+    """At least one, all of one rule."""
 
     @property
     def worst(self) -> Episode:
@@ -252,18 +268,22 @@ class Finding(msgspec.Struct, frozen=True):
 
     @property
     def severity(self) -> Severity:
+        """The highest of the episodes."""
         return max(episode.severity for episode in self.episodes)
 
     @property
     def onset(self) -> int:
+        """The earliest of the episodes."""
         return min(episode.onset for episode in self.episodes)
 
     @property
     def last(self) -> int:
+        """The latest step of any of them."""
         return max(episode.last for episode in self.episodes)
 
     @property
     def active(self) -> bool:
+        """Whether any of them is."""
         return any(episode.active for episode in self.episodes)
 
     @property

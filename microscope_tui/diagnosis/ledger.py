@@ -38,12 +38,16 @@ class Ledger:
         self._view: StepView | None = None
 
     def see(self, view: StepView) -> None:
-        """Before the evaluations of the step."""
+        """Take note of a step; call it before the evaluations of the step."""
         self._view = view
         if (effective := view.signal("effective_experts")) is not None:
             self.past.add(view.step, effective.values)
 
     def running(self, rule: str, index: int) -> Episode | None:
+        """The open episode of a rule in a router that evaluations update, if any.
+
+        ``index``: of the router, or ``WHOLE_RUN``.
+        """
         return self._running.get((rule, index))
 
     def running_of(self, rule: str) -> list[Episode]:
@@ -59,7 +63,18 @@ class Ledger:
         severity: Severity | None = None,
         track: Track | None = None,
     ) -> None:
-        """Begin an episode, or reopen one that just ended; without a ``track`` none updates it."""
+        """Begin an episode, or reopen one that ended at most ``COOLDOWN_STEPS`` ago.
+
+        Args:
+            rule: name of the rule that reports it.
+            index: of the router, or ``WHOLE_RUN``.
+            step: the step of the alarm; the onset may be earlier.
+            reading: the evaluation that raised it.
+            severity: by default that of ``reading``.
+            track: the evidence of the rule, which updates and ends the episode; without one it is
+                never
+                reopened, and stays as it is.
+        """
         severity = severity or reading.severity or Severity.INFO
         onset = self._onset(rule, index, step, reading, track)
         same = [e for e in self.episodes if (e.rule, e.router_index) == (rule, index)]
@@ -131,6 +146,11 @@ class Ledger:
         return measures.collapse_index(measures.effective_experts(left), len(left), top_k)
 
     def update(self, episode: Episode, step: int, reading: Reading, track: Track) -> None:
+        """Take the evaluation of ``step`` into an open episode: worse numbers, its severity, its
+        end.
+
+        ``track`` has observed the same reading before.
+        """
         if reading.severity is not None and not reading.held:
             episode.last = step
             self._take_numbers(episode, step, reading)
@@ -149,7 +169,11 @@ class Ledger:
             del self._running[episode.rule, episode.router_index]
 
     def set_causes(self, rule: str, step: int, causes: Iterable[tuple[int, Reading]]) -> None:
-        """An episode for each cause that holds."""
+        """An episode for each cause that holds from ``step`` on; those that hold no longer end
+        there.
+
+        ``causes``: router or ``WHOLE_RUN``, and a reading with the fact ``cause``.
+        """
         held = {(e.router_index, e.reason): e for e in self.episodes if e.rule == rule and e.active}
         for index, reading in causes:
             episode = held.pop((index, reading.facts["cause"]), None)
@@ -180,11 +204,14 @@ class Ledger:
         return [episode for episode in lasting if not RULES[episode.rule].judges_settings]
 
     def resume(self) -> None:
-        """Find those that evaluations update and end."""
+        """Find the episodes that evaluations update and end; call it after ``episodes`` was
+        replaced.
+        """
         still = [e for e in self.episodes if e.active and not RULES[e.rule].judges_settings]
         self._running = {(e.rule, e.router_index): e for e in still}
 
     def end_others(self, rules: Container[str], step: int) -> None:
+        """End the active episodes of all rules but these: they are not evaluated any more."""
         for episode in self.episodes:
             if episode.active and episode.rule not in rules:
                 self._end(episode, step)
@@ -276,8 +303,9 @@ def _plain(facts: Facts) -> dict[str, Fact]:
 
 
 def group(episodes: Iterable[Episode]) -> list[Finding]:
-    """Worst first. The active episodes of a rule are one finding; those that are over, if they
-    began together.
+    """Findings, the worst first.
+
+    The active episodes of a rule are one finding; those that are over, if they began together.
     """
     groups: list[list[Episode]] = []
     for episode in sorted(episodes, key=_order):

@@ -24,11 +24,14 @@ _STILL = 2e-3  # share of the loss, and half as many nats: the same batch again
 
 
 class Repeats(msgspec.Struct):
+    """What is remembered of earlier lines; part of a saved state."""
+
     rows: dict[int, int] = {}
     """Router → hash of its last row …"""
     same: dict[int, int] = {}
     """… and for how many lines in a row."""
     loss: float | None = None
+    """Of the last line."""
     ties: dict[int, tuple[int, list[list[int]]]] = {}
     """Router → groups of experts that were equal in so many lines; of layers at ``WHOLE_RUN``."""
 
@@ -36,7 +39,10 @@ class Repeats(msgspec.Struct):
         self, rows: Mapping[int, list[int]], tokens: Mapping[int, float], loss: float | None,
         *, fixed: bool
     ) -> dict[int, Facts]:  # fmt: skip
-        """What repeats in the rows of one line. ``fixed``: no parameter can change."""
+        """What repeats in the rows of one line: router → facts for METER.
+
+        ``rows``: counts by router; ``tokens``: of each router; ``fixed``: no parameter can change.
+        """
         hashes = {index: hash(tuple(row)) for index, row in rows.items()}
         fresh = {index for index, row in hashes.items() if self.rows.get(index) != row}
         self.same = {i: 1 if i in fresh else self.same.get(i, 0) + 1 for i in rows}

@@ -69,6 +69,7 @@ class Signal(msgspec.Struct, gc=False):
     """One number of every router; NaN where one is missing or not finite."""
 
     values: Sequence[float]
+    """In forward order."""
     known: bool
     """Whether every router has a finite value."""
     _high: float | None = None
@@ -253,6 +254,7 @@ def see(view: StepView, seen: list[str]) -> None:
 
 
 def unknown(run: RunRecord, name: str) -> bool:
+    """Whether the header has no such number (``num_experts``, ``top_k``) for any router."""
     return not any(getattr(router, name) for router in run.routers)
 
 
@@ -266,16 +268,19 @@ def why_blind(needs: Sequence[str], seen: Sequence[str], run: RunRecord) -> str 
 
 
 class SummedCounts(msgspec.Struct):
-    """Of one router over the last ``window`` steps with counts."""
+    """The counts of one router over the last ``window`` steps that have some."""
 
     window: int
     rows: list[list[int]] = []
+    """Of each of these steps, oldest first."""
     totals: list[int] = []
+    """The sum of each expert."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def add(self, row: Sequence[int]) -> None:
+        """Add the counts of a step, one per expert. Another number of experts begins anew."""
         if len(row) != len(self.totals):
             self.rows, self.totals = [], [0] * len(row)
         oldest = self.rows.pop(0) if len(self.rows) >= self.window else [0] * len(row)
@@ -287,13 +292,17 @@ class Suspect(msgspec.Struct):
     """A router whose counts are summed."""
 
     summed: SummedCounts | None = None
+    """``None`` before the first counts."""
     calm: int = 0
     """Lines since the last bad one."""
     since: int | None = None
     """First step of the evidence."""
 
     def add(self, counts: Sequence[int], evidence: float, least: int, most: int) -> SummedCounts:
-        """The first counts decide about the window: see ``window_steps``."""
+        """Add the counts of a step; the first ones decide about the window: see ``window_steps``.
+
+        ``evidence``: assignments that each expert should expect in it; ``least``, ``most``: steps.
+        """
         if self.summed is None:
             fair = sum(counts) / len(counts)
             self.summed = SummedCounts(window_steps(fair, evidence, least, most))
@@ -305,7 +314,10 @@ S = TypeVar("S", bound=Suspect)
 
 
 def watched(suspects: dict[int, S], index: int, bad: bool, most: int, new: type[S]) -> S | None:
-    """A router that is bad in this line, or was in one of the ``most`` lines before."""
+    """The suspect of a router that is bad in this line, or was in one of the ``most`` lines before.
+
+    ``None`` for all others: they are dropped from ``suspects``. ``new`` makes the first one.
+    """
     suspect = suspects.get(index) or (new() if bad else None)
     if suspect is None:
         return None
@@ -321,21 +333,28 @@ class Sums(msgspec.Struct, frozen=True):
     """Counts of a run that is over: of a whole evaluation, or of the last collapsed steps."""
 
     last: StepRecord
+    """The last step of the run."""
     since: dict[int, int] = {}
     """Router → first step in its sum."""
     counts: dict[int, list[int]] = {}
+    """Router → sum per expert."""
 
 
 class Trail(msgspec.Struct):
     """Every ``every``-th value of all routers, the last ``size`` of them."""
 
     size: int
+    """Most values that are kept."""
     every: int = 1
     steps: list[int] = []
+    """Of the kept values."""
     rows: list[list[float]] = []
+    """One value per router, for each of these steps."""
     seen: int = 0
+    """Lines so far, also those that were not kept."""
 
     def add(self, step: int, values: Sequence[float]) -> None:
+        """Offer the values of a step, one per router; NaN is a gap."""
         self.seen += 1
         if (self.seen - 1) % self.every:
             return
@@ -345,14 +364,18 @@ class Trail(msgspec.Struct):
             del self.steps[0], self.rows[0]
 
     def forget_from(self, step: int) -> None:
+        """The run resumes at ``step``."""
         while self.steps and self.steps[-1] >= step:
             del self.steps[-1], self.rows[-1]
 
     def column(self, router: int, first: int = 0, last: int | None = None) -> Sequence[float]:
-        """Finite values, oldest first."""
+        """Finite values of one router, oldest first; ``first`` and ``last`` select rows like a
+        slice.
+        """
         return _finite([row[router] for row in self.rows[first:last]])
 
     def before(self, step: int, router: int) -> Sequence[float]:
+        """Finite values of one router before ``step``, oldest first."""
         return self.column(router, 0, bisect_left(self.steps, step))
 
 

@@ -12,10 +12,12 @@ _STEADY = 100  # tokens per expert and step at which no expert of a skewed rank 
 
 
 def any_shape(shape: Shape) -> bool:
+    """At least twice as many experts as each token chooses."""
     return shape.num_experts >= 2 * shape.top_k
 
 
 def several_choices(shape: Shape) -> bool:
+    """The same, and more than one choice: one expert can be chosen always."""
     return any_shape(shape) and shape.top_k > 1
 
 
@@ -37,8 +39,11 @@ class Scenario:
     """A kind of run with known ground truth."""
 
     name: str
+    """As in ``demo --scenario``."""
     build: Callable[[Shape, random.Random], Run]
+    """Makes one run of it; the random numbers decide where and when the faults begin."""
     fits: Callable[[Shape], bool] = any_shape
+    """Whether the faults can be found in a model of this shape."""
     steps: int = 1500
     """By default."""
 

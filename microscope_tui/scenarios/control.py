@@ -27,6 +27,11 @@ def bias_limit_cycle(shape: Shape, rng: random.Random) -> Run:
 def oscillation(
     shape: Shape, rng: random.Random, phases: list[float], period: int, swing: float
 ) -> Run:
+    """A fault that swings the load of some routers, from about a fifth of the run on.
+
+    ``phases``: of each expert, in radians; ``period``: in steps; ``swing``: amplitude of the
+    logarithm of the popularity.
+    """
     sick = some_routers(shape, 0.4, rng)
     onset = around(0.2 * shape.steps, rng)
     base = settled(shape, rng)
@@ -141,6 +146,7 @@ def rank_skew(shape: Shape, rng: random.Random) -> Run:
 
 
 def measured(shape: Shape, rng: random.Random, meter: Meter, severity: str) -> Run:
+    """A healthy run whose counts are logged wrongly by ``meter``, which METER reports."""
     course = Course(popularity=settled(shape, rng), meter=meter)
     return run_along(course, shape, rng, Expected(rule="METER", severity=severity))
 
@@ -151,6 +157,7 @@ def double_counting(shape: Shape, rng: random.Random) -> Run:
 
 
 def configured(shape: Shape, rng: random.Random, header: Record) -> Run:
+    """A run with the changes ``header`` of its run record, one of which LINT reports."""
     aux = header.get("balance", {}).get("method") == "aux"
     course = Course(
         popularity=settled(shape, rng),

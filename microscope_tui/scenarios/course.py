@@ -28,6 +28,7 @@ def sharpening(router: int, step: int) -> float:
 
 
 def falling_loss(shape: Shape) -> ByStep:
+    """In nats: from 4.4 at the start down to about 1.4."""
     return lambda step: 1.4 + 3.0 * math.exp(-4 * step / shape.steps)
 
 
@@ -46,6 +47,7 @@ class Course:
     """What drives a run; the defaults are those of a healthy one."""
 
     popularity: Popularity
+    """``popularity(router, step)``: a weight per expert, before the jitter."""
     concentration: ByStep = lambda step: 300.0
     """Of popularity: its jitter has variance 1 ÷ this."""
     token_entropy: ByRouter = sharpening
@@ -53,21 +55,29 @@ class Course:
     softness: ByRouter = lambda router, step: 0.1
     """How far the mean probability is from the load (0) to uniform (1)."""
     z_scale: ByRouter = lambda router, step: 1.0
+    """Factor on the usual z-loss; the largest logit grows with its root."""
     router_grad: float = 0.02
+    """Usual gradient norm of a router."""
     grad_scale: ByStep = lambda step: 1.0
+    """Factor on the usual gradient norm of the model."""
     loss: ByStep | None = None
+    """By default ``falling_loss``."""
     learning_rate: ByStep | None = None
+    """By default ``cosine_rate``."""
     losses: Callable[[Sequence[Sequence[int]]], dict[str, float]] | None = None
+    """Auxiliary losses of a step from the counts of all routers; by default none."""
     bias_update_rate: float | None = BIAS_UPDATE_RATE
     """``None``: no balancing bias."""
     unheeded: Callable[[int, int], bool] = lambda router, step: False
     """Whether its bias has no effect on the load."""
     meter: Meter | None = None
+    """What is logged instead of the true counts; by default these."""
 
 
 def steps(
     shape: Shape, rng: random.Random, course: Course, first: int = 1, last: int | None = None
 ) -> Iterator[Step]:
+    """The steps from ``first`` to ``last`` (by default that of the shape), drawn one at a time."""
     loss = course.loss or falling_loss(shape)
     rate = course.learning_rate or cosine_rate(shape)
     biases = _Biases(shape, course, rng)

@@ -118,6 +118,9 @@ def pulled(
 def first_collapsed(
     popularity: Popularity, routers: Sequence[int], shape: Shape, start: int
 ) -> int:
+    """The first step from ``start`` on at which one of the routers is collapsed, if the counts
+    follow the popularity exactly; the last step of the run if none ever is.
+    """
     for step in range(start, shape.steps):
         if any(collapse_index(popularity(r, step), shape) < COLLAPSED_BELOW for r in routers):
             return step

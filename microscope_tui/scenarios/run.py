@@ -11,12 +11,16 @@ Values = list[float | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
+    """The size of a synthetic model and of its run; every layer has a router."""
+
     routers: int = 10
     num_experts: int = 8
     top_k: int = 2
     tokens: int = 4096
+    """Per step."""
     steps: int = 600
     capacity_factor: float | None = None
+    """Of the expert capacity, as a multiple of the fair share; ``None``: nothing is dropped."""
 
     @property
     def fair_count(self) -> float:
@@ -26,26 +30,35 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """With the summaries of ``router``."""
+    """What a trainer logs in one step, with the summaries of ``router``."""
 
     step: int
     loss: float
+    """In nats."""
     tokens: int
     tokens_per_expert: list[list[int] | None]
+    """By router, then by expert."""
     expert_bias: list[list[float]]
+    """By router, then by expert; empty rows without a balancing bias."""
     router: dict[str, Values]
+    """Name of a summary → one value per router."""
     learning_rate: float
     grad_norm: float
     losses: dict[str, float] = field(default_factory=dict)
+    """Auxiliary losses by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
+    """A finding that a correct diagnosis reports."""
+
     rule: str
     routers: tuple[int, ...] = ()
     """Empty for the whole run."""
     onset: int = 1
+    """Step of the fault; a finding may be dated up to ``tolerance`` steps from it."""
     until: int | None = None
+    """Step at which the fault is over; ``None`` if it lasts."""
     severity: str = "warn"
     """At least: info, warn, crit, error."""
     experts: tuple[int, ...] = ()
@@ -62,6 +75,7 @@ class Truth:
     allowed: Mapping[str, str] = field(default_factory=dict)
     """Rule → highest severity; info is never a false alarm."""
     profile: str = "pretrain"
+    """By which the run is to be judged."""
     hard_negative: bool = False
     """Looks faulty but is healthy."""
     cause: str = ""
@@ -70,6 +84,8 @@ class Truth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
+    """A synthetic run before it is written."""
+
     shape: Shape
     """A variant of the requested shape, if the scenario has one."""
     truth: Truth
@@ -77,11 +93,13 @@ class Run:
     header: Record = field(default_factory=dict)
     """Changes of the run record; ``model`` and ``source`` are merged, other keys replaced."""
     edit: Callable[[Iterator[Record]], Iterator[Record]] | None = None
+    """Changes the records before they are written, such as leaving some out; by default none."""
     torn: bool = False
     """It ends in the middle of its last step."""
 
 
 def around(step: float, rng: random.Random) -> int:
+    """``step``, moved by up to a tenth at random; at least 1."""
     return max(1, round(step * rng.uniform(0.9, 1.1)))
 
 

@@ -27,10 +27,18 @@ def write_run(
     seed: int = 0,
     wait: Callable[[], bool] | None = None,
 ) -> Truth:
-    """Write ``folder/metrics.jsonl``; the findings of a correct diagnosis.
+    """Write ``folder/metrics.jsonl`` and return the findings of a correct diagnosis.
 
-    ``shape``: by default a small model; ``ValueError`` if it does not fit. ``wait`` is called after
-    every step; false ends the run.
+    Args:
+        folder: made if needed; an existing log is continued.
+        scenario: one, or its name in ``SCENARIOS``.
+        shape: by default a small model, for as many steps as the scenario needs.
+        seed: the same one gives the same faults and numbers.
+        wait: called after every step; false ends the run as stopped (for live demos).
+
+    Raises:
+        ValueError: the scenario does not fit this shape.
+        OSError: the folder cannot be written.
     """
     run = _built(_known(scenario), shape, seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +49,10 @@ def write_run(
 
 
 def lines(scenario: str | Scenario, shape: Shape, seed: int) -> tuple[Truth, Iterator[bytes]]:
-    """The same as lines, with its own times: the same for each seed."""
+    """The same run as encoded lines with synthetic times: the same seed gives the same bytes.
+
+    ``ValueError``: the scenario does not fit this shape.
+    """
     found = _known(scenario)
     run = _built(found, shape, seed)
     return run.truth, _encoded(run, found.name, count(_STARTED).__next__, None)

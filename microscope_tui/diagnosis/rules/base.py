@@ -50,6 +50,7 @@ class Track(msgspec.Struct):
     """
 
     window: int
+    """How many of the last evaluations count."""
     needed: int
     """Evaluations over the limit, of the last ``window``, that raise an alarm."""
     leave: int
@@ -57,15 +58,20 @@ class Track(msgspec.Struct):
     recent: list[tuple[int, int]] = []
     """Step and severity (0: inside) of the last evaluations."""
     over: int = 0
+    """Evaluations over the limit in ``recent``."""
     clear: int = 0
+    """Clear evaluations in a row."""
     clear_since: int | None = None
+    """Step of the first one of these."""
     since: int | None = None
     """First step of the evidence; ``None`` while most evaluations are inside."""
     dated: int | None = None
     """The onset given by the rule at the last evaluation."""
 
     def observe(self, step: int, severity: Severity | None, clear: bool) -> None:
-        """``clear``: inside the limit by its margin."""
+        """Add the evaluation of a step; ``clear``: inside the limit by the margin that recovery
+        needs.
+        """
         recent, over, window = self.recent, self.over + (severity is not None), self.window
         while len(recent) >= window:
             over -= recent.pop(0)[1] > 0
@@ -133,14 +139,21 @@ class Track(msgspec.Struct):
 
 
 class Rule(ABC, Generic[L, M]):
-    """One rule on all routers of a run, ``Rule[its limits, its memory]``."""
+    """One rule on all routers of a run, ``Rule[its limits, its memory]``.
+
+    The engine calls ``read`` (or ``events``, ``held_causes``) once per step, ``restart`` at a
+    resume and ``change`` for a new header. What is kept between steps is in ``memory`` and
+    ``tracks``.
+    """
 
     limits_type: ClassVar[type[RuleLimits]]
     memory_type: ClassVar[type[msgspec.Struct]]
     name: ClassVar[str]
+    """As in the config file and in findings."""
     subject: ClassVar[str]
     """Name in texts."""
     means: ClassVar[str]
+    """What an alert of it means, for the help."""
     formula: ClassVar[str]
     """When it fires."""
     turn: ClassVar[int]
@@ -148,6 +161,7 @@ class Rule(ABC, Generic[L, M]):
     cause_rank: ClassVar[int]
     """Of equally severe findings the lowest rank comes first: a collapse also drops tokens."""
     low_is_bad: ClassVar[bool] = False
+    """Whether lower values are worse; else higher ones."""
     in_warm_up: ClassVar[bool] = False
     """Active during the warm-up."""
     trains_only: ClassVar[bool] = False
@@ -201,6 +215,7 @@ class Rule(ABC, Generic[L, M]):
         """Set what follows from the context, besides a limit ``persistence``."""
 
     def start(self) -> None:
+        """Begin with an empty memory. A subclass that overrides it also forgets its windows."""
         self.memory = cast(M, self.memory_type())
 
     def change(self, context: Context) -> None:
@@ -233,6 +248,9 @@ class Rule(ABC, Generic[L, M]):
             track.window, track.needed, track.leave = self.window, self.needed, self.leave
 
     def track(self, index: int) -> Track:
+        """The evidence in a router, or in the whole run at ``WHOLE_RUN``; a new one if there is
+        none.
+        """
         if index not in self.tracks:
             self.tracks[index] = Track(self.window, self.needed, self.leave)
         return self.tracks[index]
@@ -297,11 +315,13 @@ def ranks_of(experts: Sequence[int], size: int, run: RunRecord) -> tuple[int, ..
 
 
 def listed(names: Sequence[object]) -> str:
+    """The first six, and how many more there are."""
     shown = ", ".join(map(str, names[:6]))
     return f"{shown} and {len(names) - 6} more" if len(names) > 6 else shown
 
 
 def ids_of(episode: Episode | Present, name: str) -> tuple[int, ...]:
+    """A fact that is a list, such as the ids of experts; empty where there is none."""
     ids = episode.facts.get(name)
     return ids if isinstance(ids, tuple) else ()
 
@@ -313,6 +333,7 @@ def place(episode: Episode, run: RunRecord) -> str:
 
 
 def size_of(episode: Episode) -> int:
+    """Experts of its router; 0 for the whole run."""
     return episode.router.num_experts if episode.router else 0
 
 

@@ -52,6 +52,8 @@ class Memory(msgspec.Struct):
 
 
 class GradSpike(Rule[GradientLimits, Memory]):
+    """Spikes of the whole model's gradient; LOGITS and COLLAPSE show which layer caused them."""
+
     name = "GRADSPIKE"
     subject = "Gradient spike"
     means = (

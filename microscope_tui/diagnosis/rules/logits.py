@@ -58,6 +58,8 @@ class Memory(msgspec.Struct):
 
 
 class Logits(Rule[LogitLimits, Memory]):
+    """The z-loss against its own past, and the largest logit against what bf16 can hold."""
+
     name = "LOGITS"
     subject = "Exploding router logits"
     means = (

@@ -44,6 +44,8 @@ class Memory(msgspec.Struct):
 
 
 class Overload(Rule[OverloadLimits, Memory]):
+    """Costs speed and memory where a capacity or ranks make experts wait for each other."""
+
     name = "OVERLOAD"
     subject = "Overload"
     means = (

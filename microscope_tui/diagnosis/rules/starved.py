@@ -45,6 +45,8 @@ class StarvedLimits(RuleLimits, frozen=True):
 
 
 class Memory(msgspec.Struct):
+    """The suspects, the usual values at the start, and the starved experts of a long block."""
+
     suspects: dict[int, Suspect] = {}
     first: list[list[float]] = []
     first_steps: list[int] = []
