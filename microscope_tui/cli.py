@@ -30,6 +30,11 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code; never returns.
+
+    130 after Ctrl-C. After an unexpected error one line is printed, and the code is the one for
+    no verdict: 1 would be a verdict.
+    """
     gc.disable()  # what is made during a start stays: searching it for garbage takes 10 ms
     given = sys.argv[1:] if arguments is None else arguments
     try:

@@ -74,11 +74,13 @@ def newest_file(search: Search) -> RunFile:
 
 
 def say_size(path: Path) -> None:
+    """Print the size of a large file, which takes a while to read; nothing for others."""
     if path.is_file() and (size := path.stat().st_size) >= _PROGRESS_FROM_BYTES:
         say(f"{path}: {size / 1e9:.1f} GB to read")
 
 
 def fail_to_read(run: RunFile, error: Exception) -> NoReturn:
+    """Exit without a verdict; the message has the run and the reason."""
     fail(f"{run.path}: {getattr(error, 'strerror', None) or error}", NO_VERDICT)
 
 
@@ -136,6 +138,10 @@ def read(run: RunFile, criteria: Criteria, memory: int = DEFAULT_MEMORY) -> RunW
 
 
 def read_pipe(criteria: Criteria, memory: int = DEFAULT_MEMORY, descriptor: int = 0) -> RunWatch:
+    """Read a log from an open descriptor to its end; waits for the program that writes it.
+
+    An error while reading is in ``RunWatch.error``; what came before it was judged.
+    """
     watch = piped(descriptor, criteria, memory)
     assert isinstance(watch.source, PipedLog)
     while not watch.source.ended and watch.error is None:
@@ -187,6 +193,7 @@ def to_file(output: Path) -> Iterator[TextIO]:
 
 
 def fail_to_write(path: Path, error: OSError) -> NoReturn:
+    """Exit with the code for wrong usage; the message has the path and the reason."""
     fail(f"{path}: cannot be written: {error.strerror}; choose another path", USAGE)
 
 
@@ -229,5 +236,6 @@ def say(message: str) -> None:
 
 
 def fail(message: str, code: int) -> NoReturn:
+    """Print ``message`` on the standard error and exit with ``code``."""
     say(message)
     sys.exit(code)

@@ -158,6 +158,7 @@ def max_load(tokens_per_expert: Sequence[int]) -> float | None:
 
 
 def dead_experts(tokens_per_expert: Sequence[int]) -> int:
+    """How many experts got no token in this step; a rule needs more than one step."""
     return tokens_per_expert.count(0)
 
 
@@ -197,11 +198,14 @@ LIFT_CONFIDENT, LIFT_UNSURE = 2.0, 1.3
 def quadrant(
     collapse_index: float | None, mutual_information: float | None, selected_lift: float | None
 ) -> str | None:
-    """Balance and confidence of a router in one word, if both are known.
+    """Balance and confidence of a router in one word; ``None`` where too little is known.
 
-    ``collapse_index``: below 0.35 the router is ``collapsed``, however sure of itself.
-    ``selected_lift``: mass on the chosen k ÷ (k ÷ E). Sigmoid scores over many experts keep nearly
-    all of the entropy however sure the router is; their lift does not.
+    Args:
+        collapse_index: c; below 0.35 the router is ``collapsed``, however sure of itself.
+        mutual_information: Relative, of the two entropies: what the choice for one token
+            reveals.
+        selected_lift: Mass on the chosen k ÷ (k ÷ E). Sigmoid scores over many experts keep
+            nearly all of the entropy however sure the router is; their lift does not.
     """
     if collapse_index is None:
         return None

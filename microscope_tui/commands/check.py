@@ -198,6 +198,7 @@ def _check_format(path: Path, options: CheckOptions) -> int:
 def _follow(
     search: Search, request: CheckRequest, options: CheckOptions, baseline: Baseline | None
 ) -> int:
+    """Follow the newest run that ``search`` finds to its end; the exit code of its verdict."""
     notifier = Notifier(options.notify_command) if options.notify_command else None
     stop = Event()
 
@@ -333,6 +334,9 @@ class Notifier:
     """
 
     def __init__(self, command: str, *, timeout_s: float = 30.0, at_once: int = 4) -> None:
+        """Run at most ``at_once`` commands at a time; end one that takes longer than
+        ``timeout_s``.
+        """
         self._command = command
         self._timeout_s = timeout_s
         self._pool = ThreadPoolExecutor(at_once)
@@ -341,10 +345,14 @@ class Notifier:
         self._said: set[str] = set()
 
     def send(self, alert: Mapping[str, Any]) -> None:
+        """Run the command with the alert as a line of JSON on its input; returns at once."""
         line = json.dumps(alert, ensure_ascii=False).encode() + b"\n"
         self._pending.append(self._pool.submit(self._run, line))
 
     def finish(self, within_s: float = 60.0) -> None:
+        """Wait for the commands that run, then end the rest; a note counts what was not
+        delivered.
+        """
         try:
             if left := wait(self._pending, within_s).not_done:
                 self._say(f"{len(left)} alerts not delivered within {within_s:.0f} s; dropped")

@@ -72,6 +72,7 @@ class UserConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def default_config() -> Path:
+    """Where the user's config file is looked for, whether it exists or not."""
     return user_config_path("moe-microscope", appauthor=False) / "config.toml"
 
 

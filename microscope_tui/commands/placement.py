@@ -103,6 +103,7 @@ class PlacementOptions:
     as_json: AsJson = False
 
     def request(self) -> Request:
+        """The request for a study; an option out of range ends the program with a message."""
         refuse_below(1, ranks=self.ranks, nodes=self.nodes, groups=self.groups)
         refuse_below(1, hidden_layers=self.hidden_layers)
         refuse_below(0, replicas=self.replicas)

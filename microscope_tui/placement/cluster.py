@@ -20,7 +20,10 @@ class BadCluster(ValueError):
 
 
 class Cluster(msgspec.Struct, frozen=True, kw_only=True):
-    """The experts of one layer, and the ranks that hold them in as many slots each."""
+    """The experts of one layer, and the ranks that hold them in as many slots each.
+
+    ``BadCluster``: the slots cannot be shared evenly.
+    """
 
     experts: int
     ranks: int
@@ -53,6 +56,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def slots(self) -> int:
+        """Places for experts in the whole layer, copies included."""
         return self.experts + self.replicas
 
 
@@ -64,6 +68,7 @@ def contiguous(experts: int, ranks: int) -> list[list[int]]:
 
 
 def copies_of(placement: Placement, experts: int) -> list[int]:
+    """How often each expert is placed, over all ranks; 0 for one that is missing."""
     copies = [0] * experts
     for held in placement:
         for expert in held:

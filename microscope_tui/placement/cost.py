@@ -176,6 +176,7 @@ def _with_model(
 def _loads(
     entry: StepEntry, sizes: tuple[int, ...], ranks: int, nodes: int
 ) -> list[tuple[float, float, float, int]]:
+    """Of every layer the mean and the busiest rank, the busiest node, and which rank; or zeros."""
     rows = copy(entry).matrices().tokens_per_expert  # a copy, since the entry would keep them
     found = [(0.0, 0.0, 0.0, 0)] * len(sizes)
     for index, (row, size) in enumerate(zip(rows, sizes, strict=True)):

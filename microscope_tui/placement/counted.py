@@ -61,6 +61,7 @@ class Counts(msgspec.Struct):
 
     @property
     def notes(self) -> list[str]:
+        """What limits the meaning of the counts, one sentence each; empty if nothing does."""
         kinds = (self.run.counts, "capacity" if self.run.capacity_factor else "")
         notes = [_LIMITS[kind] for kind in kinds if kind in _LIMITS]
         if self.every > 1:
@@ -122,10 +123,17 @@ def read_counts(
     progress: Callable[[float], None] = lambda share: None,
     widest: RunRecord | None = None,
 ) -> Counts:
-    """Read the counts of all steps that no restart superseded, or raise ``NoCounts``.
+    """Read the counts of all steps that no restart superseded.
 
-    ``progress`` is called with the share that is read; what it raises ends the reading.
-    ``widest``: a header with the experts that only later steps have.
+    Args:
+        file: The run.
+        progress: Called with the share that is read, 0 … 1; what it raises ends the reading.
+        widest: A header with the experts that only later steps have; by default found here.
+
+    Raises:
+        NoCounts: no step has counts.
+        OSError: the run cannot be read.
+        UnknownFormat: the run has another format version.
     """
     reading = _Reading(widest) if widest is not None else None
     for entry in entries_of(file):

@@ -61,7 +61,18 @@ class _File(msgspec.Struct):
 def write_form(
     form: str, placements: Sequence[Placement], layers: Sequence[int], *, hidden_layers: int | None
 ) -> str:
-    """One placement per MoE layer, ``layers`` deep in ``hidden_layers``, dense ones included."""
+    """The text of a placement file.
+
+    Args:
+        form: One of ``FORMS``.
+        placements: One per MoE layer.
+        layers: Depths of these layers in the model, from 0.
+        hidden_layers: Layers of the model, dense ones included; ``None`` if unknown, which
+            ``sglang`` refuses.
+
+    Raises:
+        BadFile: the engine could not read it.
+    """
     rows = [list(chain(*placement)) for placement in placements]
     of = dict(zip(layers, rows, strict=True))
     if len(of) < len(rows):
@@ -126,8 +137,17 @@ def read_form(
 ) -> list[Placement]:
     """The placement of every MoE layer in a file of any form; see ``write_form``.
 
-    Keys that are not about slots are ignored. Without ``hidden_layers`` the last layer is an MoE
-    layer. ``BadFile`` has the first difference.
+    Copies of an expert on one rank are kept, and keys that are not about slots ignored.
+
+    Args:
+        path: A file in JSON or YAML.
+        layers: Depths of the MoE layers in the model, from 0.
+        experts: Of each of them.
+        ranks: Must divide the slots of a layer.
+        hidden_layers: Layers of the model; without it, the last one is an MoE layer.
+
+    Raises:
+        BadFile: it cannot be read, or does not fit; the message has the first difference.
     """
     try:
         data = read_at(path, 0, MOST_BYTES + 1)

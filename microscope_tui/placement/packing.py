@@ -26,6 +26,7 @@ class Packing:
 
     @property
     def busiest(self) -> float:
+        """Load of the rank with the most, in the unit of ``loads``."""
         return max(self.totals)
 
     def even(self, enough: float, rounds: Iterable[int]) -> None:

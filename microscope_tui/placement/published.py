@@ -13,7 +13,10 @@ from .cluster import Cluster, copies_of
 
 
 def published(loads: Sequence[float], cluster: Cluster) -> list[list[int]]:
-    """The experts of every rank; ``loads`` has a number per expert, in any unit."""
+    """The experts of every rank, by the policy that the cluster selects.
+
+    ``loads`` has one number per expert, in any unit.
+    """
     groups = groups_of(cluster)
     sums = [sum(map(loads.__getitem__, group)) for group in groups]
     nodes = packed(sums, cluster.nodes if len(groups) > 1 else 1)

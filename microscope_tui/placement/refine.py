@@ -23,10 +23,15 @@ _Place = tuple[tuple[float, int], int, Packing, Iterator[_Counts]]
 
 
 def refined(loads: Sequence[float], cluster: Cluster) -> list[list[int]]:
-    """The busiest rank is, up to rounding, never above that of ``published``.
+    """The experts of every rank, such that the busiest has about the least load.
 
-    Of placements with the same busiest rank, or within 0.01 % of the lower bound, the one with the
-    fewest double copies. Where the cluster is hierarchical, a group stays on one node.
+    The busiest rank is, up to rounding, never above that of ``published``. Of placements with
+    the same busiest rank, or within 0.01 % of the lower bound, the one with the fewest double
+    copies. Where the cluster is hierarchical, a group stays on one node.
+
+    Args:
+        loads: One number per expert, in any unit.
+        cluster: The ranks, and copies to place.
     """
     groups = groups_of(cluster)
     sums = [sum(map(loads.__getitem__, group)) for group in groups]

@@ -63,7 +63,13 @@ class Tally:
     def place(
         self, columns: Columns, placement: Placement, shares: Shares | None = None
     ) -> float | None:
-        """Add a layer with these counts, by default with even ``shares``; as ``add``."""
+        """Add a layer with these counts and return its balancedness, as ``add``.
+
+        Args:
+            columns: Counts by expert, one number per step each.
+            placement: The experts of every rank.
+            shares: What part of its expert's tokens each copy gets; by default even.
+        """
         shares = even_shares(placement, len(columns)) if shares is None else shares
         means = [sum(step) / len(placement) for step in zip(*columns, strict=True)]
         return self.add(means, busiest(columns, placement, shares))
@@ -75,10 +81,12 @@ class Tally:
         return _mean([a / b for a, b in zip(means, maxima, strict=True) if b > 0])
 
     def steps(self) -> list[float | None]:
+        """Balancedness of every step, 0 … 1; ``None`` for a step without tokens."""
         return [a / b if b > 0 else None for a, b in zip(self.means, self.maxima, strict=True)]
 
     @property
     def balancedness(self) -> float:
+        """Mean over the steps that counted anything; 1 if none did."""
         return _mean([value for value in self.steps() if value is not None]) or 1.0
 
     @property

@@ -66,6 +66,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Share of a balanced step that the experts take."""
 
     def cluster(self, layer: Layer) -> Cluster:
+        """The ranks of a layer with its number of experts.
+
+        ``BadCluster``: they do not fit the ranks; the message names the router.
+        """
         sizes = {name: getattr(self, name) for name in ("ranks", "nodes", "groups", "replicas")}
         try:
             return Cluster(experts=layer.router.num_experts, **sizes)
@@ -158,7 +162,18 @@ def study(
     given: Sequence[Placement] | None = None,
     progress: Progress = lambda share: None,
 ) -> Study:
-    """Fit a placement, or take the ``given`` one (per layer), and score it."""
+    """Fit a placement, or take the ``given`` one, and score it and its alternatives.
+
+    Args:
+        counts: Of the run.
+        request: The ranks, and which steps to fit and to score.
+        given: One placement per layer of ``counts``; ``None`` fits one.
+        progress: Called with the share that is done, 0 … 1; what it raises ends the study.
+
+    Raises:
+        BadCluster: the experts of a layer do not fit the ranks.
+        BadWindow: there is nothing to fit or to score, or steps are in both.
+    """
     fit, score = _windows(counts, request)
     clusters = [request.cluster(layer) for layer in counts.layers]
     placed = []

@@ -65,6 +65,7 @@ class CheckRequest(msgspec.Struct, frozen=True):
     """The same on a run of another tool."""
 
     def counts(self, episode: Episode) -> bool:
+        """Whether an episode counts for the exit code, see ``since_step`` and ``new_only``."""
         return episode.onset >= self.since_step or (episode.active and not self.new_only)
 
 
@@ -149,6 +150,7 @@ def findings_with_advice(
 
 
 def exit_code(findings: Sequence[Finding], fail_on: str = "warn") -> int:
+    """The code of the worst finding; ``fail_on="crit"`` lets warnings pass."""
     worst = overall(findings)
     if worst is Severity.WARN and fail_on != "warn":
         return HEALTHY
@@ -274,6 +276,7 @@ def _still_active(diagnosis: Diagnosis, since_step: int) -> Iterator[str]:
 
 
 def verdict_text(judgement: Judgement) -> str:
+    """The report on one run: one line if it is healthy, else the causes, each with its findings."""
     word = _word(judgement)
     if judgement.exit_code == HEALTHY and any(" still active: " in n for n in judgement.notes):
         word = "nothing new"
@@ -302,6 +305,7 @@ def _finding_text(finding: Finding, advice: Advice) -> list[str]:
 
 
 def verdict_json(judgements: Sequence[Judgement]) -> dict[str, Any]:
+    """What ``check --json`` prints; the keys are documented and only change with the version."""
     runs = [
         {key: getattr(judgement, key) for key in _KEYS}
         | {"cost": msgspec.to_builtins(judgement.cost)}
@@ -312,6 +316,9 @@ def verdict_json(judgements: Sequence[Judgement]) -> dict[str, Any]:
 
 
 def finding_json(finding: Finding, advice: Advice) -> dict[str, Any]:
+    """One finding, with its cause and the next step; numbers that are not finite become
+    ``None``.
+    """
     worst = finding.worst
     return {
         "rule": finding.rule,
@@ -402,6 +409,7 @@ class Alerts:
 
 
 def _event(before: _Known | None, key: _Key, episode: Episode) -> Event | None:
+    """What happened to the episode since the last look; ``None``: nothing."""
     if before is None:
         return "opened" if episode.active else None
     if key not in before:
@@ -415,6 +423,7 @@ def _event(before: _Known | None, key: _Key, episode: Episode) -> Event | None:
 
 
 def news_text(alert: News) -> str:
+    """What ``check --follow`` prints of one alert; only the first line once it has recovered."""
     first, *rest = _finding_text(alert.finding, alert.advice)
     event = "" if alert.event == "opened" else f"{alert.event}: "
     if alert.event == "recovered":
@@ -425,6 +434,7 @@ def news_text(alert: News) -> str:
 
 
 def news_json(file: RunFile, alert: News) -> dict[str, Any]:
+    """One line of ``check --follow --json``, also what ``--notify-command`` gets."""
     return {
         "schema_version": SCHEMA_VERSION,
         "event": alert.event,

@@ -65,7 +65,7 @@ class Need(msgspec.Struct, frozen=True):
 
 
 def further(hits: int, tokens: int, wanted: int) -> Need | None:
-    """What is needed after ``hits`` in ``tokens`` tokens, if anything."""
+    """What is needed after ``hits`` in ``tokens`` tokens; ``None`` if ``wanted`` is reached."""
     missing = wanted - hits
     if missing <= 0:
         return None
@@ -130,6 +130,7 @@ class Coverage(msgspec.Struct, frozen=True):
     layers: list[LayerCoverage]
 
     def behind(self) -> list[tuple[LayerCoverage, ExpertCoverage]]:
+        """Experts that need more tokens, with their layer; the fewest tokens first."""
         found = [(layer, e) for layer in self.layers for e in layer.experts if e.more_tokens_low]
         return sorted(found, key=lambda one: one[1].tokens)
 
@@ -174,9 +175,22 @@ def coverage_of(
     last: int | None = None,
     length_of: Callable[[RunFile], int | None] = lambda file: None,
 ) -> Coverage:
-    """By default in the last ``LAST_STEPS`` counted steps of a training run, in all of another.
+    """Count the tokens of every expert from step ``first`` to step ``last``, both included.
 
-    ``length_of``: of a sequence, where the header has none.
+    Without either, a training run is covered by its last ``LAST_STEPS`` counted steps, another
+    run by all.
+
+    Args:
+        file: The run.
+        wanted: Tokens that every expert should have.
+        first: ``None``: from the beginning.
+        last: ``None``: to the end.
+        length_of: Tokens of a sequence, for a run whose header does not have them.
+
+    Raises:
+        NoCounts: no step there has counts.
+        OSError: as ``export.rows_of``.
+        UnknownFormat: as ``export.rows_of``.
     """
     whole_run = first is last is None
     low, high = first or 0, math.inf if last is None else last
@@ -267,6 +281,7 @@ def _layer(sums: _Sums, wanted: int, length: int | None) -> LayerCoverage:
 
 
 def coverage_text(coverage: Coverage) -> str:
+    """What `coverage` prints: a verdict, and a table of the experts with the fewest tokens."""
     short = coverage.behind()
     experts = sum(len(layer.experts) for layer in coverage.layers)
     tokens = max(layer.tokens for layer in coverage.layers)
@@ -294,6 +309,7 @@ def coverage_text(coverage: Coverage) -> str:
 
 
 def _table(short: Sequence[tuple[LayerCoverage, ExpertCoverage]], length: int | None) -> list[str]:
+    """The first experts in aligned columns: the first to the left, the others to the right."""
     experts = [one for _, one in short]
     columns = {
         "layer": [layer.layer for layer, _ in short],

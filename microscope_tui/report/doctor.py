@@ -79,6 +79,7 @@ def colours_of(environment: Mapping[str, str]) -> Colours:
 
 
 def layout_of(columns: int, rows: int) -> str:
+    """What the main screen shows in a window of this size, in words."""
     if columns < MIN_COLUMNS or rows < MIN_ROWS:
         return f"one line with the state; the table needs {MIN_COLUMNS}x{MIN_ROWS}"
     if rows < ROOMY_ROWS:
@@ -87,6 +88,7 @@ def layout_of(columns: int, rows: int) -> str:
 
 
 def doctor_text(versions: Mapping[str, str], terminal: Terminal) -> str:
+    """What ``doctor`` prints: versions, facts of the terminal, and what to change."""
     lines = [", ".join(f"{name} {version}" for name, version in versions.items()), ""]
     lines += [f"{label:<12} {value}" for label, value in _facts(terminal)]
     advice = recommended(terminal)
@@ -130,6 +132,7 @@ def _facts(terminal: Terminal) -> list[tuple[str, str]]:
 
 
 def recommended(terminal: Terminal) -> list[str]:
+    """What to change so that everything is shown, one sentence each; empty if all is well."""
     environment, size, used = terminal.environment, terminal.size, terminal.used
     colours = colours_of(environment)
     advice = [colours.remedy] if colours.remedy else _for_truecolor(terminal, colours.system)

@@ -22,6 +22,7 @@ Explanation = dict[str, Any]
 
 
 def explained(name: str, limits: Limits = DEFAULTS) -> Explanation:
+    """The rule ``name`` (``KeyError`` without it), with ``limits`` beside their defaults."""
     rule = RULES[name]
     mine = limits.of(rule.limits_type)
     return {

@@ -118,6 +118,7 @@ def _scalars(record: StepRecord | None) -> dict[str, Any]:
 
 
 def write_csv(columns: Sequence[str], rows: Iterable[Row], file: TextIO) -> None:
+    """Write a table with its heads; a spreadsheet runs none of its names as a formula."""
     table = csv.writer(file, lineterminator="\n")
     table.writerow(columns)
     table.writerows([_cell(value) for value in row] for row in rows)
@@ -135,13 +136,21 @@ def _cell(value: Cell) -> Cell:
 
 
 def rows_of(file: RunFile, *, experts: bool = False) -> Iterator[Row]:
-    """In the order of ``EXPERT_COLUMNS`` or ``ROUTER_COLUMNS``."""
+    """The rows of a run, in the order of ``EXPERT_COLUMNS`` or ``ROUTER_COLUMNS``.
+
+    Raises:
+        OSError: the run cannot be read.
+        UnknownFormat: the run has another format version.
+    """
     for run, entry in surviving_steps(file):
         yield from _of_experts(run, entry) if experts else _of_routers(run, entry)
 
 
 def surviving_steps(file: RunFile) -> Iterator[tuple[RunRecord, StepEntry]]:
-    """The steps that no restart superseded, each with its header."""
+    """The steps that no restart superseded, each with the header it was written under.
+
+    The run is read twice. ``OSError``, ``UnknownFormat``: as ``rows_of``.
+    """
     kept = iter(_surviving(file))
     run: RunRecord | None = None
     for entry in entries_of(file):

@@ -73,6 +73,7 @@ def exit_code(report: FormatReport) -> int:
 
 
 def format_text(report: FormatReport) -> str:
+    """Every problem as ``path:line: severity: reason``, and a line with the totals."""
     lines = [
         f"{report.path}:{problem.line}: {problem.severity}: {problem.reason}"
         for problem in report.problems
@@ -87,6 +88,7 @@ def format_text(report: FormatReport) -> str:
 
 
 def format_json(report: FormatReport) -> dict[str, Any]:
+    """One file in what ``check --format-only --json`` prints."""
     return {
         "schema_version": 1,
         "path": report.path,

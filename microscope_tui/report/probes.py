@@ -69,6 +69,7 @@ def _text(text: bytes | None) -> str | None:
 
 
 def mismatch_json(found: Mismatch, a: str, b: str) -> dict[str, Any]:
+    """What ``compare --json`` prints; ``a`` and ``b`` are the names of the files."""
     return {
         "schema_version": 1,
         "a": a,

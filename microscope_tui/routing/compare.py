@@ -111,14 +111,17 @@ class Mismatch:
 
     @property
     def compared(self) -> int:
+        """Tokens that both files routed, summed over layers."""
         return sum(layer.compared for layer in self.layers)
 
     @property
     def differing(self) -> int:
+        """Those of ``compared`` with other experts in B."""
         return sum(layer.differing for layer in self.layers)
 
     @property
     def share(self) -> float:
+        """``differing`` / ``compared``, 0 … 1."""
         return self.differing / self.compared
 
     def top_swaps(self, most: int) -> list[tuple[LayerMismatch, int, int, int]]:
@@ -132,9 +135,17 @@ class Mismatch:
 
 
 def compare(a: Routing, b: Routing, *, token_ids: bool = True, margins_of: str = "A") -> Mismatch:
-    """``token_ids``: whether both have them; ``margins_of``: A, B, or empty if neither has any.
+    """Compare the choices of two files.
 
-    ``NotComparable``: they differ in tokens, layers, experts or k, or no token was routed in both.
+    Args:
+        a: Its names of the layers are shown.
+        b: The other file.
+        token_ids: Whether both files have token ids, which then must be equal.
+        margins_of: File whose margins sort the choices: A, B, or empty if neither has any.
+
+    Raises:
+        NotComparable: they differ in tokens, layers, experts or k, or no token was routed in
+            both.
     """
     _refuse_others(a, b, token_ids)
     flags = bytearray(a.tokens)

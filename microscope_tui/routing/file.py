@@ -59,7 +59,12 @@ class Routing:
     """One open file. Close it, or use it as a context manager."""
 
     def __init__(self, path: Path) -> None:
-        """Open and check ``path``, a regular file (``OSError``) of this form (``BadRouting``)."""
+        """Open and check ``path``. Numbers stay in the file until they are asked for.
+
+        Raises:
+            OSError: it cannot be opened, or is not a regular file.
+            BadRouting: it is not a ``routing.bin``, has another version, is damaged, or cut off.
+        """
         self.path = path
         descriptor = open_regular_file(path)
         try:
@@ -82,6 +87,7 @@ class Routing:
         self.close()
 
     def close(self) -> None:
+        """Unmap the file; nothing may be read from it any more."""
         self._map.close()
 
     def _read_header(self) -> None:
@@ -124,7 +130,10 @@ class Routing:
         self._text_bytes = header.text_bytes
 
     def choice(self, layer: int, token: int) -> Choice:
-        """Both count from 0 (``IndexError``)."""
+        """What router number ``layer`` chose for a token; both count from 0.
+
+        ``IndexError``: there is no such layer or token.
+        """
         k = self.shape.top_k
         ids = self._numbers("ids", layer, token, k)
         weights = self._numbers("weights", layer, token, k)
@@ -185,18 +194,21 @@ class Routing:
         return None
 
     def token_ids(self, start: int, end: int) -> Sequence[int]:
+        """Ids in the tokenizer's vocabulary of the tokens from ``start`` to before ``end``."""
         return list(self._span("token_ids", start, end))
 
     def slices_of(self, start: int, end: int) -> Sequence[int]:
+        """Number of the slice, from 0, of each token from ``start`` to before ``end``."""
         return self._span("slices", start, end)
 
     def window_of(self, token: int) -> int:
+        """Number of the window, from 0, in which the model saw the token."""
         return self._number("windows", token)
 
     def text(self, start: int, end: int, most: int | None = None) -> list[bytes]:
         """The bytes of each token from ``start`` to before ``end``; at most ``most`` of each.
 
-        ``BadRouting``: the table of the ends is damaged.
+        ``None`` gives them whole. ``BadRouting``: the table of the ends is damaged.
         """
         end = min(end, self.tokens)
         if start >= end:
@@ -281,7 +293,21 @@ class RoutingWriter:
         model: str = "",
         dtype: str = "",
     ) -> None:
-        """Open a new file beside ``path``; ``BadRouting`` if a size is out of range."""
+        """Open a new file beside ``path``, with room for ``shape.capacity`` tokens.
+
+        ``path`` itself appears with ``finish`` only.
+
+        Args:
+            path: An older file there is replaced at the end.
+            shape: Layers, experts, k, and the most tokens.
+            slices: Names of the slices, by their number.
+            model: As shown.
+            dtype: Of the model.
+
+        Raises:
+            BadRouting: a size is out of range.
+            OSError: it cannot be written.
+        """
         shape.refuse_nonsense()
         self.path = path
         self.shape = shape
@@ -293,14 +319,20 @@ class RoutingWriter:
         self._file = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
 
     def put(self, name: str, layer: int, token: int, numbers: bytes) -> None:
-        """Write numbers of one section from ``token`` on, packed in the section's type."""
+        """Write numbers of one section from ``token`` on, packed in the section's type.
+
+        ``ValueError``: they are not whole rows, or there is no room for them.
+        """
         row = self.places.sections[name].row
         if len(numbers) % row or token + len(numbers) // row > self.shape.capacity:
             raise ValueError(f"{name}: {len(numbers):,} bytes at token {token:,} do not fit")
         self._write(numbers, self.places.at(name, layer, token))
 
     def get(self, name: str, layer: int, tokens: int) -> bytes:
-        """What was written of one section, for the first ``tokens`` tokens."""
+        """What was written of one section, for the first ``tokens`` tokens.
+
+        ``ValueError``: fewer were written.
+        """
         at = self.places.at(name, layer, 0)
         end = at + tokens * self.places.sections[name].row
         parts = []
@@ -333,7 +365,8 @@ class RoutingWriter:
     def finish(self, tables: Tables = Tables(), tokens: int | None = None) -> None:  # noqa: B008
         """Write the header and give the file its name.
 
-        ``tokens``: how many all layers have, if not all that were appended.
+        ``tokens``: how many all layers have, if not all that were appended. ``OSError``: the
+        disk is full.
         """
         shape = self.shape
         header = self._about | {
@@ -358,6 +391,7 @@ class RoutingWriter:
         os.replace(self._part, self.path)
 
     def abandon(self) -> None:
+        """Close and remove the unfinished file; instead of ``finish``."""
         os.close(self._file)
         self._part.unlink(missing_ok=True)
 

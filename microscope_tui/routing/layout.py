@@ -39,10 +39,12 @@ class Section(msgspec.Struct, frozen=True):
 
     @property
     def itemsize(self) -> int:
+        """Bytes of one number."""
         return struct.calcsize("<" + self.code)
 
     @property
     def row(self) -> int:
+        """Bytes of the numbers of one token, in one layer if the section has layers."""
         return self.per_token * self.itemsize
 
 
@@ -71,7 +73,7 @@ class Shape(msgspec.Struct, frozen=True):
     """Tokens that there is room for."""
 
     def refuse_nonsense(self) -> None:
-        """``BadRouting`` if a size is out of range."""
+        """Check that every size is in range. ``BadRouting``: one is not."""
         for what, value, most in (
             ("layers", len(self.layers), MOST_LAYERS),
             ("num_experts", self.num_experts, MOST_EXPERTS),
@@ -85,6 +87,8 @@ class Shape(msgspec.Struct, frozen=True):
 
 
 class Places:
+    """The offsets of the numbers in a file of a given shape."""
+
     def __init__(self, shape: Shape) -> None:
         self._shape, self._offsets, at = shape, dict[str, int](), ALIGNMENT
         self.sections = {one.name: one for one in sections(shape.num_experts, shape.top_k)}

@@ -47,7 +47,7 @@ class CompressedLog(Tail):
     def _next(self, file: int, max_bytes: int) -> bytes:
         """The next whole lines, or a piece of a long one: at most ``max_bytes``.
 
-        All before a damaged part is handed out before its ``OSError``.
+        ``OSError``: what follows is damaged; all before it was handed out.
         """
         if self._fault:
             self.exhausted = True
@@ -108,6 +108,7 @@ class _Gzip:
 
 
 def _new_decoder(path: Path) -> tuple[Any, type[Exception]]:
+    """A decoder, and what it raises for damage; the library for zstd is loaded only when needed."""
     if path.suffix != ".zst":
         return _Gzip(), zlib.error
     try:

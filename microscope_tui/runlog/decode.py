@@ -51,9 +51,13 @@ _SHORT = 2048  # bytes of a matrix that is decoded in less time than its rows ar
 
 
 def decode_line(line: bytes) -> Record | None:
-    """``None`` for an empty line, and a record of an unknown kind.
+    """Decode one complete line.
 
-    ``BadLine``: no usable record; ``UnknownFormat``: a ``run`` record of another version.
+    Returns ``None`` for an empty line and for a record of an unknown kind (ignored by contract).
+
+    Raises:
+        BadLine: the line holds no usable record.
+        UnknownFormat: a ``run`` record of another format version.
     """
     if line.startswith(_STEP_PREFIXES):
         try:
@@ -223,7 +227,10 @@ def infer_run(line: bytes, name: str) -> RunRecord | None:
 
 
 def object_of(line: bytes) -> dict[str, Any]:
-    """msgspec first, the standard library for what it refuses."""
+    """The JSON object in a line; ``NaN`` and ``Infinity`` are allowed, as Python writes them.
+
+    ``BadLine``: the line is too long, nested too deeply, or holds no JSON object.
+    """
     if len(line) > _MAX_OBJECT_BYTES:
         raise BadLine(f"{len(line) >> 20:,} MB in one line, more than any record needs")
     try:
@@ -432,6 +439,7 @@ def pair_of(value: Any) -> list[int] | None:
 
 
 def _floats_of(row: Any) -> list[float] | None:
+    """A row of numbers; ``None`` if one of them is missing."""
     if isinstance(row, list) and set(map(type, row)) == {float}:
         return row
     values = _values_of(row) or []

@@ -63,7 +63,7 @@ class RunFile(msgspec.Struct, frozen=True):
         return self.foreign or self.path.suffix in ARCHIVE_SUFFIXES
 
     def open(self) -> Source:
-        """Its log lines from the start; ``OSError`` if what reads it cannot be set up."""
+        """Its log lines from the start. ``OSError``: what reads it cannot be set up."""
         return CompressedLog(self.path) if self.is_read_whole else Tail(self.path)
 
     def glance(self) -> Glance:
@@ -71,6 +71,10 @@ class RunFile(msgspec.Struct, frozen=True):
         return glance(self.path)
 
     def identity(self) -> Stamp:
+        """The present state of the file: unchanged as long as nothing was written.
+
+        ``OSError``: it cannot be read.
+        """
         with opened(self.path) as file:
             return identity_of(file)
 
@@ -93,7 +97,12 @@ class KnownLogs(msgspec.Struct):
 def find_runs(root: Path, known: KnownLogs | None = None) -> list[RunFile]:
     """The run of the folder ``root``, else those below, newest first; empty while there is none.
 
-    ``NoRuns``: it is a single file that is not a run log or cannot be read.
+    Args:
+        root: A folder, or a single log.
+        known: What the last search found: only files that have changed are opened again.
+
+    Raises:
+        NoRuns: ``root`` is a single file that is not a run log or cannot be read.
     """
     if root.exists() and not root.is_dir():
         return [_single_run(root)]
@@ -137,9 +146,13 @@ def find_logs(root: Path) -> list[Path]:
 
 
 def entries_of(file: RunFile) -> Iterator[Entry]:
-    """All records that are there now; ``OSError`` or ``UnknownFormat``.
+    """All records that are there now, for commands that need no screen.
 
     A run that is replaced while it is read counts up to there.
+
+    Raises:
+        OSError: it cannot be read.
+        UnknownFormat: the log has another format version.
     """
     source = file.open()
     reader = RunReader(file.name)

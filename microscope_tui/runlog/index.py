@@ -153,9 +153,13 @@ class Overview(msgspec.Struct):
 
 
 def sample(path: Path, name: str, count: int) -> Overview:
-    """About ``count`` steps of the whole file; only the full scan finds a restart between two.
+    """About ``count`` steps of the whole file, without torn lines and other records.
 
-    Raises ``UnknownFormat`` for a log of another version.
+    A restart between two samples is found by the full scan only.
+
+    Raises:
+        OSError: the file cannot be read.
+        UnknownFormat: the log has another format version.
     """
     overview = Overview()
     with opened(path) as file:
@@ -195,7 +199,10 @@ def sample_of(lines: bytes, name: str) -> Overview:
 def read_steps(
     path: Path, run: RunRecord, start: int, end: int | None = None, piece: int = _READ_BYTES
 ) -> Iterator[StepEntry]:
-    """From the line at ``start``, until the next ``run`` record or behind ``end``."""
+    """The steps from the line at ``start``, until the next ``run`` record or behind ``end``.
+
+    ``piece``: bytes that are read at a time. ``OSError``: the file cannot be read.
+    """
     for _, entry in _between(path, run, start, end, piece):
         if isinstance(entry, RunRecord):
             return
@@ -208,8 +215,17 @@ def surviving_steps(
 ) -> list[tuple[int, int]]:
     """Step and offset of the lines in ``start`` … ``end`` that hold steps below ``limit``.
 
-    If ``restarted``, steps below ``limit`` may be superseded in there; else they only grow, and
-    reading ends with them.
+    Args:
+        path: The log.
+        run: The header that these lines were written under.
+        start: Offset of the beginning of a line.
+        end: Offset where reading ends; so does another header.
+        limit: Only smaller steps are returned.
+        restarted: Steps below ``limit`` may be superseded in there; else they only grow, and
+            reading ends with them.
+
+    Raises:
+        OSError: the file cannot be read.
     """
     kept: list[tuple[int, int]] = []
     course = Course()
@@ -226,6 +242,10 @@ def surviving_steps(
 
 
 def step_at(path: Path, run: RunRecord, offset: int) -> StepEntry | None:
+    """The step whose line begins at ``offset``; ``None`` if the file has changed there.
+
+    ``OSError``: the file cannot be read.
+    """
     entry = next(read_steps(path, run, offset), None)
     return entry if entry is not None and entry.offset == offset else None
 
@@ -247,7 +267,8 @@ def _between(
 def find_step(path: Path, run: RunRecord, step: int, start: int, end: int) -> StepEntry | None:
     """The last entry at or before ``step`` of those that begin in ``start`` … ``end``.
 
-    ``start`` is the beginning of a line; steps grow in between.
+    ``start`` is the beginning of a line; steps grow in between. Of a step that appears twice the
+    first entry is taken; ``None`` if all are later. ``OSError``: the file cannot be read.
     """
     with opened(path) as file:
         low, high = start, end
@@ -270,6 +291,7 @@ def find_step(path: Path, run: RunRecord, step: int, start: int, end: int) -> St
 
 
 def _step_after(file: int, start: int, end: int) -> tuple[int, int] | None:
+    """Offset and number of the first step whose line begins after ``start`` and before ``end``."""
     while (found := line_after(file, start, end)) is not None:
         at, line = found
         with suppress(BadLine, UnknownFormat):

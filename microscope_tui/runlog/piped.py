@@ -32,7 +32,14 @@ class Spool:
     """
 
     def __init__(self, limit: int = MOST_BYTES) -> None:
-        """Open a file in ``TMPDIR``; ``OSError`` if none can be made there, or not read again."""
+        """Open a file without a name in the folder for temporary files (``TMPDIR``).
+
+        Args:
+            limit: Most bytes that it may take; of a longer log the beginning is dropped.
+
+        Raises:
+            OSError: no file can be made there, or it could not be read again.
+        """
         with _unnamed_file() as file:
             self._file = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._file)
@@ -117,8 +124,10 @@ class PipedLog(SpooledLog):
     def read(self, max_bytes: int = 1 << 20) -> Chunk:
         """The next whole lines that have arrived, or a piece of a line that is longer.
 
-        What is in a pipe is never cut off: the last line is handed out whole, and all before a
-        failure before its ``OSError``.
+        What is in a pipe is never cut off, so the last line before its end is handed out whole.
+
+        Raises:
+            OSError: the descriptor could not be read on; everything before was handed out.
         """
         with self._changed:
             data = bytes(self._waiting[:max_bytes])
@@ -167,8 +176,10 @@ class PipedLog(SpooledLog):
 def take_over_stdin() -> int:
     """Free descriptor 0 for the keyboard: the piped log moves to the descriptor returned.
 
-    Call it before anything reads from the standard input. ``OSError``: nothing is piped in, or
-    there is no terminal.
+    Call it before anything reads from the standard input.
+
+    Raises:
+        OSError: nothing is piped in, or there is no terminal to read keys from.
     """
     if os.isatty(0):
         raise OSError("the standard input is the terminal: pipe a log into it, or name a path")

@@ -225,7 +225,12 @@ class Problems:
     def checked(self, key: str, value: Any, rule: Rule, code: str = "") -> Any:
         """The sound value at ``key``; ``None`` where there is none or where it is a problem.
 
-        ``code``: class of the problem where ``key`` holds an index, so that classes are bounded.
+        Args:
+            key: Where it is, as shown.
+            value: As decoded from JSON; ``None`` is never a problem.
+            rule: What the format allows there.
+            code: Class of the problem where ``key`` holds an index, so that the classes are
+                bounded.
         """
         code = code or key
         if value is None or rule is None:
@@ -274,6 +279,9 @@ class Problems:
         ]
 
     def unexpected(self, code: str, key: str, value: Any, expected: str) -> None:
+        """Report that ``value`` is not what the format allows; ``code`` is the class of the
+        problem.
+        """
         self.say("expected", code, key=key, value=value, expected=expected)
 
     def _number(self, key: str, value: Any, rule: Number, code: str) -> Any:

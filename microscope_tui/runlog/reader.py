@@ -81,9 +81,14 @@ class StepEntry:
 
     @property
     def length(self) -> int:
+        """Bytes of the line, with its newline."""
         return len(self._line) + 1
 
     def matrices(self) -> Matrices:
+        """The matrices of all routers; decoded once and kept.
+
+        Where only single rows of counts can be read, every other entry is ``None``.
+        """
         if self._matrices is None:
             try:
                 self._matrices = decode_matrices(self._line.strip(b"\0 "), self.routers)
@@ -105,9 +110,13 @@ class StepEntry:
         return self.matrices().expert_bias[router_index]
 
     def means(self) -> tuple[Rows, Rows]:
+        """Mean weight and mean output norm of every expert, by router; decoded at every call."""
         return decode_means(self._line.strip(b"\0 "), self.routers)
 
     def numbers(self) -> dict[str, float | Values]:
+        """All numbers of the line by their name, also those without a meaning for the rules;
+        kept.
+        """
         if self._numbers is None:
             self._numbers = numbers_of(self._line)
         return self._numbers
@@ -142,7 +151,13 @@ class RunReader:
         """Knows number and place of the current line of ``feed``."""
 
     def feed(self, chunk: bytes) -> Iterator[Entry]:
-        """The entries that ``chunk`` completes; ``UnknownFormat`` for another format version."""
+        """Yield the entries that ``chunk``, the bytes after those of the last call, completes.
+
+        Lines that cannot be read count as defects.
+
+        Raises:
+            UnknownFormat: the log has another format version; nothing in it can be trusted.
+        """
         for number, line in self.lines.feed(chunk):
             try:
                 record = decode_line(line)

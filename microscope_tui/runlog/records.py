@@ -220,6 +220,8 @@ class Matrices(msgspec.Struct, frozen=True):
 
 
 class RouterInfo(msgspec.Struct, frozen=True):
+    """One router of the model: its shown name, true depth, experts and choices per token."""
+
     name: str
     depth: int
     num_experts: int

@@ -39,11 +39,13 @@ class Defects(msgspec.Struct):
     first: list[str] = msgspec.field(default_factory=list)
 
     def add(self, line_number: int, reason: str) -> None:
+        """Count a line that was skipped; the reasons of the first three are kept."""
         self.count += 1
         if len(self.first) < 3:
             self.first.append(f"line {line_number:,}: {reason}")
 
     def merge(self, other: "Defects") -> None:
+        """Add the defects of another file behind these."""
         self.count += other.count
         self.first = [*self.first, *other.first][:3]
 
@@ -87,6 +89,7 @@ class LineSplitter:
         self._fed += len(chunk)
 
     def report(self, defects: Defects) -> None:
+        """Move the lines that were too long, and were left out, to ``defects``."""
         for number in self.overlong:
             defects.add(number, f"longer than {self._max >> 20} MB, skipped")
         self.overlong = []
@@ -163,7 +166,8 @@ class Source(Progress, ABC):
     def sampled(self, count: int) -> bytes:
         """Lines of about ``count`` steps of the whole run, without reading all of it.
 
-        Empty where the source offers none, or where ``path`` can be sampled itself.
+        Empty where the source offers none, or where ``path`` can be sampled itself. ``OSError``:
+        it cannot be read.
         """
         return b""
 
@@ -175,7 +179,8 @@ class Source(Progress, ABC):
     def read(self, max_bytes: int = 1 << 20) -> Chunk:
         """New data, about ``max_bytes`` of it; never waits for a writer.
 
-        ``OSError``: it is there but cannot be read; a later read may succeed.
+        Raises:
+            OSError: it is there but cannot be read; a later read may succeed.
         """
 
 
@@ -206,7 +211,10 @@ class Tail(Source):
         return EVERYTHING
 
     def read_lines(self, max_bytes: int = 1 << 20) -> Chunk:
-        """The next lines; those above the limit count as defects. Use either this or ``read``."""
+        """The next complete lines; those above the limit are left out and count as defects.
+
+        Use either this or ``read``. ``OSError``: as ``read``.
+        """
         chunk = self.read(max_bytes)
         lines = list(self._splitter.feed(chunk.data))
         self._splitter.report(self.defects)
@@ -231,7 +239,10 @@ class Tail(Source):
             return Chunk(b"")
 
     def pread(self, length: int, offset: int) -> bytes:
-        """Also updates ``size``; nothing counts as read."""
+        """Bytes at any place; also updates ``size``, but nothing counts as read.
+
+        ``OSError``: it cannot be read.
+        """
         with opened(self.path) as file:
             self.size = os.fstat(file).st_size
             return os.pread(file, length, offset)
@@ -335,15 +346,18 @@ class Stamp(NamedTuple):
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
+    """The state without a hash of the content: nothing is read."""
     return Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def identity_of(file: int) -> Stamp:
+    """The state of an open file, with a hash of its first bytes."""
     head = hashlib.sha256(os.pread(file, _FINGERPRINT_BYTES, 0)).hexdigest()[:16]
     return stamp_of(os.fstat(file))._replace(head=head)
 
 
 def read_at(path: Path, start: int, size: int) -> bytes:
+    """Bytes of a regular file; fewer at its end. ``OSError``: it cannot be read."""
     with opened(path) as file:
         return os.pread(file, size, start)
 
@@ -358,7 +372,10 @@ def read_lines_at(file: int, start: int, want: int, most: int, lines: int = 1) -
 
 
 def open_regular_file(path: Path) -> int:
-    """Open a regular file for reading, or raise ``OSError``; never blocks on a pipe or a device."""
+    """Open ``path`` for reading; never blocks on a pipe or a device. The caller closes it.
+
+    ``OSError``: it cannot be opened, or is not a regular file.
+    """
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
@@ -368,6 +385,7 @@ def open_regular_file(path: Path) -> int:
 
 @contextmanager
 def opened(path: Path) -> Iterator[int]:
+    """A descriptor of the file, closed with the context; ``OSError`` as ``open_regular_file``."""
     file = open_regular_file(path)
     try:
         yield file

@@ -78,6 +78,8 @@ class _Promise(NamedTuple):
 
 
 class LogValidator(Problems):
+    """Checks one line after the other, with the state that later lines are checked against."""
+
     def __init__(self) -> None:
         super().__init__()
         self.records: Counter[str] = Counter()
@@ -90,6 +92,7 @@ class LogValidator(Problems):
         self._measured = False
 
     def check(self, line_number: int, line: bytes) -> None:
+        """Add the problems of the next line; call it for every line of the log, in order."""
         self.line = line_number
         if (record := self.strict_object(line)) is not None:
             self._record(record)

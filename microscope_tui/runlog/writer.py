@@ -65,7 +65,13 @@ class RunLogWriter:
     """Appends JSON lines to ``path``; a torn last line of an earlier process is cut off first."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Open ``path`` for append and create its folder; ``OSError`` now, not hours later."""
+        """Open ``path`` for append and create its folder.
+
+        A last line that is cut off is removed.
+
+        Raises:
+            OSError: the log cannot be created at all: raised at the start, not hours later.
+        """
         self.path = path
         self.lost_records = 0
         """Lost records that the log does not report yet."""
@@ -253,10 +259,13 @@ class BackgroundLog:
     def __init__(
         self, log: RunLogWriter, *, finish: Callable[[Record, bool], Record] = without_matrices
     ) -> None:
-        """Start the thread that writes to ``log`` and closes it.
+        """Start the thread that writes to ``log``; from now on only this object may use or close
+        it.
 
-        On that thread ``finish`` gets a record and whether its matrices are wanted, and returns
-        what is written: a place for work that the training can do without.
+        Args:
+            log: Opened for append.
+            finish: Called on that thread with a record and whether its matrices are wanted;
+                returns the record to write. A place for work that the training can do without.
         """
         self._log = log
         self._finish = finish
