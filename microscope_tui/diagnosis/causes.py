@@ -174,6 +174,7 @@ class Cause(msgspec.Struct, frozen=True):
     sign: Episode | None = None
     """The first sign of a divergence."""
     goes_back: bool = True
+    """Whether the remedy may include an earlier checkpoint."""
     reset: str = ""
     """What else to undo when going back."""
 

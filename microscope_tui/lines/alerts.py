@@ -56,12 +56,15 @@ class AlertState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
+    """One alert in the list, as it was at the shown step."""
+
     finding: Finding
     advice: Advice
     state: AlertState
     key: str
     """In the set of seen alerts."""
     seen: bool
+    """Whether the user marked it as seen."""
 
     @property
     def id(self) -> tuple[str, object]:
@@ -70,11 +73,13 @@ class Entry:
 
     @property
     def text(self) -> str:
+        """What a filter matches: rule, severity, state and layers."""
         word = WORD_OF_SEVERITY[self.finding.severity]
         return " ".join([self.finding.rule, word, self.state, *self.finding.layers])
 
     @property
     def role(self) -> str:
+        """The colour of its severity while it is active."""
         active = self.state is AlertState.ACTIVE
         return ROLE_OF_SEVERITY[self.finding.severity] if active else "dim"
 
@@ -87,6 +92,7 @@ class Entry:
 
     @property
     def end(self) -> str:
+        """When it was over: a step, or a word."""
         if self.state is AlertState.LATER:
             return "later"
         if self.finding.active:
@@ -106,7 +112,10 @@ class Entry:
 def entries_of(
     view: RunView, known: Iterable[tuple[Finding, Advice]], seen: Container[str], pattern: str
 ) -> list[Entry]:
-    """``known``: by the end of the log, for later ones."""
+    """Active ones first, then recovered, notes, and later ones; only those that match ``pattern``.
+
+    ``known``: findings by the end of the log, for later ones; ``seen``: keys as in ``Entry.key``.
+    """
     entries: list[Entry] = []
     later = [pair for pair in known if pair[0].onset > view.step]
     for finding, advice in [*view.findings, *later]:
@@ -122,6 +131,7 @@ def entries_of(
 
 
 def title_line(entries: Sequence[Entry], view: RunView, width: int, right: str) -> Line:
+    """How many there are of each state; ``right`` is dropped if there is no room."""
     line: Line = [Span(" alerts", "title")]
     if not entries:
         line.append(dim("   none"))
@@ -158,12 +168,14 @@ def fit_alerts(entries: Sequence[Entry], width: int) -> Table:
 
 
 def list_width(entries: Sequence[Entry], columns: int) -> int:
+    """Cells of the list, where the details are beside it on a screen of ``columns``."""
     full = fit_alerts(entries, 10**6)
     most = max(_NARROW, columns // 2, full.used("layers") + _LEAST_LAYERS)
     return min(max(_NARROW, full.used()), most, columns - _LEAST_DETAIL)
 
 
 def entry_line(entry: Entry, table: Table, *, chosen: bool) -> Line:
+    """One row of the table of ``fit_alerts``."""
     finding, role = entry.finding, entry.role
     bright = "value" if entry.state is AlertState.ACTIVE or chosen else "dim"
     severity = f"{finding.severity.letter} {finding.severity.label}"
@@ -251,6 +263,7 @@ def _facts(entry: Entry) -> Sequence[tuple[str, str]]:
 
 
 def no_alerts(view: RunView, width: int) -> list[Line]:
+    """What a screen without alerts shows instead: what was judged, and by which limits."""
     warn, share, drops = CollapseLimits().warn, StarvedLimits().share, DropLimits().warn
     judged = view.no_verdict or f"up to step {view.judged_step:,}"
     explain = "`moe-microscope explain` lists all rules and their limits"
@@ -272,7 +285,7 @@ def no_alerts(view: RunView, width: int) -> list[Line]:
 
 
 def evidence(watch: RunWatch, view: RunView, layer: int, columns: int, most: int) -> list[Line]:
-    """This layer's own findings, in at most ``most`` lines."""
+    """This layer's own findings, in at most ``most`` lines. It takes the lock of ``watch``."""
     lines: list[Line] = []
     width = max(20, columns - 12)
     with watch.lock:

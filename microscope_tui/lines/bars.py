@@ -43,6 +43,16 @@ def load_bars(
     chosen: int | None = None,
     focused: bool = False,
 ) -> list[Line]:
+    """The load of every expert in exactly ``size`` cells (width, height), with a line at the fair
+    share.
+
+    Args:
+        load: multiples of the fair share.
+        nothing: the text where ``load`` is empty.
+        step: at which it was counted.
+        chosen: the expert of the cursor.
+        focused: whether keys act on this chart.
+    """
     width, height = size
     if not load:
         return _nothing("load per expert", nothing, size, focused)
@@ -104,7 +114,10 @@ def bias_bars(
     chosen: int | None = None,
     focused: bool = False,
 ) -> list[Line]:
-    """As distances from the mean of the layer, up and down."""
+    """The bias of every expert as its distance from the mean of the layer, up and down.
+
+    The arguments are those of ``load_bars``.
+    """
     width, height = size
     room, rows = width - GUTTER, height - 1
     known = [b for b in bias if math.isfinite(b)]

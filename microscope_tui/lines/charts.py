@@ -45,9 +45,13 @@ _SPREADS = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Curve:
+    """One line of a chart."""
+
     steps: Sequence[int]
+    """The first step of each column; where the axis is not of steps, positions on it."""
     columns: Sequence[Column]
     role: str = "value"
+    """Its colour, see ``spans``."""
     edge: str = "mean"
     """``low``, ``mean`` or ``high``: dips, the usual, or spikes."""
     name: str = ""
@@ -61,11 +65,14 @@ class Curve:
 
 
 class Scale(NamedTuple):
+    """The y axis of a chart, in the unit of the values."""
+
     bottom: float
     top: float
     beyond: float | None = None
     """The highest value, if it lies beyond the top."""
     log: bool = False
+    """Logarithmic; ``bottom`` is then above 0."""
 
     def share(self, value: float) -> float:
         """0 at the bottom, 1 at the top."""
@@ -76,10 +83,14 @@ class Scale(NamedTuple):
         return math.log(value / self.bottom) / math.log(self.top / self.bottom)
 
     def text(self, value: float) -> str:
+        """The label of a tick."""
         return tick_text(value, 10 * value if self.log else self.top - self.bottom)
 
     @property
     def powers(self) -> Sequence[float]:
+        """Powers of ten between the ends of a logarithmic axis, for lines across; empty for
+        others.
+        """
         if not self.log:
             return ()
         first = math.floor(math.log10(self.bottom)) + 1
@@ -88,22 +99,28 @@ class Scale(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Chart:
+    """What one chart shows, without a size; ``app/charts.py`` draws it."""
+
     name: str
     curves: Sequence[Curve]
     now: float | None = None
     """Exact, at the shown step."""
     note: str = ""
+    """Behind the value in the title, if there is room."""
     bottom: float | None = 0.0
     """``None`` fits the curves."""
     top: float | None = None
+    """``None`` fits the curves, without spikes that would flatten the rest."""
     limits: Sequence[tuple[float, str]] = ()
     """Reference levels, each with a role."""
     points: Sequence[tuple[int, float]] = ()
     """Single measurements: step and value."""
     spell: Callable[[float | None], str] = words.decimal
+    """The value in the title as text."""
     ends: tuple[str, str] | None = None
     """Labels of the lower and the upper end, if they differ from the drawn numbers."""
     nothing: str = "not measured in this window"
+    """Why it is empty, where nothing is ``measured``."""
     notes: Sequence[str] = ()
     """Before the note, each as far as there is room."""
     right: Scale | None = None
@@ -111,6 +128,7 @@ class Chart:
 
     @property
     def measured(self) -> bool:
+        """Whether any value is a number."""
         return any(v == v for curve in self.curves for v in curve.values) or bool(self.points)
 
     def scale(self) -> Scale:
@@ -140,6 +158,7 @@ class Chart:
         return Scale(bottom, top, beyond)
 
     def title(self, step: int, smoothing: float, width: int, *, focused: bool) -> Line:
+        """The name, the value at ``step``, and how it is drawn, in exactly ``width`` cells."""
         _, _, beyond, log = self.scale()
         value = self.spell(self.now) if self.now is not None else ""
         line = chart_name(self.name, focused)
@@ -151,6 +170,7 @@ class Chart:
 
 
 def names_width(width: int, *, named: bool) -> int:
+    """Cells right of a chart for the names of its curves; 0 where they would take too much."""
     return _NAMES if named and width > 3 * _NAMES else 0
 
 
@@ -174,6 +194,7 @@ def beside(first: Chart, second: Chart) -> Chart:
 
 
 def chart_name(name: str, focused: bool) -> Line:
+    """The beginning of a title, marked if keys act on this chart."""
     return [Span("▶ " if focused else "  ", "accent"), Span(name, "accent" if focused else "value")]
 
 
@@ -214,7 +235,10 @@ def tick_text(value: float, span: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
+    """A chart in a stack, and its size in cells."""
+
     name: str
+    """Key of the chart."""
     width: int
     height: int
     last: bool
@@ -224,7 +248,9 @@ class Placed:
 @dataclass(frozen=True, slots=True)
 class ChartLayout:
     stacks: Sequence[Sequence[Placed]]
+    """From left to right; in each from the top."""
     hidden: Sequence[str]
+    """Names of the charts that have no room."""
 
 
 def arranged(

@@ -10,6 +10,7 @@ from microscope_tui.lines.spans import Line, Span, pad
 
 class Column(msgspec.Struct, frozen=True):
     name: str
+    """Key of the cells in ``Table.line``."""
     width: int
     """Cells; the last column may be wider than what is left for it."""
     align: str = "left"
@@ -26,9 +27,11 @@ class Table(msgspec.Struct, frozen=True):
     width: int = 0
     """Of a line; as many as the columns have by default."""
     left_out: Sequence[str] = ()
+    """Names of the columns that had no room."""
 
     @classmethod
     def fitting(cls, columns: Sequence[Column], width: int) -> "Table":
+        """The columns that fit in ``width`` cells: of those left out, priority 1 goes first."""
         kept = list(columns)
         for column in sorted(columns, key=lambda column: column.priority):
             if column.priority and sum(c.gap + c.width for c in kept) > width:
@@ -36,6 +39,7 @@ class Table(msgspec.Struct, frozen=True):
         return cls(kept, width, [column.name for column in columns if column not in kept])
 
     def used(self, *without: str) -> int:
+        """Cells of all columns with their gaps, without those named."""
         return sum(c.gap + c.width for c in self.columns if c.name not in without)
 
     def width_of(self, name: str) -> int:
@@ -43,14 +47,19 @@ class Table(msgspec.Struct, frozen=True):
         return next((column.width for column in self.columns if column.name == name), 0)
 
     def resized(self, **widths: int) -> "Table":
+        """The same with other widths by column name; names of columns that were left out are
+        ignored.
+        """
         return replace(
             self, columns=[replace(c, width=widths.get(c.name, c.width)) for c in self.columns]
         )
 
     def no_room(self, between: str) -> str:
+        """Which columns were left out, in words; empty if none."""
         return f"no room for {between.join(self.left_out)}" if self.left_out else ""
 
     def heads(self) -> Line:
+        """The line above the table."""
         texts = {c.name: c.name if c.head is None else c.head for c in self.columns}
         return self.line({name: [Span(text, "dim")] for name, text in texts.items()})
 

@@ -98,8 +98,11 @@ class CompareLayout:
     table: Table
     """Its last column is the load."""
     cells: int
+    """Cells of the load of one layer."""
     cell: int
+    """Cells of one expert, or of a group of experts."""
     row_height: int
+    """Lines of one layer."""
     visible_layers: int
 
 
@@ -116,12 +119,14 @@ def why_not_comparable(layer: LayerView, reference: Reference) -> str | None:
 
 
 def router_in(reference: Reference, layer: LayerView) -> RouterInfo | None:
+    """The router of the reference beside ``layer``; ``None`` if it has none."""
     if not reference.routers:
         return layer.router
     return reference.routers[layer.index] if layer.index < len(reference.routers) else None
 
 
 def only_in_reference(view: RunView, reference: Reference) -> str:
+    """Routers that only the other run has, in words; empty if none."""
     rest = reference.routers[len(view.layers) :]
     names = [router.name for router in rest if router is not None]
     return f"only in A: {words.listed(names)}" if names else ""
@@ -167,6 +172,7 @@ def fit_compare(
 def layer_lines(
     layer: LayerView, reference: Reference, layout: CompareLayout, heat: Heat, *, chosen: bool
 ) -> list[Line]:
+    """One layer: its numbers at both steps, and the change of the load of every expert."""
     numbers = _numbers(layer, reference, layout, chosen)
     key = ("compare", layer.index)
     values = why_not_comparable(layer, reference) or cells_of(layer, heat)
@@ -184,6 +190,10 @@ def layer_lines(
 
 
 def moved_text(layer: LayerView, reference: Reference, room: int) -> str:
+    """Which experts changed their load since the reference, or why that is not known.
+
+    ``room``: cells; the last parts are dropped first.
+    """
     name = f"{layer.router.name}: "
     then = reference.load_of(layer.index, layer.router.num_experts)
     why = why_not_comparable(layer, reference)

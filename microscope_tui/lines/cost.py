@@ -34,6 +34,7 @@ def cost_lines(cost: Cost | None, columns: int, *, whole: bool) -> list[Line]:
 
 
 def model_cost(cost: Cost) -> str:
+    """The cost on ranks in one line: of all layers, and of the worst."""
     known = [one for one in cost.layers if one is not None]
     if cost.model is None or not known:
         return f"{cost.ranks} ranks: no layer has counts of experts that divide by them"

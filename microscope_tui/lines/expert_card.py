@@ -46,6 +46,9 @@ def first_expert(view: RunView, layer: LayerView) -> int:
 
 
 def condition(load: float) -> str:
+    """``dead``, ``starving``, ``under``, ``fair``, ``over`` or ``hot``, of a multiple of the fair
+    share.
+    """
     if not load > 0:
         return "dead"
     if load < measures.STARVED_SHARE:
@@ -63,6 +66,7 @@ def place_of(values: Sequence[float], expert: int) -> int:
 
 
 def findings_of(view: RunView, layer: LayerView, expert: int) -> Iterable[tuple[Finding, Episode]]:
+    """Findings that name the expert, with the episode of this layer; active and recovered."""
     for finding, _ in view.findings:
         for episode in finding.episodes:
             if episode.router_index == layer.index and expert in ids_of(episode, "experts"):
@@ -70,6 +74,7 @@ def findings_of(view: RunView, layer: LayerView, expert: int) -> Iterable[tuple[
 
 
 def title(view: RunView, layer: LayerView, expert: int, moment: str, width: int) -> Line:
+    """The expert, its layer and the findings that name it; ``moment`` at the right end."""
     router, size = layer.router, layer.router.num_experts or "?"
     left = [
         Span(f"  expert {expert}", "title"),
@@ -83,6 +88,10 @@ def title(view: RunView, layer: LayerView, expert: int, moment: str, width: int)
 def facts(
     view: RunView, layer: LayerView, expert: int, series: LoadSeries, width: int
 ) -> list[Line]:
+    """Load, place and bias at the shown step, in two lines.
+
+    ``series``: the expert at other steps, for the step since which it is dead or starving.
+    """
     load, bias = layer.load, layer.bias
     if not load or not layer.counts or expert >= len(load):
         return [pad([dim(f"  {words.no_counts(view)}")], width), pad([], width)]
@@ -135,6 +144,7 @@ def expert_charts(
 
 
 def findings_line(view: RunView, layer: LayerView, expert: int, width: int) -> Line:
+    """The findings that name the expert, else the alerts of its layer."""
     line = [dim("  findings    ")]
     named = list(findings_of(view, layer, expert))
     for finding, episode in named:
@@ -155,6 +165,7 @@ def findings_line(view: RunView, layer: LayerView, expert: int, width: int) -> L
 
 
 def _since(view: RunView, layer: LayerView, expert: int, series: LoadSeries, what: str) -> str:
+    """The step since which it is dead or starving: from the finding, else from the samples."""
     if what not in ("dead", "starving"):
         return ""
     for finding, episode in findings_of(view, layer, expert):

@@ -260,6 +260,7 @@ def _lowest(balances: Sequence[tuple[float, str]]) -> str:
 
 
 def smallest(view: RunView, columns: int, rows: int) -> list[Line]:
+    """For a window too small for a table: the state in one line, and the required size."""
     worst = view.worst
     text = worst[1].short if worst else plain(_all_well(view))
     role = ROLE_OF_SEVERITY[worst[0].severity] if worst else "ok"

@@ -20,6 +20,7 @@ class Glyphs(StrEnum):
 
     @property
     def points(self) -> int:
+        """Columns of a curve in one cell."""
         return 2 if self is Glyphs.BRAILLE else 1
 
 
@@ -98,6 +99,7 @@ def shade_level(load: float, per_cell: int = 1) -> int | None:
 
 
 def is_calm(level: int | None) -> bool:
+    """Whether a load is so near the fair share that its cell has no colour."""
     return level is not None and abs(level) <= 1
 
 
@@ -111,6 +113,7 @@ def load_glyph(level: int | None) -> str:
 
 
 def load_mark(level: int | None) -> str:
+    """The mark of a dead expert or of a hot one, beside the colour; a blank for all others."""
     return "×" if level is None else "▴" if level >= HOT_LEVEL else " "
 
 
@@ -144,6 +147,7 @@ def spark(
 
 
 def bar(share: float, width: int, glyphs: Glyphs) -> str:
+    """A bar of exactly ``width`` cells, filled to ``share`` (0 … 1)."""
     eighths = round(max(0.0, min(1.0, share)) * width * 8)
     if glyphs is Glyphs.ASCII:
         return ("#" * round(eighths / 8)).ljust(width)

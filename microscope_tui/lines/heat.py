@@ -90,31 +90,41 @@ def after(now: object, choices: Sequence[_Value]) -> _Value:
 
 
 class Look(msgspec.Struct, frozen=True):
+    """The display choices of the user, kept for the next session."""
+
     measure: Measure = Measure.LOAD
     order: Order = Order.ID
     palette: Palette = Palette.DIVERGING
 
     def next(self, what: str) -> "Look":
+        """With the next choice of ``scale``, ``overlay``, ``order`` or ``palette``."""
         name, choices = _CHOICES[what]
         changed: dict[str, Any] = {name: after(getattr(self, name), choices)}
         return replace(self, **changed)
 
     def compared(self, on: bool) -> "Look":
+        """Switch the difference from a reference on, or off to the plain load."""
         return replace(self, measure=Measure.DIFFERENCE if on else Measure.LOAD)
 
 
 def exact_levels(key: Hashable, ratios: Sequence[float], per_cell: int = 1) -> Sequence[int | None]:
+    """Without a state: the same ratios always have the same levels."""
     return [shade_level(ratio, per_cell) for ratio in ratios]
 
 
 class Heat(msgspec.Struct, frozen=True):
+    """What the cells of a heatmap depend on, besides the layer."""
+
     look: Look = msgspec.field(default_factory=Look)
     run: RunRecord | None = None
     reference: Reference | None = None
+    """The step to compare with, if any."""
     colour: bool = True
     """Without it, cells are characters."""
     levels: Levels = exact_levels
+    """How ratios become levels; by default exactly, on a screen with hysteresis."""
     given_ranks: int | None = None
+    """Ranks of expert parallelism by ``--ranks``; ``None``: those of the header."""
     glyphs: Glyphs = Glyphs.BRAILLE
 
     @property
@@ -124,6 +134,7 @@ class Heat(msgspec.Struct, frozen=True):
 
     @property
     def known_ranks(self) -> int:
+        """Ranks of expert parallelism as given or logged; 0 if unknown."""
         size = self.run.expert_parallel_size if self.run is not None else 1
         return self.given_ranks or (size if size > 1 else 0)
 
@@ -133,12 +144,16 @@ class Heat(msgspec.Struct, frozen=True):
         return self.known_ranks or _ASSUMED_RANKS
 
     def reference_load(self, layer: LayerView) -> Sequence[float] | None:
+        """The load of this layer at the reference; ``None`` without one, or if it has other
+        experts.
+        """
         if self.reference is None:
             return None
         return self.reference.load_of(layer.index, layer.router.num_experts)
 
 
 def order_of(layer: LayerView, order: Order) -> Sequence[int]:
+    """Experts from left to right; empty without counts."""
     load = layer.load or ()
     if order is Order.ID or not load:
         return range(len(load))
@@ -372,6 +387,7 @@ def legend(heat: Heat, width: int, *, per_cell: int = 1, most: float = 16.0) -> 
 
 
 def has_legend(heat: Heat, layers: Sequence[LayerView]) -> bool:
+    """Whether any layer has cells, so that their colours need a legend."""
     return any(not isinstance(cells_of(layer, heat), str) for layer in layers)
 
 
@@ -402,4 +418,5 @@ def _cell(glyph: str, cell: int) -> str:
 
 
 def role_of_level(level: int | None) -> str:
+    """``level`` in quarter octaves; ``None`` is a dead expert."""
     return "heat:dead" if level is None else f"heat:{level}"

@@ -16,6 +16,7 @@ MOST_SWAPS = 10
 
 
 def head_lines(found: Mismatch, columns: int) -> list[Line]:
+    """The two shares: of the choices, and of the tokens."""
     layers = sum(layer.compared > 0 for layer in found.layers)
     of = f" of the choices of {found.tokens:,} tokens in {layers:,} layers differ"
     tokens = " of the tokens are routed differently in at least one layer"
@@ -65,6 +66,9 @@ def _without(found: Mismatch, files: str, what: str) -> str:
 def layer_lines(
     found: Mismatch, columns: int, glyphs: Glyphs, selected: int | None = None
 ) -> list[Line]:
+    """The share of each layer as a bar; ``selected``: index of the one at the cursor, if there is
+    one.
+    """
     label = min(max(len(layer.name) for layer in found.layers), columns // 3)
     labels = []
     mark = 0 if selected is None else 2
@@ -111,6 +115,7 @@ def swap_lines(
     *,
     named: bool = True,
 ) -> list[Line]:
+    """Layer, expert in A, expert in B, and how often; ``named``: with the name of the layer."""
     if not swaps:
         return [[dim("none")]]
     arrow = "->" if glyphs is Glyphs.ASCII else "→"
@@ -132,6 +137,7 @@ def swap_lines(
 
 
 def mismatch_text(found: Mismatch, columns: int, glyphs: Glyphs) -> list[Line]:
+    """All of it below each other, as a command prints it."""
     lines = [*head_lines(found, columns), *finding_lines(found, columns)]
     if not found.differing:
         return lines
@@ -169,6 +175,7 @@ def beside_each_other(
 
 
 def without_probe(problem: str, columns: int) -> list[Line]:
+    """Why there is nothing to compare (``problem``), and how to get it."""
     lines: list[Line] = [[Span(line, "value")] for line in wrap(problem, columns)]
     lines.append([])
     for text, role in (

@@ -103,6 +103,10 @@ def _cells(
 
 
 def ageing_chart(study: Study) -> tuple[Chart, TimeScale]:
+    """What is left of a placement's gain by the age of the loads that it was made from.
+
+    The axis is the logarithm of the age in steps.
+    """
     gains, due = [aged.won for aged in study.ageing], study.interval
     labels = {round(_DECADE * math.log10(aged.lag)): f"{aged.lag:,}" for aged in study.ageing}
     curves = [Curve([*labels], [Column(gain, gain, gain) for gain in gains], "curve")]

@@ -34,6 +34,7 @@ _ASIDE = (RunState.FINISHED, RunState.ARCHIVED, RunState.WAITING)
 
 
 def fit_list(cards: Sequence[RunCard], width: int) -> Table:
+    """In narrow windows the labels go first, then the loss, then the step."""
     step = 2 + max([4, *(len(_step(card)) for card in cards)])
     loss = 2 + max([4, *(len(_loss(card)) for card in cards)])
     longest = max([3, *(width_of(card.file.name) for card in cards)])
@@ -62,6 +63,7 @@ def fit_list(cards: Sequence[RunCard], width: int) -> Table:
 
 
 def run_line(card: RunCard, table: Table, *, chosen: bool) -> Line:
+    """One row of the table of ``fit_list``; ``chosen``: at the cursor."""
     state = card.life.state
     role = "dim" if state in _ASIDE else STATE_ROLES.get(state, "dim")
     bright = "value" if state.live or card.open or card.findings or chosen else "dim"
@@ -88,6 +90,7 @@ def run_line(card: RunCard, table: Table, *, chosen: bool) -> Line:
 
 
 def card_text(card: RunCard) -> str:
+    """What a filter matches: the name, the labels, the state and the verdict."""
     labels = "".join(f"{_label(card, name)} " for name in _LABELS if _label(card, name))
     return f"{card.file.name} {labels}{_state(card)} {plain(_verdict(card, _ENOUGH))}"
 

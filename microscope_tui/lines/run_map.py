@@ -33,9 +33,14 @@ _NO_VALUE = 99
 
 
 class MapLayout(msgspec.Struct, frozen=True):
+    """The room of the map, in cells and lines."""
+
     label: int
+    """Cells of the names of the layers."""
     columns: int
+    """Cells of the time axis."""
     height: int
+    """Lines of one layer."""
     per_line: int
     """Layers of a line: 1 or 2."""
     visible: int
@@ -75,6 +80,7 @@ def _graded(badness: float) -> int:
 
 
 def levels_of(found: RunMap, quantity: Quantity, layers: Sequence[LayerView]) -> list[list[int]]:
+    """The colours of all cells, by layer and column: see ``level_of``."""
     return [
         [level_of(value, quantity, layer) for value in row]
         for layer, row in zip(layers, found.rows, strict=False)
@@ -130,12 +136,14 @@ def _spelled(quantity: Quantity) -> Callable[[float | None], str]:
 
 
 def map_title(quantity: Quantity, layers: int, steps: int, width: int) -> Line:
+    """``steps``: of one cell."""
     worst = "lowest" if quantity.low_is_bad else "highest"
     left = [Span(f"  {worst} {quantity}", "title"), dim(f", {plural(steps, 'step')} a cell")]
     return with_notes(left, [f"{layers} layers", "tab: another measure"], width)
 
 
 def map_legend(quantity: Quantity, layers: Sequence[LayerView], heat: Heat, width: int) -> Line:
+    """Samples of the colours with their values; the entropy has the scale of the first layer."""
     if not layers:
         return pad([], width)
     layer = layers[0]
@@ -151,6 +159,7 @@ def map_legend(quantity: Quantity, layers: Sequence[LayerView], heat: Heat, widt
 def map_cursor(
     found: RunMap, quantity: Quantity, view: RunView, layer: LayerView, column: int, width: int
 ) -> Line:
+    """The value and the findings of the cell at the cursor; ``column``: of ``found``."""
     first = found.axis[column]
     last = found.axis[column + 1] - 1 if column + 1 < len(found.axis) else view.newest_step
     last = max(first, min(last, view.window.last))

@@ -53,14 +53,20 @@ class Ordering(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Cell:
+    """One expert in one slice."""
+
     count: int
+    """Assignments of the expert."""
     ratio: float
+    """log2 of the count over the expected one."""
     beyond: bool
+    """Whether that is more than chance: then it has a colour."""
     few: bool = False
     """Too few pairs were expected: the ratio means nothing."""
 
     @classmethod
     def of(cls, count: int, expected: float, noise: float) -> "Cell":
+        """``noise``: of the slice, on the scale of the ratio."""
         if not expected > 0:
             return cls(count, 0.0, False, few=True)
         ratio, few = math.log2(max(count, _NONE) / expected), expected < FEWEST_EXPECTED
@@ -71,7 +77,9 @@ class Cell:
 class ExpertRow:
     expert: int
     share: float
+    """Of all assignments of the layer, 0 … 1."""
     cells: Sequence[Cell]
+    """One per slice."""
     lifts: Sequence[tuple[int, int, float]]
     """Its most telling tokens: id, count, lift."""
 
@@ -93,13 +101,17 @@ class NoTables(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class SliceTable:
+    """The numbers of one layer."""
+
     rows: Sequence[ExpertRow]
     """By number."""
     noise: Sequence[float]
     """Per slice; infinite where there is no baseline, as with a single slice."""
     sizes: Sequence[int]
+    """Assignments in each slice."""
 
     def ordered(self, ordering: Ordering) -> Sequence[ExpertRow]:
+        """The rows as a screen lists them; by slice the strongest preference first."""
         if ordering is Ordering.NUMBER:
             return self.rows
         if ordering is Ordering.SHARE:
@@ -129,7 +141,10 @@ class SliceTable:
 
 
 def slice_table(tables: Tables, layer: int, slices: int, experts: int) -> SliceTable:
-    """Of one layer. ``NoTables``: they are missing, or do not fit the file."""
+    """The numbers of one layer.
+
+    ``NoTables``: they are missing, or do not fit the file; the message is for the screen.
+    """
     counts = _counts_of(tables, layer, slices, experts)
     sizes = [sum(row) for row in counts]
     total = sum(sizes)
@@ -166,13 +181,19 @@ def explained(tables: Tables, layer: int) -> tuple[float | None, float | None]:
 
 @dataclass(frozen=True, slots=True)
 class SliceLayout:
+    """Which slices are in view, and the room of each."""
+
     columns: int
     shown: range
+    """Numbers of the slices."""
     cell: int
+    """Cells of one of them."""
     hidden: int
+    """How many others there are."""
 
 
 def fit_slices(names: Sequence[str], columns: int, first: int) -> SliceLayout:
+    """As many slices as fit, from ``first`` on, beside the tokens."""
     room = columns - _EXPERT - _SHARE - 1
     widest = max(map(width_of, names), default=0)
     cell = max(_LEAST_CELL, min(_MOST_CELL, widest))
@@ -185,6 +206,10 @@ def fit_slices(names: Sequence[str], columns: int, first: int) -> SliceLayout:
 
 
 def summary(table: SliceTable, names: Sequence[str], layer: str, at: str, width: int) -> Line:
+    """How many experts prefer a slice, how many would by chance, and which slices they prefer.
+
+    ``layer``: its name; ``at``: where it is, such as ``2 of 6``.
+    """
     differ = sum(row.telling > 0 for row in table.rows)
     do = "prefers or avoids" if differ == 1 else "prefer or avoid"
     line: Line = [Span(f"  {layer}", "title"), *in_turn(f" {at}   ", f"{differ}", role="title")]
@@ -260,6 +285,7 @@ def found_ahead(
 
 
 def ahead_line(found: Mapping[str, float], width: int) -> Line:
+    """Shares by name, see ``found_ahead``."""
     line: Line = [dim("  found a layer ahead:")]
     for name, share in found.items():
         line += [dim(f"  {name.replace('_', ' ')} "), Span(words.index(share), "title")]
@@ -269,6 +295,7 @@ def ahead_line(found: Mapping[str, float], width: int) -> Line:
 def heads(
     layout: SliceLayout, names: Sequence[str], ordering: Ordering, table: SliceTable
 ) -> list[Line]:
+    """The two lines above the rows: the slices, and what is chance in each."""
     top = [*pad([dim("  expert")], _EXPERT), *pad([dim("share")], _SHARE, "right")]
     below = pad([dim("  chance")], _EXPERT + _SHARE)
     for at in layout.shown:
@@ -298,6 +325,10 @@ def heads(
 def expert_line(
     row: ExpertRow, layout: SliceLayout, named: Named, *, chosen: bool, colour: bool
 ) -> Line:
+    """One row: number, share, a cell per slice, and its most telling tokens.
+
+    ``named``: the text of a token id; ``chosen``: at the cursor.
+    """
     number = pad([Span(f"{row.expert}", "title" if chosen else "value")], _EXPERT - 4, "right")
     share = pad([dim(_percent(row.share))], _SHARE, "right")
     line: Line = [Span("▶ " if chosen else "  ", "accent"), *number, Span("  "), *share]
@@ -314,6 +345,7 @@ def expert_line(
 def detail(
     row: ExpertRow, table: SliceTable, names: Sequence[str], named: Named, width: int, rows: int
 ) -> list[Line]:
+    """The expert at the cursor in words and in full: each slice and token with its ratio."""
     ratios = [
         f"{shortened(names[at], 16)} {cell.ratio:+.1f} ({cell.count:,} of {table.sizes[at]:,})"
         + ("" if cell.beyond else " few" if cell.few else " chance")
@@ -332,6 +364,10 @@ def detail(
 
 
 def in_words(row: ExpertRow, table: SliceTable, names: Sequence[str], most: int) -> str:
+    """In a sentence, which slices the expert reads more and less often than the whole text.
+
+    ``most``: slices that are named; the strongest first.
+    """
     if not any(map(math.isfinite, table.noise)):
         return f"Nothing to compare the slices of expert {row.expert} with."
     found = sorted((-cell.ratio, at) for at, cell in enumerate(row.cells) if cell.beyond)

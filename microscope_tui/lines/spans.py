@@ -13,8 +13,11 @@ from microscope_tui.diagnosis import Episode, Finding, Severity
 
 
 class Span(NamedTuple):
+    """A text without line breaks, of one role."""
+
     text: str
     role: str = "value"
+    """See above; ``value`` is the usual one."""
 
 
 Line = list[Span]
@@ -79,10 +82,12 @@ def width_of(text: str) -> int:
 
 
 def line_width(line: Iterable[Span]) -> int:
+    """Terminal cells of a line, whose texts come from ``safe_text``."""
     return sum(width_of(span.text) for span in line)
 
 
 def crop(line: Sequence[Span], width: int) -> Line:
+    """``line`` in at most ``width`` cells; if it was cut, the last one is ``…``."""
     if line_width(line) <= width:
         return list(line)
     out: Line = []
@@ -142,6 +147,7 @@ def labelled(
 
 
 def faded(span: Span) -> Span:
+    """The same in the role ``dim``."""
     return dim(span.text)
 
 
@@ -161,6 +167,7 @@ def spread(left: Sequence[Span], right: Sequence[Span], width: int) -> Line:
 
 
 def first_fitting(texts: Iterable[str], room: int, default: str = "") -> str:
+    """The first of ``texts`` with at most ``room`` cells; ``default`` if none has."""
     return next((text for text in texts if width_of(text) <= room), default)
 
 
@@ -178,4 +185,5 @@ def with_notes(left: Sequence[Span], notes: Iterable[str], width: int, *, gap: i
 
 
 def plain(line: Iterable[Span]) -> str:
+    """The text of a line, without blanks at its end."""
     return "".join(span.text for span in line).rstrip()

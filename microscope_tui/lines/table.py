@@ -71,21 +71,29 @@ class TableLayout(msgspec.Struct, frozen=True, kw_only=True):
     """Widths of the columns in cells, and heights in lines."""
 
     columns: int
+    """Of the whole table."""
     label: int
+    """Of the names of the layers."""
     heat: int
+    """Of the load of all experts."""
     cell: int
     """Cells per expert (or per group of experts)."""
     experts_per_cell: int
+    """More than 1 where there is no room for each."""
     spark: int
     """Width of the curve of the balance; 0 without curves."""
     entropy_spark: int = 0
+    """Width of the curve of the entropy; 0 without curves."""
     has_entropy: bool
+    """Whether any layer has one, now or earlier."""
     drop: int
     """0 if nothing can be dropped."""
     drop_bar: int
     """Width of its bar; 0 if there is no room."""
     row_height: int = 1
+    """Lines of one layer."""
     table_rows: int = 1
+    """Lines of all layers that are in view."""
     roomy: bool = False
     """Blank lines between the parts, and a verdict of three lines."""
     noted: bool = False
@@ -95,13 +103,17 @@ class TableLayout(msgspec.Struct, frozen=True, kw_only=True):
     verdict_lines: int = 2
     """Two, three in a roomy window; more for a long verdict, before the rows of layers grow."""
     compact: bool = False
+    """The verdict has no line for why."""
     loss_rows: int = 0
     """Lines that no layer can use: for the course of the loss."""
     numbered: bool = False
+    """A line with the numbers of the experts above the table."""
     hidden: tuple[str, ...] = ()
+    """What has no room, in words, for the line of notes."""
 
     @property
     def curve(self) -> int:
+        """Width of the column of the balance: the number, and its curve if there is room."""
         return 4 + (self.spark + 1 if self.spark else 0)
 
     @property
@@ -113,6 +125,7 @@ class TableLayout(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def visible_layers(self) -> int:
+        """At least one."""
         return max(1, self.table_rows // self.row_height)
 
 
@@ -243,6 +256,7 @@ def _has(now: float | None, history: Sequence[Column]) -> bool:
 
 
 def _share(room: int, experts: int, curves: int) -> tuple[int, int, int]:
+    """Share ``room`` between load and curves: cells an expert, experts a cell, curve width."""
     for cell in range(_WIDE_CELL, 0, -1):
         spark = (room - experts * cell) // curves - 1
         least = _LONG_SPARK if cell > _MAX_CELL else _GOOD_SPARK if cell > 1 else _MIN_SPARK
@@ -264,6 +278,7 @@ def of_one_step(view: RunView, look: Look, steps: int) -> set[int]:
 
 
 def label(layer: LayerView, layout: TableLayout, selected: bool, mark: str = " ") -> list[Line]:
+    """The column of the name; ``mark``: ``MARK`` where the row shows its own step."""
     name, width = layer.router.name, layout.label - 1
     line = row_label(name, layer.severity, width, chosen=selected)
     return _tall([*line, Span(mark, "accent")], layout.label, layout)
@@ -272,6 +287,7 @@ def label(layer: LayerView, layout: TableLayout, selected: bool, mark: str = " "
 def load(
     layer: LayerView, layout: TableLayout, heat: Heat, chosen: int | None = None
 ) -> list[Line]:
+    """The column of the load, or why there is none; ``chosen``: the expert of the cursor."""
     values = cells_of(layer, heat)
     if isinstance(values, str):
         longer = f"{values}, max load {words.decimal(layer.max_load)}"
@@ -291,6 +307,7 @@ def load(
 def balance(
     layer: LayerView, layout: TableLayout, glyphs: Glyphs, cursor: float | None = None
 ) -> list[Line]:
+    """The column of the balance c; the curve is faint from ``cursor`` on, a share of its width."""
     role = ROLE_OF_SEVERITY[layer.severity] if layer.severity else "value"
     number = Span(words.index(layer.balance), role)
     if layer.without != ():  # the line of notes explains the mark
@@ -322,6 +339,7 @@ def entropy(
 
 
 def drop(layer: LayerView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
+    """The column of dropped assignments, which has no curve."""
     rate = layer.drop_rate
     role = "faint" if rate is None or rate < 0.02 else "warn" if rate <= 0.2 else "crit"
     parts: Line = []

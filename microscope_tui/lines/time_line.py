@@ -38,6 +38,8 @@ _LABEL_ROOM, _LABEL_GAP, _MOST_TICKS = 12, 4, 8
 
 
 class Axis(StrEnum):
+    """The unit of the time axis. Columns always hold equal numbers of logged steps."""
+
     STEP = "step"
     RUN_TIME = "run time"
     CLOCK = "clock"
@@ -63,6 +65,7 @@ def _shorter(label: str) -> list[str]:
 
 
 def ribbon_width(columns: int) -> int:
+    """Columns of the time ribbon on a screen of ``columns``."""
     return max(8, columns - (40 if columns >= 72 else 34))
 
 
@@ -152,6 +155,7 @@ def notes(
 
 
 def tick_line(view: RunView, width: int, ribbon: int) -> Line:
+    """Events below the ribbon, whose first column is at ``_LEFT``; ``ribbon``: its columns."""
     cells = [(" ", "")] * max(0, width)
     for step, text, role in _labels(view):
         column = column_of(step, view.window, ribbon)
@@ -177,23 +181,32 @@ def _labels(view: RunView) -> Sequence[tuple[int, str, str]]:
 
 
 class TimeMark(msgspec.Struct, frozen=True):
+    """An event on the time axis of a chart."""
+
     step: int
     what: str
+    """``restart``, ``onset`` or ``evaluation``."""
     role: str
     rule: str = ""
+    """Of an onset."""
 
 
 class TimeScale(msgspec.Struct, frozen=True):
     """The window of a view as the x axis of charts."""
 
     window: Window
+    """The steps from the left to the right end."""
     cursor: int | None
     """The shown step; ``None`` while following."""
     marks: Sequence[TimeMark] = ()
+    """The most important last."""
     axis: Axis = Axis.STEP
     steps: Sequence[int] = ()
+    """Those of which ``times`` has the time."""
     times: Sequence[float | None] = ()
+    """Unix seconds; ``None`` where it was not logged."""
     began: float | None = None
+    """When the run began, Unix seconds."""
     labels: Mapping[int, str] = {}
     """Where the axis does not count steps: the texts of some positions."""
 
@@ -213,6 +226,7 @@ class TimeScale(msgspec.Struct, frozen=True):
         return half, steps - half
 
     def tick_line(self, width: int) -> Line:
+        """The labels below a chart of this width, each centred below its step."""
         cells, role = [(" ", "")] * width, "faint"
         for step in self._ticks(width):
             text, at = self._label(step), self.column_of(step, width)
@@ -246,6 +260,10 @@ class TimeScale(msgspec.Struct, frozen=True):
 
 
 def time_scale(view: RunView, axis: Axis, layer: int | None = None) -> TimeScale:
+    """The time axis of a view, with the events in its window.
+
+    ``layer``: mark the onsets of this layer only; of all layers by default.
+    """
     cursor = view.step if view.cursor is not None else None
     marks = tuple(_marks(view, layer))
     return TimeScale(view.window, cursor, marks, axis, view.axis, view.times, _began(view))

@@ -106,6 +106,7 @@ def _columns(course: RunCourse, name: str, points: int) -> Sequence[Column]:
 
 
 def together_lines(courses: Sequence[RunCourse], name: str, width: int) -> list[Line]:
+    """One line per run: its colour, the last value of the number ``name``, and its step."""
     lines = []
     longest = max((width_of(course.file.name) for course in courses), default=0)
     room = max(8, min(longest, width - 44))

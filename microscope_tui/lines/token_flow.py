@@ -32,10 +32,15 @@ _MOST_BYTES = 256
 
 
 class Piece(NamedTuple):
+    """A token, or the part of it up to a newline, as it is printed."""
+
     token: int
+    """Its number in the text."""
     text: str
     width: int
+    """Terminal cells, at least one."""
     ends_line: bool = False
+    """Whether it ends in a newline."""
 
 
 def pieces_of(
@@ -120,17 +125,24 @@ class TextLine:
     """Pieces, or the slice that begins below it."""
 
     first: int
+    """Number of the token of its first piece."""
     pieces: tuple[Piece, ...] = ()
     slice_number: int | None = None
+    """Of a line that only announces a slice."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class Place:
+    """A line of the text; the order of places is that of the lines."""
+
     chunk: int
     line: int
+    """In the chunk."""
 
 
 class Flow:
+    """The text of a probe in lines of ``width`` cells; only chunks that are needed are laid out."""
+
     def __init__(self, routing: Routing, width: int) -> None:
         self.routing, self.width = routing, max(2, width)
         self._last = max(0, routing.tokens - 1) // CHUNK
@@ -138,6 +150,7 @@ class Flow:
         self._start = cache(self._start_of)
 
     def place_of(self, token: int) -> Place:
+        """The line on which a token begins."""
         chunk = min(self._last, token // CHUNK)
         if token < self._start(chunk):
             chunk -= 1
@@ -148,6 +161,7 @@ class Flow:
         return Place(chunk, at)
 
     def moved(self, place: Place, by: int) -> Place:
+        """So many lines further down, or up if negative; not beyond the ends of the text."""
         chunk, line = place.chunk, place.line + by
         while line < 0 and chunk > 0:
             chunk -= 1
@@ -158,6 +172,7 @@ class Flow:
         return Place(chunk, max(0, min(line, len(self._lines(chunk)) - 1)))
 
     def shown(self, top: Place, rows: int) -> list[TextLine]:
+        """The lines from ``top`` on, at most ``rows``."""
         found: list[TextLine] = []
         chunk, line = top.chunk, top.line
         while len(found) < rows and chunk <= self._last:

@@ -57,20 +57,27 @@ def colours(experts: Sequence[int]) -> Mapping[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Highlight:
+    """Which tokens in view have which colour."""
+
     first: int
+    """Number of the first token in view."""
     chosen: Sequence[tuple[int, ...]]
     """Of the tokens from ``first`` on, the largest weight first."""
     colours: Mapping[int, int]
     """Of the experts of the token at the cursor; all others are grey."""
     cursor: int
+    """Number of the token at the cursor."""
     expert: int | None = None
+    """The only highlighted expert; ``None``: those of the token at the cursor."""
 
     @property
     def colour(self) -> int:
+        """That of the only highlighted expert."""
         own = (self.expert or 0) % len(LETTERS)
         return own if self.expert is None else self.colours.get(self.expert, own)
 
     def choice(self, token: int) -> tuple[int, ...]:
+        """Experts of a token, the largest weight first; empty outside of the view."""
         at = token - self.first
         return self.chosen[at] if 0 <= at < len(self.chosen) else ()
 
@@ -147,6 +154,10 @@ def legend(light: Highlight, shares: Mapping[int, float], width: int, *, letters
 def title(
     routing: Routing, layer: int, token: int, width: int, experts: Sequence[int] = ()
 ) -> Line:
+    """The layer, the token at the cursor and its slice; the model if there is room.
+
+    ``experts``: the chosen one first, if any.
+    """
     shape = routing.shape
     at = next(iter(routing.slices_of(token, token + 1)), 0)
     name = routing.slices[at] if at < len(routing.slices) else ""
@@ -172,7 +183,10 @@ def panel(
     width: int,
     rows: int,
 ) -> list[Line]:
-    """The token at the cursor, its experts, and as many layers as fit; may raise ``BadRouting``."""
+    """The panel beside the text: the token at the cursor, its experts, and as many layers as fit.
+
+    ``own``: the colour of each of its experts. ``BadRouting``: the file is damaged there.
+    """
     choices = [routing.choice(at, token) for at in range(len(routing.shape.layers))]
     identity = f"id {routing.token_ids(token, token + 1)[0]:,}  window {routing.window_of(token):,}"
     lines: list[Line] = [
@@ -190,7 +204,7 @@ def panel(
 
 
 def brief(routing: Routing, layer: int, token: int, width: int) -> list[Line]:
-    """The same in three lines, below the text."""
+    """The same in three lines, below the text. ``BadRouting``: the file is damaged there."""
     choice, names = routing.choice(layer, token), routing.shape.layer_names
     pairs = zip(choice.experts, choice.weights, strict=True)
     chosen = "  ".join(f"{expert} {words.index(weight)}" for expert, weight in pairs)
@@ -271,6 +285,10 @@ def _around(middle: int, count: int, room: int) -> range:
 
 
 def without_probe(width: int, problem: str, *, empty: bool) -> list[Line]:
+    """Why the screen is empty, and the command that makes a probe.
+
+    ``problem``: why the file cannot be read; ``empty``: the file has no tokens.
+    """
     why = problem or (
         "the probe of this run ended before its first token"
         if empty

@@ -30,6 +30,7 @@ def significant(value: float | None) -> str:
 
 
 def decimal(value: float | None) -> str:
+    """Two decimals; ``NaN`` also for an infinity, empty for no value."""
     if value is None:
         return ""
     return f"{value:.2f}" if math.isfinite(value) else "NaN"
@@ -127,10 +128,12 @@ def left_out(view: RunView) -> str:
 
 
 def choices(top_k: int) -> str:
+    """``top-8``, where 0 is unknown."""
     return f"top-{top_k:,}" if top_k else "top-k unknown"
 
 
 def router_size(layer: LayerView) -> str:
+    """``64 experts, top-8``"""
     experts = layer.router.num_experts
     return f"{f'{experts:,} experts' if experts else 'experts ?'}, {choices(layer.router.top_k)}"
 

@@ -39,7 +39,7 @@ class Scenario:
     """A kind of run with known ground truth."""
 
     name: str
-    """As in ``demo --scenario``."""
+    """As the command ``demo`` takes it."""
     build: Callable[[Shape, random.Random], Run]
     """Makes one run of it; the random numbers decide where and when the faults begin."""
     fits: Callable[[Shape], bool] = any_shape
