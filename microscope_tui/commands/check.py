@@ -334,9 +334,7 @@ class Notifier:
     """
 
     def __init__(self, command: str, *, timeout_s: float = 30.0, at_once: int = 4) -> None:
-        """Run at most ``at_once`` commands at a time; end one that takes longer than
-        ``timeout_s``.
-        """
+        """Run at most ``at_once`` commands at a time, and end one after ``timeout_s``."""
         self._command = command
         self._timeout_s = timeout_s
         self._pool = ThreadPoolExecutor(at_once)
@@ -350,9 +348,7 @@ class Notifier:
         self._pending.append(self._pool.submit(self._run, line))
 
     def finish(self, within_s: float = 60.0) -> None:
-        """Wait for the commands that run, then end the rest; a note counts what was not
-        delivered.
-        """
+        """Wait for the commands that run, then end the rest; a note counts alerts that are lost."""
         try:
             if left := wait(self._pending, within_s).not_done:
                 self._say(f"{len(left)} alerts not delivered within {within_s:.0f} s; dropped")

@@ -168,7 +168,10 @@ def _open(folder: Path, sites: list[Site], start_step: int | None) -> tuple[int,
 
 
 def _last_step(log: Path, sites: Sequence[Site]) -> int:
-    """The last step of a log; 0 if it has none. A log of other routers is refused."""
+    """The last step of a log; 0 if it has none.
+
+    ``ValueError``: the log has other routers than ``sites``.
+    """
     seen = glance(log) if log.exists() else None
     if seen is None or seen.run is None:
         return 0

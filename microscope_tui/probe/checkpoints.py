@@ -29,11 +29,17 @@ from moe_model.sampling import generate
 def load(
     name: str, *, dtype: str = "auto", device: str = "auto", download: bool = False
 ) -> ProbedModel:
-    """Load a checkpoint of this project or its run, a folder of a published model, or a name on
-    the Hugging Face hub, in evaluation mode.
+    """Load the model called ``name``, in evaluation mode.
 
-    ``dtype``: a key of ``DTYPES``, or ``auto``: as stored. ``CannotProbe``: it does not exist, is
-    damaged, or requires custom code or pickles.
+    Args:
+        name: A checkpoint of this project or its run, a folder of a published model, or a name
+            on the Hugging Face hub.
+        dtype: A key of ``DTYPES``, or ``auto``: as stored.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        download: Whether a model on the hub may be downloaded.
+
+    Raises:
+        CannotProbe: it does not exist, is damaged, or requires custom code or pickles.
     """
     where, path = choose_device(device), Path(name)
     if path.is_dir():
@@ -61,7 +67,17 @@ def _own(path: Path, dtype: str, device: torch.device) -> ProbedModel:
 
 
 def probed_model_of(model: Any, tokenizer: Any, name: str, stop_ids: Any = ()) -> ProbedModel:
-    """A ``LanguageModel`` and its tokenizer; ``CannotProbe`` if it has no router."""
+    """Make a ``ProbedModel`` of a ``LanguageModel`` and its tokenizer.
+
+    Args:
+        model: Already in evaluation mode.
+        tokenizer: Of characters, or one that holds a tokenizer of the library ``tokenizers``.
+        name: As shown.
+        stop_ids: Tokens that end a text which the model writes.
+
+    Raises:
+        CannotProbe: the model has no router.
+    """
     if not model.routers:
         raise CannotProbe(f"{name}: a dense model, without a router; name a Mixture of Experts")
     characters = isinstance(tokenizer, CharTokenizer)
@@ -79,10 +95,18 @@ def probed_model_of(model: Any, tokenizer: Any, name: str, stop_ids: Any = ()) -
 
 
 def trace_texts(model: Any, tokenizer: Any, texts: Mapping[str, str], folder: Path) -> str:
-    """Trace ``texts``, each of them a slice, as one text in windows of the model's context.
+    """Trace ``texts``, a slice each, as one text in windows of the model's context.
 
-    Raises nothing but ``KeyboardInterrupt``: the training before it has succeeded. Returns a line
-    to print: the folder of the trace, or why there is none.
+    Raises nothing but ``KeyboardInterrupt``: the training before it has succeeded.
+
+    Args:
+        model: A ``LanguageModel``, which keeps its mode.
+        tokenizer: Its tokenizer.
+        texts: By the name of the slice, in the order of the text.
+        folder: Must not exist.
+
+    Returns:
+        One line to print: the command that shows the trace, or why there is none.
     """
     if folder.exists():
         return f"no trace: {folder} exists already"

@@ -77,6 +77,7 @@ class Call(NamedTuple):
         )
 
     def placed(self, key: Key, real_T: Tensor | None, loss_T: Tensor | None) -> Call:
+        """The same call with its router and pass; masks ``[T]`` are moved to its device."""
         device = self.ids_TK.device
         real_T = None if real_T is None else real_T.to(device)
         return self._replace(
@@ -85,6 +86,7 @@ class Call(NamedTuple):
 
     @property
     def bytes(self) -> int:
+        """Of ids and logits, which are nearly all that a waiting call holds."""
         tensors = self.ids_TK, self.logits_TE
         # Not ``nbytes``: compiled for any number of tokens, tensors do not have it.
         return sum(one.numel() * one.element_size() for one in tensors if one is not None)
@@ -124,18 +126,24 @@ class Calls:
         return {key: tally.top_k for tally in self.tallies for key in tally.keys}
 
     def parts(self, width: int) -> Iterator[tuple[Key, Tensor, Tensor]]:
-        """``Tally.flat`` and the largest logit of each router and pass."""
+        """Everything that is summed over ranks, and the largest logit, of each router and pass.
+
+        ``width``: experts of the largest router.
+        """
         for tally in self.tallies:
             yield from zip(tally.keys, tally.flat(width), tally.max_logit_L, strict=True)
 
     def clear(self) -> None:
+        """Forget all calls, those that wait included: a new step begins."""
         self._waiting: list[Call] = []
         self._tallies: dict[Any, Tally] = {}
 
     def add(self, call: Call) -> None:
+        """Keep a call until ``count``; its tensors must not change before."""
         self._waiting.append(call)
 
     def count(self) -> list[Counted]:
+        """Count the calls that wait; those of one shape are stacked and counted together."""
         counted: list[Counted] = []
         groups: dict[Any, list[Call]] = {}
         for call in self._waiting:
@@ -275,7 +283,11 @@ class RoutingCounter:
 
     @torch.no_grad()
     def add(self, routings: Sequence[Any]) -> None:
-        """Count one micro-batch without padding: a ``moe_model.Routing`` per router."""
+        """Count one micro-batch, without padding.
+
+        ``routings``: a ``moe_model.Routing`` per router. ``ValueError``: there are more or fewer
+        than routers.
+        """
         for row, one in zip(self._rows, routings, strict=True):
             kept_TK = one.kept_TK if self._drops else None
             self._calls.add(
@@ -288,7 +300,16 @@ class RoutingCounter:
 
     @torch.no_grad()
     def all_reduce(self, ranks: Any, extra: Tensor) -> Tensor:
-        """Sum the step and ``extra``, fp64, over all ``Ranks`` at once; returns ``extra``."""
+        """Sum the step and ``extra``, fp64, over all ranks in one collective.
+
+        Args:
+            ranks: Has ``rank``, ``size`` and ``sum``; every rank counts the same routers on
+                other tokens.
+            extra: Further numbers, ``[N]`` with N ≥ 1.
+
+        Returns:
+            ``extra``, summed.
+        """
         parts = self._calls.parts(self._num_experts)
         self._vector = self._layout.vector(parts, extra, ranks.rank, ranks.size)
         self._ranks = ranks.size
@@ -316,6 +337,13 @@ class RoutingCounter:
 
 
 def scores_of(logits_LTE: Tensor, log_sum_LT1: Tensor, kind: str | None) -> Tensor:
+    """What the router makes of its logits before it chooses.
+
+    Args:
+        logits_LTE: Of L calls with T tokens each; for ``probabilities`` these are the scores.
+        log_sum_LT1: Logarithm of the sum of their exponentials, used by a softmax.
+        kind: See ``Scores``; any that it does not list is a softmax.
+    """
     if kind == "probabilities":
         return logits_LTE
     if kind == "sqrtsoftplus":
@@ -359,7 +387,13 @@ class Tracer:
         self._calls: dict[Key, list[Traced]] = {}
 
     def add(self, counted: Counted, weights_TK: Tensor | None) -> None:
-        """Keep one call; without weights the order of the choice is kept."""
+        """Keep one call.
+
+        Args:
+            counted: One router and pass; with its entropies and margins, if it has scores.
+            weights_TK: By which the experts of a token are sorted, the largest first; ``None``
+                if unknown, which keeps the order of the choice.
+        """
         slots_TK, num_experts = counted.slots_LTK[0], counted.tally.num_experts
         real_T = slots_TK[:, 0] <= num_experts
         slots_TK = slots_TK[real_T]

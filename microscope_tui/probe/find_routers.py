@@ -39,9 +39,14 @@ _WEIGHTS = ("top_k_weights", "routing_weights", "topk_weights", "expert_weights"
 
 
 def find_sites(model: nn.Module, routers: Mapping[str, Adapter] | None) -> list[Site]:
-    """All routers in forward order, or those of ``routers``: adapters by module path.
+    """All routers of ``model`` in forward order.
 
-    ``ValueError``: no router is found, or a path of ``routers`` is not in the model.
+    Args:
+        model: A whole model; of stages of a pipeline see ``sites_in``.
+        routers: Adapters by module path; if there are any, only these are watched.
+
+    Raises:
+        ValueError: no router is found, or a path of ``routers`` is not in the model.
     """
     if sites := sites_in(model, routers):
         return arrange(sites)
@@ -116,6 +121,7 @@ def _own_site(path: str, module: nn.Module, parent: nn.Module) -> Site | None:
 
 
 def takes_ids(module: nn.Module) -> bool:
+    """Whether a module is one of experts that gets the choice: ``forward(x, ids, weights)``."""
     names = argument_names(module)[:3]
     return len(names) == 3 and names[1] in _IDS and names[2] in _WEIGHTS
 
@@ -163,6 +169,7 @@ def _experts_of(module: nn.Module, router: nn.Module | None, split: bool) -> int
 
 
 def nothing_found(model: nn.Module) -> str:
+    """The message of an error: the kinds of modules in ``model``, and how to name routers."""
     kinds: dict[str, str] = {}
     for path, module in model.named_modules():
         kinds.setdefault(type(module).__name__, path)
@@ -316,6 +323,7 @@ def _plain_choice(router: nn.Module | None, block: nn.Module) -> bool:
 
 
 def with_configs(*modules: nn.Module | None) -> list[Any]:
+    """Each of the modules and its ``config``, in this order; where one is missing, ``None``."""
     return [one for module in modules for one in (module, getattr(module, "config", None))]
 
 
@@ -350,11 +358,13 @@ def _score_kind(router: nn.Module, block: nn.Module | None, config: Any) -> str 
 
 
 def text_config(model: Any) -> Any:
+    """The configuration of the language model inside a model; ``None`` without any."""
     config: Any = getattr(model, "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def _family(module: nn.Module) -> str:
+    """The folder of transformers that a class comes from; empty for one from elsewhere."""
     parts = type(module).__module__.split(".")
     return parts[2] if parts[:2] == ["transformers", "models"] else ""
 

@@ -126,6 +126,7 @@ class ForwardHooks:
         self._install()
 
     def reset(self, on: bool) -> None:
+        """Forget the step so far, also one that was cut short; count the next one if ``on``."""
         self.on, self.passes, self.outside = on, 0, 0
         self._inside, self._batch = 0, None  # also after a pass that Ctrl-C ended
         self.spoiled = False
@@ -141,6 +142,7 @@ class ForwardHooks:
             one.seen, one.scored = [], None
 
     def detach(self) -> None:
+        """Remove all hooks; the model is as it was before."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -183,6 +185,7 @@ class ForwardHooks:
         self.hook(module.register_forward_hook, self._for(one, call), prepend=True)
 
     def hook(self, register: Any, call: Callable[..., None], **options: Any) -> None:
+        """Register a hook that ``detach`` removes and that copies of the model do not have."""
         self._handles.append(register(_Hook(call), **options))
 
     def _for(self, one: _Watched, call: Callable[..., None]) -> Callable[..., None]:

@@ -26,10 +26,11 @@ def moe_model(path: str, module: Any, parent: nn.Module) -> Site:
 
 
 def megatron(path: str, module: Any, parent: nn.Module) -> Site:
-    """``(probabilities, map)``: a token's experts are the true entries of its row of the map.
+    """Megatron's router: its output is ``(probabilities, map)``.
 
-    A capacity has already changed the map, so that the choice is then recomputed from the logits,
-    or refused if they are not those that the router chose by.
+    A token's experts are the true entries of its row of the map. A capacity has already changed
+    the map, so that the choice is then recomputed from the logits. ``ValueError``: there is a
+    capacity, and the router did not choose by these logits.
     """
     config, top_k, E = module.config, int(module.config.moe_router_topk), module.num_experts
     kind, balancing = config.moe_router_score_function, config.moe_router_load_balancing_type
@@ -124,8 +125,11 @@ def torchtitan(path: str, module: Any, parent: nn.Module) -> Site:
 
 
 def deepspeed(path: str, module: Any, parent: nn.Module) -> Site:
-    """Its gate returns the routes after the drop. The choice before it is the top k of the logits;
-    if the gate samples and drops nothing, it is the routes. One that does both is refused."""
+    """DeepSpeed's gate, which returns the routes after the drop.
+
+    The choice before it is the top k of the logits; if the gate samples and drops nothing, it is
+    the routes. ``ValueError``: the gate samples and drops, so that its choice cannot be read.
+    """
     top_k, noise = int(module.k), getattr(module, "noisy_gate_policy", None)
     drops = bool(getattr(module, "drop_tokens", True))
     samples = noise == "Jitter" or (noise == "RSample" and top_k == 1)

@@ -81,10 +81,15 @@ class _Saved(msgspec.Struct):
 
 class RunJudge:
     def __init__(self, header: bytes, state: bytes | None = None) -> None:
-        """Judge from the first step on, or continue from the ``state`` that ``save`` returned.
+        """Judge from the first step on, or continue from ``state``.
 
-        ``BadState``: it is damaged, or of another version or model; ``ValueError``: ``header`` is
-        not the line of a run record.
+        Args:
+            header: The line of the run record.
+            state: What ``save`` returned after the step before the next one.
+
+        Raises:
+            BadState: ``state`` is damaged, or has another version or another model.
+            ValueError: the header is not a run record.
         """
         self._reader = RunReader("run")
         run = next(iter(self._reader.feed(header)), None)
@@ -102,10 +107,13 @@ class RunJudge:
             self._diagnosis, self.since = _resumed(run, state)
 
     def observe(self, line: bytes, counts: CountSource, biases: BiasSource) -> list[Alert]:
-        """Judge the step of ``line``; return what began or grew worse at it.
+        """Judge one step; return what began or grew worse at it.
 
-        ``counts`` and ``biases`` return a row of a router as a reader reads it, ``None`` if the
-        log has none: the line itself may lack its matrices.
+        Args:
+            line: The step's line, with or without its matrices.
+            counts: Gives the counts of the router at an index, as a reader reads them; ``None``
+                if the log has none.
+            biases: The same for its selection bias.
         """
         diagnosis, alerts = self._diagnosis, list[Alert]()
         for entry in self._reader.feed(line):
@@ -121,7 +129,7 @@ class RunJudge:
         return alerts
 
     def observe_event(self, event: EventRecord) -> None:
-        """Advice names a checkpoint to go back to."""
+        """Take an event of the run: advice names a checkpoint to return to."""
         self._diagnosis.observe_event(event)
 
     def save(self) -> bytes:

@@ -27,8 +27,15 @@ class StepLosses:
     """Sums over micro-batches; on the device until the line is written."""
 
     def __init__(self, model: nn.Module, counting_ranks: int, across_ranks: bool) -> None:
-        """``across_ranks``: where the model divides by the tokens of a step, by those of all ranks,
-        of which ``counting_ranks`` count."""
+        """Start a step without micro-batches.
+
+        Args:
+            model: Its auxiliary term is taken off the loss with the weight that its
+                configuration has.
+            counting_ranks: Ranks whose tokens are counted.
+            across_ranks: If the model divides by the tokens of the step, these are the tokens of
+                all ranks.
+        """
         holders = model, getattr(model, "config", None), text_config(model)
         names = "router_aux_loss_coef", "aux_loss_coef"
         weight = setting(holders, names, lambda value: isinstance(value, int | float))
@@ -37,11 +44,17 @@ class StepLosses:
         self.reset()
 
     def reset(self) -> None:
+        """Forget the micro-batches so far: a new step begins."""
         self._sums: list[Tensor] = []
         self._auxes: list[Tensor] = []
         self._divided = False
 
     def add(self, output: Any, divided: bool) -> None:
+        """Take the loss from the output of one micro-batch; an output without one is ignored.
+
+        ``divided``: the model divided the sum over its tokens by the tokens of the whole step,
+        so that the losses of a step add up to their mean. Never waits for the device.
+        """
         loss, aux = _part(output, "loss"), _part(output, "aux_loss")
         if loss is None:
             return

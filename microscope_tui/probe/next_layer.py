@@ -53,6 +53,11 @@ class NextLayer:
             self._best[place] = own_TK[:, : site.top_k], ahead_TK[:, : site.top_k], ahead_TK
 
     def count(self, traced: Mapping[Key, Traced]) -> None:
+        """Compare the choices of a forward pass with what each router would choose one layer
+        earlier.
+
+        Forgets what it kept of the pass.
+        """
         for (place, _), one in traced.items():
             best = self._best.get(place)
             chosen_TK = one.ids_TK

@@ -154,7 +154,10 @@ class Probe:
     def begin(self, step: int, resumed: bool, judgement: bytes | None) -> None:
         """Make ``step`` the next one, before any is logged.
 
-        If ``resumed``, the log has earlier steps; ``judgement``: state of the judge after them.
+        Args:
+            step: From 1.
+            resumed: The log, or the run before it, has earlier steps.
+            judgement: State of the judge after them; ``None`` judges from here on.
         """
         self._step, self._resumed = step - 1, resumed or step > 1
         self._begin = self._step
@@ -246,7 +249,10 @@ class Probe:
         return {"step": self._step, "judgement": judgement}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict``, before any step is logged."""
+        """Continue from ``state_dict``; call it before the first step.
+
+        ``RuntimeError``: steps have been logged already.
+        """
         if self._log is not None or self._kept:
             raise RuntimeError("load_state_dict after steps were logged: call it after attach")
         self.begin(int(state["step"]) + 1, self._resumed, state.get("judgement"))
@@ -254,7 +260,8 @@ class Probe:
     def detach(self, reason: str = "finished") -> None:
         """Remove the hooks, which leaves the model as it was, and close the log.
 
-        ``reason``: see ``RunRecorder.close``.
+        ``reason``: how the run ended: ``finished``, ``stopped``, ``collapse``, ``signal`` or
+        ``failed``.
         """
         self.hooks.detach()
         self._optimizer.forget()
@@ -584,6 +591,7 @@ class Probe:
             self.stops = True
 
     def _warn_incomplete(self, sums: StepSums, rows: Sequence[Row]) -> None:
+        """Warn about what the step lacks, once each; a failure was reported when it happened."""
         failed, passes = sums.extra[:2]
         if failed:  # reported when it happened
             return

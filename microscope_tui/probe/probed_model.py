@@ -41,10 +41,15 @@ class ProbedModel:
 
     @property
     def device(self) -> torch.device:
+        """Of the first weight; ids are moved there before a forward pass."""
         return next(self.model.parameters()).device
 
 
 def choose_device(name: str) -> torch.device:
+    """The device of ``--device``; ``auto`` is a GPU if there is one.
+
+    ``CannotProbe``: there is no usable GPU.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise CannotProbe("--device cuda: torch finds no usable GPU; choose --device cpu")
     if name == "auto":
@@ -56,6 +61,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def out_of_memory(error: BaseException) -> bool:
+    """Whether the error means that a GPU or the host lacks memory; torch raises several kinds."""
     text = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError)
@@ -69,8 +75,10 @@ FILES = ["config.json", "model*.safetensors", "model.safetensors.index.json", "t
 
 
 def folder_of(name: str, download: bool) -> Path:
-    """The folder of the model ``org/name`` in the cache, or after a ``download``; or
-    ``CannotProbe``."""
+    """The folder of the model ``org/name`` in the local cache.
+
+    ``CannotProbe``: it is not there and ``download`` is false, or the download failed.
+    """
     if not _NAME.fullmatch(name):
         raise CannotProbe(f"{name}: no such folder; name a model folder, or ORG/NAME --download")
     from huggingface_hub import HfApi, snapshot_download
@@ -106,6 +114,17 @@ _MOST_TOKENIZER_BYTES = 256 << 20
 
 
 def load_published(folder: Path, name: str, dtype: str, device: torch.device) -> ProbedModel:
+    """Load a folder of a published model, in evaluation mode; nothing in it is run as code.
+
+    Args:
+        folder: Holds config, tokenizer and weights as safetensors.
+        name: As shown.
+        dtype: A key of ``DTYPES``, or ``auto``: as stored.
+        device: Where the weights go.
+
+    Raises:
+        CannotProbe: a file is missing or damaged, or it requires custom code or pickles.
+    """
     fields = _config(folder)
     _refuse_pickles(folder)
     tokenizer = _tokenizer(folder)

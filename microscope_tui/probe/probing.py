@@ -41,7 +41,10 @@ class Outcome:
 
 
 def refuse_unknown(probed: ProbedModel, slices: int) -> None:
-    """Raise ``CannotProbe``, before a folder is made, without a router or with too many slices."""
+    """Check that there is something to trace, before a folder is created.
+
+    ``CannotProbe``: no router is found, or there are too many slices.
+    """
     try:
         sites = find_sites(probed.model, None)
     except ValueError as error:
@@ -66,8 +69,22 @@ def run_probe(
 ) -> Outcome:
     """Trace all windows into a new ``folder``, which is removed again if no token was traced.
 
-    Ctrl-C ends it early; a second one also ends the tables. Before the first batch is done it is
-    raised, as are ``ValueError`` (see ``refuse_unknown``) and ``OSError``.
+    Ctrl-C ends it early; a second one also ends the tables.
+
+    Args:
+        probed: The model, in evaluation mode.
+        windows: In the order of the text.
+        slices: Names of the slices, by their number in the windows.
+        folder: Is created.
+        batch_size: Windows of one forward pass.
+        next_layer: Also compare the choices with what each router would choose one layer
+            earlier.
+        progress: See ``Progress``.
+
+    Raises:
+        ValueError: no router is found, see ``refuse_unknown``.
+        KeyboardInterrupt: Ctrl-C came before the first batch was done.
+        OSError: the folder cannot be written.
     """
     whole = sum(len(window.ids) for window in windows)
     run = _Run(probed, folder, list(slices), whole, progress)
@@ -209,12 +226,18 @@ class Interrupt:
         """``waiting``: a signal came inside ``shielded``."""
 
     def request(self, number: int) -> None:
+        """The handler of the signal.
+
+        Raises:
+            KeyboardInterrupt: at once; inside ``shielded`` at its end.
+        """
         self.waiting = self._shielded
         if not self.waiting:
             raise KeyboardInterrupt
 
     @contextmanager
     def shielded(self) -> Iterator[None]:
+        """Work that a signal may not cut short: ``KeyboardInterrupt`` is raised at its end."""
         self._shielded = True
         try:
             yield

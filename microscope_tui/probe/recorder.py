@@ -177,6 +177,10 @@ class RunRecorder:
         return self._balances(counts)
 
     def record_event(self, *, step: int, event: str, **fields: Any) -> None:
+        """Write an event with its further ``fields``; values that JSON cannot hold become text.
+
+        The judge gets it too: advice may name a checkpoint.
+        """
         head = {"kind": "event", "step": step, "time": round(time.time(), 3), "event": event}
         record = plain(head | fields)
         self._log.write(record)
@@ -206,7 +210,8 @@ class RunRecorder:
         return self._log.sync()
 
     def close(self, *, step: int, reason: str) -> None:
-        """Write the ``end`` event and all that waits, sync and close, in a few seconds at most.
+        """Write the ``end`` event and all waiting records, sync and close, in a few seconds at
+        most.
 
         ``reason``: ``finished``, ``stopped``, ``collapse``, ``signal`` or ``failed``.
         """
@@ -227,6 +232,8 @@ class RunRecorder:
     def _judge_step(
         self, head: Mapping[str, Any], counts: _Counts, biases: Sequence[array[float]]
     ) -> list[Mapping[str, Any]]:
+        """Judge the step; return the events of its alerts, to be written right after its line."""
+
         def counted(index: int) -> list[int] | None:
             row = counts[index] if counts else None
             return None if row is None else row.tolist()
@@ -273,6 +280,7 @@ class RunRecorder:
         return {name: [rounded(one, 5) for one in row] for name, row in read.items()}
 
     def _balances(self, counts: _Counts) -> list[float | None]:
+        """The collapse index of every router; ``None`` for one that was not counted."""
         return [
             None if row is None else measures.balance(row, k).collapse_index
             for row, k in zip(counts, self._top_k, strict=True)
@@ -327,24 +335,35 @@ class TrainingLog:
         self._recorder, self._say, self._warned = recorder, say, False
 
     def step(self, record: Mapping[str, Any]) -> list[float | None] | None:
+        """Write a step; ``record`` holds the arguments of ``RunRecorder.record_step``.
+
+        Returns the collapse index of every router; ``None`` if recording failed or nothing is
+        written on this rank.
+        """
         return self._try(lambda log: log.record_step(**record), None)
 
     def event(self, step: int, event: str, values: Mapping[str, Any], **more: Any) -> None:
+        """Write an event with its ``values``; ``more`` are further fields of the record."""
         self._try(lambda log: log.record_event(step=step, event=event, values=values, **more), None)
 
     def alerts(self) -> list[Alert]:
+        """What began or grew worse since the last call; empty on ranks that do not write."""
         return self._try(RunRecorder.alerts, [])
 
     def judgement(self) -> bytes | None:
+        """The state of the judge for a checkpoint; ``None`` if there is none."""
         return self._try(RunRecorder.judgement, None)
 
     def collapsed(self) -> tuple[str, ...]:
+        """See ``RunJudge.collapsed``; empty if nothing is judged."""
         return self._try(lambda log: log.with_judge(RunJudge.collapsed), None) or ()
 
     def collapse_onset(self) -> int | None:
+        """See ``RunJudge.collapse_onset``; ``None`` also if nothing is judged."""
         return self._try(lambda log: log.with_judge(RunJudge.collapse_onset), None)
 
     def evidence(self, balance: Sequence[float | None]) -> str:
+        """See ``RunJudge.evidence``; empty if nothing is judged."""
         found = self._try(lambda log: log.with_judge(lambda judge: judge.evidence(balance)), None)
         return found or ""
 
@@ -352,9 +371,11 @@ class TrainingLog:
         return self._try(RunRecorder.verdict, "")
 
     def sync(self) -> bool:
+        """Whether all that was written is on the disk; true on ranks that do not write."""
         return self._recorder is None or self._try(RunRecorder.sync, False)
 
     def end(self, step: int, reason: str) -> None:
+        """Write why the run ended, and close the log; see ``RunRecorder.close``."""
         self._try(lambda log: log.close(step=step, reason=reason), None)
 
     def _try(self, call: Callable[[RunRecorder], _Answer], otherwise: _Answer) -> _Answer:
@@ -390,6 +411,7 @@ def _listed(values: Any) -> list[Any]:
 
 
 def _finished(record: Mapping[str, Any], matrices: bool) -> Mapping[str, Any]:
+    """The line of a record, made on the writing thread; with the matrices if there is time."""
     if not matrices or "tokens_per_expert" not in record:
         return without_matrices(record, False)
     biases = [_encoded_biases(row) for row in record["expert_bias"]]

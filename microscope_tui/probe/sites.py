@@ -123,7 +123,7 @@ class Site:
         )  # fmt: skip
 
     def bias(self) -> Tensor | None:
-        """The selection bias as it is now, ``[E]``."""
+        """The selection bias as it is now, ``[E]``; ``None`` for a router without one."""
         if self.bias_at is None:  # an attribute that a module lacks takes long to look for
             holders = [self.router, self.block]
             holders += [getattr(holder, "moe_statics", None) for holder in holders]
@@ -173,6 +173,7 @@ def argument_names(module: nn.Module) -> list[str]:
 
 
 def is_size(value: Any) -> bool:
+    """Whether the attribute of a model can be a number of experts, of choices, or of tokens."""
     return isinstance(value, int) and value >= 1
 
 
@@ -254,6 +255,12 @@ class Adapter:
     """Experts that a token chooses."""
 
     def __post_init__(self) -> None:
+        """Check what the user wrote.
+
+        Raises:
+            TypeError: ``ids`` cannot be called.
+            ValueError: ``num_experts`` or ``top_k`` is less than 1.
+        """
         if not callable(self.ids):
             raise TypeError(f"Adapter(ids={self.ids!r}): pass a function (module, args, output)")
         if self.num_experts < 1 or self.top_k < 1:

@@ -83,6 +83,7 @@ def unite(everyone: Sequence[Sequence[Site]], rank: int) -> list[Site]:
 
 
 def different(path: str, what: str) -> ValueError:
+    """An error, to be raised: routers share ``path`` but differ, as ``what`` describes."""
     return ValueError(
         f"{path} has {what}: different layers, or replicas that differ; pass attach(..., depths="
         f"{{{path!r}: DEPTH}}) on every rank, with its number in the whole model"

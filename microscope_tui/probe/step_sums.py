@@ -86,6 +86,13 @@ class StepSums:
 
 
 def rows_of(sites: Sequence[Site], passes: Sequence[int], top_k: Sequence[int]) -> list[Row]:
+    """The rows of the log, one per router and pass; the names of several passes end in ``#n``.
+
+    Args:
+        sites: The routers.
+        passes: How often each was called in a forward pass; 0 counts as one.
+        top_k: Of each.
+    """
     rows: list[Row] = []
     for place, (site, number, k) in enumerate(zip(sites, passes, top_k, strict=True)):
         kind = site.scores.kind if site.scores else None
@@ -113,9 +120,13 @@ class Layout:
     def vector(
         self, parts: Iterable[tuple[Key, Tensor, Tensor]], extra: Tensor, rank: int, ranks: int
     ) -> Tensor:
-        """This rank's share of the step and ``extra``, fp64; nothing in it waits for the device.
+        """This rank's share of the step, fp64; nothing in it waits for the device.
 
-        ``parts``: see ``Calls.parts``.
+        Args:
+            parts: Sums and largest logit of every router that was counted, some in pieces.
+            extra: Further numbers, fp64, appended as they are.
+            rank: Of this process; its largest logits have a place of their own.
+            ranks: All of them: the vectors of all ranks are added.
         """
         found: defaultdict[Key, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for key, flat_N, peak in parts:
@@ -145,8 +156,14 @@ class Layout:
     def read(
         self, vector: Tensor, ranks: int, biases: Sequence[Any], meanwhile: Any = lambda: None
     ) -> StepSums:
-        """The numbers of a sum over ranks and the biases, in one copy; ``meanwhile`` runs
-        before the host waits."""
+        """The numbers of a vector that is summed over ranks, in one copy to the host.
+
+        Args:
+            vector: Of ``vector``, summed.
+            ranks: How many were summed.
+            biases: Selection bias of every row, copied along.
+            meanwhile: Called before the host waits for the device.
+        """
         E, table_LN = self.num_experts, self.table(vector)
         maxima_RL, extra = vector[table_LN.numel() :].tensor_split([ranks * len(self.rows)])
         summed_LN = table_LN.to(self._dtype)
@@ -205,6 +222,16 @@ def step_record(
     losses: Mapping[str, Any],
     scalars: Mapping[str, Any],
 ) -> dict[str, Any]:
+    """The arguments of ``RunRecorder.record_step``, from what all ranks saw and ``scalars``.
+
+    Args:
+        sums: Of the step, over all ranks.
+        rows: Of the log.
+        saliency: Whether mean weights and output norms of the experts are written too.
+        losses: What the trainer gave under ``losses``.
+        scalars: Further numbers by their name in the log; names that the probe writes itself are
+            ignored.
+    """
     extra = dict(zip(EXTRA, sums.extra, strict=False))
     unseen = [not n for n in sums.tokens]
     if any(unseen) and not all(unseen):
@@ -253,4 +280,5 @@ def _incomplete(extra: Mapping[str, float], rows: Sequence[Row], unseen: Sequenc
 
 
 def shortened(names: Sequence[str]) -> str:
+    """The first eight names, and an ellipsis for the others."""
     return f"{', '.join(names[:8])}{' …' if len(names) > 8 else ''}"

@@ -45,6 +45,7 @@ class Part(NamedTuple):
 
     @property
     def weight(self) -> Any:
+        """The parameter as it is now; ``None`` if it is not trained, or is gone."""
         found = self.module._parameters.get(self.name)
         return found if found is not None and found.requires_grad else None
 
@@ -55,6 +56,7 @@ class Part(NamedTuple):
 
 
 def is_due(step: int) -> bool:
+    """Whether there is a look at the gradients in the logged step with this number."""
     return step in FIRST or step % EVERY == 0
 
 
@@ -175,7 +177,7 @@ class Looks:
             self.attempt(self._sample)
 
     def attempt(self, call: Callable[..., Any], *args: Any) -> Any:
-        """``None`` from the first failure on. The counting continues."""
+        """What ``call`` returns; ``None`` from the first failure on. The counting continues."""
         try:
             with torch.no_grad():
                 return None if self._failed else call(*args)
@@ -214,6 +216,7 @@ class Looks:
             self._width = len(self._hooks.sites) * self._E + 2 * len(keys)
 
     def read(self) -> None:
+        """Read the gradients, before anything clears them; only the first call of a step counts."""
         if self.size and self._moves is None:
             self._moves = self.attempt(self._read)
 

@@ -50,8 +50,9 @@ def shuffled_ratios(
 ) -> list[Array]:
     """|log2(share in slice / share overall)| of one layer after shuffling its pieces of text.
 
-    Per slice, of all shuffles and of all experts that have ``FEWEST_EXPECTED`` pairs in it on
-    average; an expert without a hit there counts as half a pair.
+    Returns, per slice, the ratios of all shuffles and of all experts that have
+    ``FEWEST_EXPECTED`` pairs in the slice on average; an expert without a hit there counts as
+    half a pair.
     """
     pieces_T = pieces_of(slices_T)
     P = int(pieces_T[-1]) + 1 if len(pieces_T) else 0
@@ -106,8 +107,12 @@ class Vocabulary:
         self.tokens = len(token_ids_T)
 
     def chunks(self, ids_TK: Array, num_experts: int) -> Iterator[tuple[int, Array]]:
-        """First token of each chunk of the vocabulary, and how often each token chose each expert,
-        int64 ``[V', E]``. ``ids_TK``: ``distinct``, in the order of ``order_T``."""
+        """The number of the first token of each chunk of the vocabulary, and the counts of the
+        chunk.
+
+        Counts are int64 ``[V', E]``: how many of each token's occurrences chose each expert.
+        ``ids_TK``: in the order of ``order_T``, no expert twice in a row, see ``distinct``.
+        """
         E = num_experts
         rows = max(1, MOST_CELLS // (E + 1))
         ends_V = np.cumsum(self.counts_V)
@@ -131,12 +136,21 @@ def identity_share(
 ) -> float | None:
     """Share of the routing that the identity of the token explains, 0 … 1.
 
-    The explained share of the variance of the E indicators "expert e is among the chosen", summed
-    over experts: Goodman and Kruskal's tau where k is 1 (1954), the R² of the analysis of variance
-    for categorical data of Light and Margolin (1971) in general. It is 1 where a token always
-    chooses the same experts, and 0 where the choice does not depend on it, for any k; an entropy
-    of pairs would not be 1 for k > 1. Chance alone explains (V − 1) / (T − 1): ``shuffled``
-    assigns the choices to the tokens at random. None where every token chose the same experts.
+    The explained share of the variance of the E indicators "expert e is among the chosen",
+    summed over experts: Goodman and Kruskal's tau where k is 1 (1954), the R² of the analysis of
+    variance for categorical data of Light and Margolin (1971) in general. It is 1 where a token
+    always chooses the same experts, and 0 where the choice does not depend on it, for any k; an
+    entropy of pairs would not be 1 for k > 1.
+
+    Args:
+        vocabulary: The token ids of the text.
+        ids_TK: Chosen experts of every token; ``num_experts`` or more for none.
+        num_experts: E.
+        shuffled: Assign the choices to the tokens at random: chance alone explains
+            (V − 1) / (T − 1).
+
+    Returns:
+        ``None`` where every token chose the same experts: nothing varies.
     """
     random = np.random.default_rng(SEED)
     order_T = random.permutation(vocabulary.tokens) if shuffled else vocabulary.order_T

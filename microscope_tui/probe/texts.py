@@ -49,7 +49,7 @@ class Slice:
 
 
 def find_slices(texts: Sequence[str]) -> list[Slice]:
-    """The slices of ``texts``: ``path`` or ``name=path``; equal names are one slice.
+    """The slices of ``texts``: each is ``path`` or ``name=path``; equal names are one slice.
 
     ``BadText``: one is missing, or a folder without files.
     """
@@ -93,7 +93,10 @@ def _below(folder: Path) -> list[Path]:
 
 
 def _read_text(path: Path, piece_bytes: int) -> Iterator[str]:
-    """Pieces, each of which ends with a line if it holds one."""
+    """The text of ``path`` in pieces; each ends with a line if it holds one.
+
+    ``BadText``: it is not UTF-8 text, or cannot be read.
+    """
     decode, rest, read = codecs.getincrementaldecoder("utf-8")(), "", 0
     try:
         with os.fdopen(open_regular_file(path), "rb") as file:
@@ -136,10 +139,16 @@ class Reading:
 
 
 def read_windows(slices: Sequence[Slice], pieces: Pieces, length: int, tokens: int) -> Reading:
-    """Read and cut the texts; ``BadText``: one is unreadable, or there is none at all.
+    """Read and cut the texts; a note lists characters that are left out for lack of a token.
 
-    ``length``: most tokens of a window, with those before a text; ``tokens``: most in all, shared
-    evenly between the slices.
+    Args:
+        slices: The files of each slice.
+        pieces: The tokenizer.
+        length: Most tokens of a window, including those that the tokenizer puts before a text.
+        tokens: Most tokens in all, shared evenly between the slices.
+
+    Raises:
+        BadText: a text is unreadable, there is none at all, or a window has no room for any.
     """
     found, split = Reading([], []), 0
     skipped: list[str] = []
@@ -218,9 +227,15 @@ def continued(
     length: int,
     most: int,
 ) -> Iterator[Window]:
-    """The beginning of each text as a prompt, and what the model writes after it: ``most`` tokens.
+    """The beginning of each text as a prompt, and what the model writes after it.
 
-    Text written after slice ``n`` is slice ``n + num_slices``. A prompt is half a window at most.
+    Args:
+        windows: Those that begin a text give a prompt; others are skipped.
+        num_slices: Text written after slice ``n`` is slice ``n + num_slices``.
+        pieces: Gives the bytes of the tokens that were written.
+        write: ``write(ids, most)`` continues ``ids`` by at most ``most`` tokens.
+        length: Tokens of a window; a prompt is cut to half of it.
+        most: Tokens to write after each prompt.
     """
     for window in windows:
         if not window.begins:
@@ -238,12 +253,16 @@ def continued(
 
 
 def batches(windows: Sequence[Window], size: int) -> Iterator[list[Window]]:
+    """The windows in their order, ``size`` at a time; the last batch may be smaller."""
     for start in range(0, len(windows), size):
         yield list(windows[start : start + size])
 
 
 def tensors(batch: Sequence[Window], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Ids, padded on the right, and which are real; None if all are."""
+    """The ids of a batch ``[B, S]``, padded on the right, and which of them are real.
+
+    ``None`` instead of the second if all are.
+    """
     longest = max(len(window.ids) for window in batch)
     ids_BS = torch.tensor([one.ids + [one.ids[0]] * (longest - len(one.ids)) for one in batch])
     if all(len(window.ids) == longest for window in batch):
@@ -262,9 +281,13 @@ class CharacterPieces:
         self._tokenizer = tokenizer
 
     def encode(self, text: str) -> tuple[list[int], list[bytes]]:
+        """Ids of the characters of ``text``, which all have a token, and the UTF-8 bytes of
+        each.
+        """
         return self._tokenizer.encode(text).tolist(), [one.encode() for one in text]
 
     def of_id(self, token: int) -> bytes:
+        """The UTF-8 bytes of a token; a name if the vocabulary is shorter than the model's."""
         known: str = self._tokenizer.vocabulary
         return known[token].encode() if token < len(known) else _name(token)
 

@@ -31,8 +31,20 @@ class TraceFile:
         capacity: int,
         **about: Any,
     ) -> None:
-        """``about``: see ``RoutingWriter``. Rows of the run log that ``first`` lacks, the first
-        batch, see no text and are left out."""
+        """Open the file.
+
+        Args:
+            path: Of the trace; it appears when it is finished.
+            rows: Rows of the run log; those that ``first`` lacks see no text and are left out.
+            sites: The routers of the model, in forward order.
+            first: The choices of the first batch.
+            capacity: Tokens that the file has room for.
+            about: ``slices``, ``model`` and ``dtype`` of ``RoutingWriter``.
+
+        Raises:
+            BadRouting: the model has too many layers, experts or choices for the format.
+            OSError: the file cannot be written.
+        """
         rows = [row for row in rows if (row.place, row.number) in first]
         self.keys: list[Key] = [(row.place, row.number) for row in rows]
         shape = Shape(
@@ -51,7 +63,12 @@ class TraceFile:
         self._windows = 0
 
     def add(self, batch: Sequence[Window], traced: Mapping[Key, Traced]) -> None:
-        """``ValueError``: a router did not see every token of the batch."""
+        """Write one batch.
+
+        Raises:
+            ValueError: a router did not see every token of it.
+            OSError: the disk is full.
+        """
         count = sum(len(window.ids) for window in batch)
         for key, name in zip(self.keys, self.writer.shape.layer_names, strict=True):
             seen = len(traced[key].ids_TK) if key in traced else 0

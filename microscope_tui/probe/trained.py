@@ -38,6 +38,7 @@ def trained(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
 
 
 def trained_lines(training: Mapping[str, Any]) -> list[str]:
+    """The object ``training`` of a header in words: what is trained or frozen, and adapters."""
     known = {p: training.get(p) for p in ("routers", "experts", "attention", "embeddings")}
     said = [f"{p} {'{} of {}'.format(*n) if n else 'unknown'}" for p, n in known.items()]
     if "experts" in training:
@@ -97,6 +98,7 @@ def _adapters(parts: Mapping[str, Sequence[Weight]]) -> dict[str, int]:
 
 
 def _missing(model: nn.Module, configs: Iterable[Any], adapted: Collection[str]) -> list[str]:
+    """Names for PEFT that match nothing; not a part (``gate_proj``) of a whole that is adapted."""
     modules = [plain_path(name) for name, _ in model.named_modules()]
     parameters = [plain_path(name) for name, _ in model.named_parameters()]
     missing = set[str]()

@@ -49,14 +49,20 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         on_collapse: str = "log",
         alerts: bool = False,
     ) -> None:
-        """
+        """Nothing is attached before the training begins.
+
         Args:
+            logs: Folder of the runs.
             run: Name of the run; by default ``args.run_name``, else the name of ``output_dir``.
             on_collapse: ``log``, or ``stop``: end the training on all ranks one logged step
-                (with several ranks two) after a critical COLLAPSE or DIVERGED; a warning does not.
+                (with several ranks two) after a critical COLLAPSE or DIVERGED; a warning does
+                not.
             alerts: Also send a critical finding as an alert of the run of W&B or Trackio that is
                 active in this process: once per cause, or per rule where the cause is unknown.
             every, routers, saliency, on_alert: See ``attach``.
+
+        Raises:
+            ValueError: ``on_collapse`` is neither ``log`` nor ``stop``.
         """
         if on_collapse not in ("log", "stop"):
             raise ValueError(
@@ -129,6 +135,7 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         self._learning_rate = float(rate) if isinstance(rate, int | float) else None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> Any:
+        """Log the step, and add its alerts to the Trainer's history; may end the training."""
         if self.probe is None:
             return control
         self._write_numbers(self.probe)  # here the line of the step before is due in any case
@@ -157,6 +164,7 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **kw: Any
     ) -> None:
+        """The loss of an evaluation becomes an event of the log."""
         loss = (metrics or {}).get("eval_loss")
         if self.probe is not None and loss is not None:
             self.probe.event("eval", {"loss": loss}, state.global_step)
@@ -167,6 +175,7 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
             self.probe.event("checkpoint", {"step": state.global_step}, state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        """Print the verdict and close the log, with the reason: finished, stopped or collapse."""
         if self.probe is not None:
             self._write_numbers(self.probe)
             if verdict := self.probe.verdict():
@@ -245,6 +254,11 @@ def _mark(weights: Sequence[Tensor]) -> float | None:
 
 
 def _differing(sites: Sequence[Site], kept: Sequence[float | None]) -> list[str]:
+    """Names of the routers whose weights, or those of their experts, differ from ``kept``.
+
+    The Trainer of transformers loads a checkpoint in part if its weights have other names than
+    the model's: without experts that were saved one by one.
+    """
     if len(kept) != len(sites):
         return []
     return [

@@ -316,9 +316,7 @@ def verdict_json(judgements: Sequence[Judgement]) -> dict[str, Any]:
 
 
 def finding_json(finding: Finding, advice: Advice) -> dict[str, Any]:
-    """One finding, with its cause and the next step; numbers that are not finite become
-    ``None``.
-    """
+    """One finding, with its cause and the next step; ``None`` for numbers that are not finite."""
     worst = finding.worst
     return {
         "rule": finding.rule,

@@ -279,7 +279,7 @@ class Problems:
         ]
 
     def unexpected(self, code: str, key: str, value: Any, expected: str) -> None:
-        """Report that ``value`` is not what the format allows; ``code`` is the class of the
+        """Report a ``value`` that the format does not allow; ``code`` is the class of the
         problem.
         """
         self.say("expected", code, key=key, value=value, expected=expected)
