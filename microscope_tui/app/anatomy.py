@@ -40,6 +40,7 @@ class Anatomy:
         return self.routing
 
     def close(self) -> None:
+        """Close the file of the probe, if one is open."""
         if self.routing is not None:
             self.routing.close()
         self.routing, self._log, self._router = None, None, None

@@ -59,7 +59,19 @@ def figure(
     focused: bool = False,
     ticks: bool = True,
 ) -> list[Line]:
-    """In exactly ``size`` cells; ``step``: of the value in the title; ``ticks``: labels below."""
+    """A chart in exactly ``size`` cells, as lines.
+
+    Args:
+        chart: what to draw.
+        time: its x axis.
+        size: width and height.
+        glyphs: alphabet of the curves.
+        step: the shown one, to which the value in the title belongs.
+        smoothing: weight of earlier values in the exponential mean; 0 for none. The measured values
+            stay behind it, faint.
+        focused: whether keys act on this chart.
+        ticks: labels of the time axis in the last line.
+    """
     width, height = size
     title = chart.title(step, smoothing, width, focused=focused)
     margin = names_width(width, named=any(curve.name for curve in chart.curves))
@@ -83,6 +95,8 @@ def figure(
 
 
 class _Plot(NamedTuple):
+    """The area of the curves: how many cells, and which values are at its bottom and top."""
+
     chart: Chart
     time: TimeScale
     size: tuple[int, int]

@@ -56,6 +56,10 @@ def _places(
 
 
 def playback_line(bindings: Iterable[Binding], glyphs: Glyphs, speed: int, faster: int) -> Line:
+    """The last line during playback: the speed, and the keys that change it.
+
+    ``faster``: the next speed; 0 if there is none.
+    """
     does = {"time.follow": "stop"} | ({"time.play": f"{faster} a second"} if faster else {})
     keys = [
         (f"   {plain_key(shown_key(one.key.split(',')[0]), glyphs)}", f" {does[one.id]}")
@@ -81,4 +85,5 @@ def _keys_of(bindings: list[Binding], glyphs: Glyphs) -> str:
 
 
 def said(keys: Iterable[tuple[str, str]]) -> Line:
+    """Keys and what they do, in turn."""
     return [span for key, does in keys for span in (Span(key, "accent"), Span(does, "dim"))]

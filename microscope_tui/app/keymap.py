@@ -40,7 +40,15 @@ class BadKey(ValueError):
 def keymap_of(
     table: Mapping[str, object], screens: Mapping[str, Sequence[Binding]]
 ) -> dict[str, str]:
-    """For ``App.set_keymap``; ``BadKey`` if the table is wrong."""
+    """The ``[keys]`` table, checked, for ``App.set_keymap``: keys by the id of their binding.
+
+    Args:
+        table: as TOML gives it: ``layer.next`` without quotes is a table in a table.
+        screens: the bindings of every screen.
+
+    Raises:
+        BadKey: an unknown id, a key that terminals do not send, or one that does two things.
+    """
     ids = list(dict.fromkeys(b.id for bindings in screens.values() for b in bindings if b.id))
     keymap: dict[str, str] = {}
     for name, value in _entries(table):

@@ -35,6 +35,7 @@ def screen_class(name: str) -> type[Any]:
 
 
 def name_of(screen: Screen[Any]) -> str:
+    """Name of a screen as in ``SCREENS``; see ``screen_class``."""
     return type(screen).__name__.removesuffix("Screen").lower()
 
 
@@ -51,6 +52,11 @@ def pair(short: str, *bindings: Binding, compact: bool = True) -> list[Binding]:
 
 
 def in_list(id: str, action: str = "move", what: str = "", down: str = "pagedown") -> list[Binding]:
+    """The keys of a list: its ends, and one page up or down.
+
+    ``id``: first part of the ids; ``action``: moves by so many entries; ``what``: an entry, in
+    words.
+    """
     return [
         key(f"{id}.first", "home,g", f"{action}(-{_FAR})", f"first {what or id}"),
         key(f"{id}.last", "end,G", f"{action}({_FAR})", f"last {what or id}"),
@@ -122,11 +128,13 @@ OPEN_EXPERT = key("expert.open", "enter", "open_expert", "open the expert", "exp
 
 
 def with_keymap(bindings: Iterable[BindingType], keymap: Mapping[str, str]) -> list[Binding]:
+    """The bindings with an id, with the keys of the config file where it names them."""
     ours = [one for one in bindings if isinstance(one, Binding) and one.id]
     return [one.with_key(keys) if (keys := keymap.get(one.id or "")) else one for one in ours]
 
 
 def all_bindings(keymap: Mapping[str, str] | None = None) -> dict[str, list[Binding]]:
+    """By screen, with the keys of the config file where it names them."""
     return {name: with_keymap(screen_class(name).BINDINGS, keymap or {}) for name in SCREENS}
 
 

@@ -91,7 +91,11 @@ def _clean(*lines: str) -> str:
 
 
 def free_name(folder: Path, stem: str, suffix: str) -> Path:
-    """The first unused of ``stem``, ``stem-2`` …; only ``A-Za-z0-9._-`` of a stem are kept."""
+    """``stem.suffix`` in ``folder``, or the first unused of ``stem-2.suffix`` …
+
+    ``stem`` may be any text: only ``A-Za-z0-9._-`` of it are kept, and of a long one its two ends.
+    ``suffix``: with its dot.
+    """
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip(".-") or "view"
     if len(stem) > _MAX_STEM:  # names that differ at either end stay different
         stem = f"{stem[: _MAX_STEM // 2]}-{stem[1 - _MAX_STEM // 2 :]}"
@@ -104,7 +108,10 @@ def free_name(folder: Path, stem: str, suffix: str) -> Path:
 
 
 def write_new(path: Path, text: str) -> None:
-    """Or raise an ``OSError``; a partly written file is removed."""
+    """Write a new file; a partly written one is removed.
+
+    ``OSError``: it is there already, or cannot be written.
+    """
     data = text.encode("utf-8", "replace")
     with open(path, "xb") as file:
         try:

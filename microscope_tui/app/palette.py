@@ -26,10 +26,15 @@ class Colours(NamedTuple):
     """
 
     hue: str
+    """For text on the ground of the screen."""
     ground: str
+    """Of a highlighted token."""
     ink: str
+    """On that ground."""
     indexed: tuple[int, int, int]
+    """The three among 256 colours."""
     named: str
+    """The hue among 16 colours."""
 
 
 class Hue(NamedTuple):
@@ -66,6 +71,7 @@ class Shades(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     experts: Sequence[Colours]
 
     def word(self, role: str) -> str:
+        """The ink of a role as ``#rrggbb``."""
         return self.words[role].true
 
 
@@ -80,6 +86,7 @@ _DARK_BELOW = 0.16
 
 
 def evenly(*colours: str) -> Stops:
+    """Stops at equal distances from 0 to 1."""
     return tuple((at / (len(colours) - 1), colour) for at, colour in enumerate(colours))
 
 
@@ -87,6 +94,7 @@ _OCTAVES = (-4.0, -1.6, -0.75, CALM_FROM, -0.25, 0.0, 0.25, CALM_TO, 0.72, 1.5, 
 
 
 def by_octaves(*colours: str) -> Stops:
+    """Stops for the log2 of a load: twelve colours, from starving to hot."""
     return tuple(zip(_OCTAVES, colours, strict=True))
 
 

@@ -32,11 +32,16 @@ class NoPicture(ValueError):
 @dataclass(frozen=True, slots=True)
 class Picture:
     text: str
+    """The last screen as lines without colours."""
     svg: str
 
 
 async def draw(fleet: Fleet, wanted: PictureRequest, glyphs: Glyphs = Glyphs.BRAILLE) -> Picture:
-    """A screen of the newest run; ``NoPicture``: no such step, layer, expert or token."""
+    """Draw a screen of the newest run of ``fleet``.
+
+    ``NoPicture``: there is no such step, layer, expert or token, nothing to compare with, or the
+    log was not read in ten minutes.
+    """
     app = Microscope(begin(fleet, glyphs, wanted.preferences))
     async with app.run_test(size=(wanted.columns, wanted.rows)) as pilot:
         return await _drawn(app, pilot, wanted)

@@ -23,6 +23,10 @@ _GRACE_S = 0.3  # an event may come a little after the bytes that it announces
 
 
 class Reader:
+    """The reader thread. The methods are for the thread of the screens and return at once, except
+    ``stop``.
+    """
+
     def __init__(self, fleet: Fleet, may_leave: Callable[[], bool]) -> None:
         """``may_leave``: whether a newer run may replace the open one."""
         self.fleet = fleet
@@ -41,9 +45,11 @@ class Reader:
         self._thread = threading.Thread(target=self._read, name="log-reader", daemon=True)
 
     def start(self) -> None:
+        """Begin to search and read; see ``first_look``."""
         self._thread.start()
 
     def stop(self) -> None:
+        """End the thread, and wait for it up to a second."""
         self._stop.set()
         self.events.stop()
         self._thread.join(timeout=1.0)
@@ -51,9 +57,11 @@ class Reader:
             self.fleet.close()
 
     def pause(self) -> None:
+        """Leave the processor to the screen for a moment."""
         self._quiet_until = time.monotonic() + _HUSH_S
 
     def key_pressed(self) -> None:
+        """The same, and judge no finished run while keys are held."""
         self.pause()
         self._judging_from = time.monotonic() + _AFTER_A_KEY_S
 
@@ -129,6 +137,10 @@ class Reader:
         return self.fleet.open.source.size if self.fleet.open is not None else 0
 
     def _until_next_look(self, took: float) -> float:
+        """In seconds: few while a source holds back a step that may not be complete.
+
+        ``took``: seconds that the last look at all runs took.
+        """
         watch = self.fleet.open
         if watch is None or not self._is_foreign:
             return _IDLE_S * (_PATIENCE_WITH_EVENTS if self.events.mode == "events" else 1)

@@ -31,9 +31,13 @@ _Text = Annotated[str, Meta(max_length=_MOST_CHARS)]
 
 
 class SavedView(msgspec.Struct, frozen=True, kw_only=True):
+    """The view settings of one user for one folder; those of a new session by default."""
+
     version: Literal[1] = 1
     logs: str = ""
+    """The folder, which the name of the file only hashes."""
     layer: _Text = ""
+    """Name of the chosen one; empty for the first."""
     measure: Measure = Measure.LOAD
     palette: Palette | None = None
     """``None`` for the one that the config file names."""
@@ -65,6 +69,7 @@ def begin(
 
 
 def recall(session: Session) -> None:
+    """Apply the view settings that were saved for the folder; call it before the reader starts."""
     kept = load_view(session.fleet.root)
     palette = kept.palette or session.look.palette
     session.look = Look(measure=kept.measure, order=kept.order, palette=palette)
@@ -97,7 +102,7 @@ def remember(session: Session) -> str | None:
 
 
 def load_view(logs: Path) -> SavedView:
-    """The default if none can be used."""
+    """The saved view of ``logs``; the default if there is none that can be used."""
     try:
         folder, path = _place_of(logs)
         kept = msgspec.json.decode(read_small(path, _MOST_BYTES), type=SavedView)

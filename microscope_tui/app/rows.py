@@ -37,6 +37,8 @@ def changed_width(before: Strip, after: Strip) -> int:
 
 
 class Rows(Widget):
+    """A widget of lines. ``show`` them again at any time: only the difference is sent."""
+
     def __init__(self, glyphs: Glyphs, shades: Shades, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._glyphs = glyphs
@@ -47,9 +49,11 @@ class Rows(Widget):
 
     @property
     def texts(self) -> list[str]:
+        """The lines that are shown, without colours."""
         return [strip.text for strip in self._strips]
 
     def show(self, lines: Sequence[Line], palette: Palette = Palette.DIVERGING) -> None:
+        """Replace all lines; ``palette``: of heatmap cells."""
         self._lines, self._palette = lines, palette
         strips = self._drawn(self.app.console.color_system)
         before, self._strips = self._strips, strips
@@ -65,6 +69,9 @@ class Rows(Widget):
             self.refresh(*changed)
 
     def recolour(self, system: str | None) -> None:
+        """Draw the same lines in the colours of ``system``, one of Rich's names; ``None``:
+        without.
+        """
         self._strips = self._drawn(system)
         self.refresh()
 
@@ -92,6 +99,7 @@ class Tiles(Horizontal):
         self._width = 0
 
     async def fit(self, width: int) -> None:
+        """Make the tiles for a width in cells; nothing to do while it stays."""
         if width == self._width:
             return
         self._width = width
@@ -104,12 +112,14 @@ class Tiles(Horizontal):
         await self.mount_all(parts)
 
     def show(self, lines: Sequence[Line], palette: Palette) -> None:
+        """Replace all lines, whose characters have one cell each; call ``fit`` before."""
         for at, part in enumerate(self.query(Rows)):
             part.show([cut(line, at * TILE, (at + 1) * TILE) for line in lines], palette)
 
 
 @contextmanager
 def in_truecolor(app: App[None]) -> Iterator[None]:
+    """All screens in full colour, whatever the terminal can show; for an export."""
     system = app.console.color_system
     screens = app.screen_stack if system != "truecolor" else []
     rows = [part for screen in screens for part in screen.query(Rows)]

@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 class ScreenRow(NamedTuple):
     keys: str
+    """Keys that open it; empty for one that only others open."""
     does: str
+    """For the help and the palette."""
     module: str
     """In ``screens/``: imported when the screen is opened."""
     words: str = ""

@@ -42,14 +42,19 @@ if TYPE_CHECKING:  # most sessions show no probe
 
 
 class Preferences(msgspec.Struct, frozen=True):
+    """Settings of the command line and the config file; by default no bell and no saved view."""
+
     palette: Palette = Palette.DIVERGING
     interval_s: float = 0.5
     """Seconds between two redraws of a live run."""
     bell: bool = False
+    """Ring at a new critical alert."""
     remember: bool = False
+    """Keep the view settings of the folder for the next session."""
     keymap: Mapping[str, str] = msgspec.field(default_factory=dict)
     """Custom keys, by the id of their binding."""
     cost: CostRequest = OF_HEADER
+    """Which ranks, and what a token costs, for the cost of the load."""
     theme: Literal["dark", "light"] = "dark"
 
 
@@ -57,9 +62,14 @@ DEFAULT = Preferences()
 
 
 class PictureRequest(msgspec.Struct, frozen=True):
+    """What ``snapshot`` draws: a screen, its size, the step and the selection."""
+
     screen: str = "main"
+    """Name as in ``SCREENS``."""
     columns: int = 120
+    """Cells of the width."""
     rows: int = 40
+    """Lines of the height."""
     step: int | None = None
     """The last logged step at or before this one; the newest by default."""
     played: Sequence[int] = ()
@@ -67,16 +77,21 @@ class PictureRequest(msgspec.Struct, frozen=True):
     layer: str = ""
     """Name of the chosen layer; the worst one by default."""
     expert: int | None = None
+    """The chosen expert; none by default."""
     token: int | None = None
     """The token at the cursor on the screen of the tokens; the first by default."""
     numbers: Sequence[str] = ()
     """Names of up to two numbers to draw on the screen of the course."""
     against: RunFile | None = None
+    """The run to compare with."""
     framed: bool = False
+    """With the frame of a window around it."""
     preferences: Preferences = DEFAULT
 
 
 class Session:
+    """What all screens share: the runs, the shown step, the selections and the view settings."""
+
     def __init__(self, fleet: Fleet, glyphs: Glyphs, preferences: Preferences = DEFAULT) -> None:
         self.fleet = fleet
         self.glyphs = glyphs
@@ -117,6 +132,7 @@ class Session:
 
     @property
     def watch(self) -> RunWatch | None:
+        """The open run; ``None`` before one was found. Another run resets the selections."""
         watch = self.fleet.open
         if watch is not self._open:  # selections of the previous run are reset
             self._open, self._selected, self.expert = watch, 0, None
@@ -139,6 +155,7 @@ class Session:
 
     @cached_property
     def anatomy(self) -> "Anatomy":
+        """The probe of the open run; made when a screen first asks for it."""
         from microscope_tui.app.anatomy import Anatomy
 
         return Anatomy()
@@ -180,12 +197,14 @@ class Session:
         return f"confirmed: k = {given or '?'} {shlex.join(self.maps)}{kept}; m forgets it"
 
     def close(self) -> None:
+        """End the reader, and what it started."""
         if "anatomy" in vars(self):
             self.anatomy.close()
         self.reader.stop()
 
     @property
     def run(self) -> RunRecord | None:
+        """The header of the open run; ``None`` before one was read."""
         return self.watch.run if self.watch is not None else None
 
     @property
@@ -213,6 +232,7 @@ class Session:
 
     @property
     def shown_entry(self) -> StepEntry | None:
+        """The step that the screens show; ``None`` before the first."""
         watch = self.watch
         if self.time.pin is not None:
             return self.time.pin.latest
@@ -220,6 +240,7 @@ class Session:
 
     @property
     def has_run(self) -> bool:
+        """Whether there is a step to show."""
         return self.watch is not None and self.watch.latest is not None
 
     @property
@@ -230,6 +251,7 @@ class Session:
 
     @property
     def pipe_ended(self) -> bool:
+        """Whether the run came through a pipe that its writer closed."""
         source = self.watch.source if self.watch is not None else None
         return isinstance(source, PipedLog) and source.ended
 
@@ -243,6 +265,9 @@ class Session:
         return f"polling: {events.reason}" if events.reason else "polling"
 
     def has_new_critical(self) -> bool:
+        """Whether to ring: a critical alert that was not there at the last call, and never at the
+        first.
+        """
         watch = self.watch
         if not self.preferences.bell or watch is None or watch.diagnosis is None:
             return False
@@ -277,7 +302,7 @@ class Session:
         return recent_of(watch) if watch is not None and self.time.following else Recent()
 
     def compare_with(self, moment: Pin | None) -> None:
-        """``None`` removes the reference."""
+        """Compare with a moment of the open run; ``None`` removes the reference."""
         watch = self.watch
         if moment is None or watch is None:
             self.reference = None
@@ -306,7 +331,7 @@ class Session:
         return ""
 
     async def move_pinned(self, pinned: PinnedRun, step: int) -> str:
-        """Returns a problem that is new."""
+        """Compare with another step of the pinned run; returns a problem that is new."""
         found = await asyncio.to_thread(_moment, pinned, step)
         if self.pinned is not pinned:
             return ""
@@ -321,13 +346,17 @@ class Session:
         self.reference = aligned(found, self.run) if self.run is not None else found
 
     def view(self, columns: int, ribbon: int, only: Container[int] | None = None) -> RunView | None:
-        """Of the pinned step, if any; ``None`` without a run."""
+        """The frame at the pinned step, if any, else at the newest; ``None`` without a run.
+
+        ``columns``, ``ribbon``, ``only``: as in ``view_of``.
+        """
         watch = self.watch
         if watch is None or watch.run is None:
             return None
         return view_of(watch, columns, ribbon, self.time.pin, only, self.time.window)
 
     def glance(self) -> RunView | None:
+        """A frame without curves, for a key that needs only the numbers."""
         return self.view(1, 1, range(0))
 
 

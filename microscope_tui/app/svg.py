@@ -82,6 +82,7 @@ def lines_of(app: App[None]) -> list[list[Segment]]:
 
 
 def animation_of(screens: Sequence[Screen], columns: int, shades: Shades, title: str | None) -> str:
+    """The pictures one after the other, in a loop."""
     frames = len(screens) + _HELD
     groups = ""
     for number, (before, after) in enumerate(pairwise(map(_cells, screens)), 1):

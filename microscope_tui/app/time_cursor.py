@@ -34,6 +34,11 @@ _MINUTE_S = 60.0
 
 
 class TimeCursor:
+    """Which step and window of the open run are shown. See the top of this file.
+
+    What reads from the disk is for a worker thread.
+    """
+
     def __init__(self, watch: Callable[[], RunWatch | None]) -> None:
         self._watch = watch
         self._pin: Pin | None = None
@@ -42,12 +47,14 @@ class TimeCursor:
 
     @property
     def newest_step(self) -> int:
+        """0 before the first."""
         watch = self._watch()
         latest = watch.latest if watch is not None else None
         return latest.record.step if latest is not None else 0
 
     @property
     def shown_step(self) -> int:
+        """The pinned step, or the newest."""
         return self.pin.step if self.pin else self.newest_step
 
     @property
@@ -60,6 +67,7 @@ class TimeCursor:
 
     @property
     def following(self) -> bool:
+        """Whether the newest step is shown, also when there are more."""
         return self.pin is None
 
     def reset(self) -> None:
@@ -68,6 +76,7 @@ class TimeCursor:
         self.speed = 0
 
     def toggle_follow(self) -> None:
+        """Stop playback; else pin the newest step, or follow again."""
         if self.speed:
             self.speed = 0
             return
@@ -176,7 +185,10 @@ class TimeCursor:
         return f"time travel from step {first:,}: the spool is full (--spool {size})"
 
     def play_on(self, columns: float, ribbon: int) -> str | None:
-        """``columns`` of a ribbon of ``ribbon`` columns; ends at the newest step."""
+        """Move on by ``columns`` of a ribbon of ``ribbon`` columns; the problem, if any.
+
+        Playback ends at the newest step. Reads from the disk.
+        """
         first, last = self.window or Window(1, self.newest_step)
         by = max(1, round(columns * (last - first + 1) / max(1, ribbon)))
         problem = self.step_by(by)
@@ -185,6 +197,7 @@ class TimeCursor:
         return problem
 
     def next_speed(self) -> int:
+        """The one after the present; 0 ends playback."""
         return _NEXT_SPEED[self.speed]
 
     def _look_at(self, moment: Pin | str | None) -> str | None:
@@ -194,6 +207,9 @@ class TimeCursor:
         return None
 
     def _moment(self, step: int) -> Pin | str | None:
+        """The last logged step at or before ``step``; ``None`` for the newest, or a problem in
+        words.
+        """
         watch = self._watch()
         if watch is not None and 0 < self.newest_step <= step:
             return None
@@ -216,8 +232,10 @@ class OfExpert(msgspec.Struct, frozen=True):
 
 
 def parse_place(text: str, *, shown: int, newest: int) -> int | time | timedelta:
-    """A step (a number is not clamped), a time of day, or one before the newest; ``BadPlace``: none
-    of them."""
+    """A step (a number is not clamped to the run), a time of day, or a time before the newest.
+
+    ``shown``, ``newest``: steps that the text may refer to. ``BadPlace``: it means none of them.
+    """
     typed = text.strip()
     if len(typed) > _MOST_CHARACTERS:
         raise BadPlace(f"{safe_text(typed, _MOST_CHARACTERS)} is not a place: it is too long")

@@ -71,9 +71,8 @@ class Ledger:
             step: the step of the alarm; the onset may be earlier.
             reading: the evaluation that raised it.
             severity: by default that of ``reading``.
-            track: the evidence of the rule, which updates and ends the episode; without one it is
-                never
-                reopened, and stays as it is.
+            track: the evidence of the rule. Without one it is always a new episode, and no
+                evaluation updates it.
         """
         severity = severity or reading.severity or Severity.INFO
         onset = self._onset(rule, index, step, reading, track)

@@ -78,9 +78,10 @@ def verdict_on(watch: RunWatch) -> Verdict:
 
 
 def why_no_verdict(watch: RunWatch, step: int | None = None) -> NoVerdict:
-    """Why there is no verdict on the run, in words, if there is none.
+    """Why there is no verdict on the run; ``why`` is ``None`` if there is one. The caller has the
+    lock.
 
-    ``step``: as it was at this step; by default at the last one. The caller has the lock.
+    ``step``: as it was at this step; by default at the last one.
     """
     if why := watch.error or watch.source.withheld:
         return NoVerdict(why)

@@ -53,13 +53,18 @@ Part = Union[str, tuple["Part", ...]]  # noqa: UP007  # a recursive name needs q
 
 
 class Prompt:
+    """The text that is typed in the last line, and what it is for."""
+
     def __init__(self) -> None:
         self.kind: Kind = ""
         """What the prompt is for; empty while it is closed."""
         self.typed = ""
 
     def take(self, key: str, character: str | None) -> str | None:
-        """Returns the text on enter; escape closes."""
+        """Take a key; the text on enter, or the choice of what to copy. ``None`` otherwise.
+
+        Escape closes; ``kind`` is empty once it is closed.
+        """
         if self.kind == "copy":
             self.kind = ""
             return character if character in COPY_CHOICES else None
@@ -92,7 +97,11 @@ class Prompt:
 
 
 class BaseScreen(Screen[None]):
-    """Redraws when the session has changed; an unchanged session costs nothing."""
+    """Redraws when the session has changed; an unchanged session costs nothing.
+
+    A subclass names its ``PARTS``, and draws them in ``draw``; ``points`` and ``layers_in_detail``
+    limit what has to be computed for it.
+    """
 
     SCOPED_CSS = False  # a scope would not reach the classes of the screen itself
     AUTO_FOCUS: ClassVar[str | None] = None
@@ -101,7 +110,9 @@ class BaseScreen(Screen[None]):
     """Ids of the rows above the keys; a tuple is the id of a container and its parts."""
 
     first = 0
+    """Index of the first row of a list that is in view."""
     list_rows = 10
+    """Rows of a list that fit; one page."""
 
     message_shown = ""
     """Until the next key."""
@@ -122,6 +133,7 @@ class BaseScreen(Screen[None]):
         yield from map(self.made, (*self.PARTS, "keys"))
 
     def made(self, part: Part) -> Widget:
+        """The widget of a part; a tuple becomes a container."""
         if isinstance(part, str):
             return Rows(self.session.glyphs, self.session.shades, id=part)
         name, *inside = part
@@ -156,6 +168,7 @@ class BaseScreen(Screen[None]):
             await self.redraw()
 
     async def redraw(self) -> None:
+        """Draw now, also if nothing changed; after a key that changed what is shown."""
         try:
             await self.draw_all()
         except NoMatches:  # at exit the parts of a screen are removed before the screen
@@ -163,6 +176,7 @@ class BaseScreen(Screen[None]):
                 raise
 
     async def draw_all(self) -> None:
+        """Draw all parts; nothing while there is no run, or if the window is too small."""
         columns, rows = self.room
         view = self.session.view(self.points(), self.ribbon_columns(), self.layers_in_detail())
         if view is None or self.draw_small(view):
@@ -179,9 +193,11 @@ class BaseScreen(Screen[None]):
         self.show("header", [line])
 
     def points(self) -> int:
+        """Most columns of the curves in the view that ``draw`` gets."""
         return 1
 
     def layers_in_detail(self) -> Container[int]:
+        """Indices of the layers of which this view has curves; by default none."""
         return range(0)
 
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
@@ -196,6 +212,15 @@ class BaseScreen(Screen[None]):
         height: int | str | None = None,
         width: int | None = None,
     ) -> None:
+        """Put lines into a part; only those that changed are sent.
+
+        Args:
+            part: its id.
+            lines: each of the width of the part.
+            palette: of heatmap cells.
+            height: in lines, or as Textual takes it; 0 hides the part. By default it stays.
+            width: in cells; by default it stays.
+        """
         if not (self.is_attached and self.display):
             return  # it closes: its parts are not made yet, or removed already
         rows = self.query_one(f"#{part}", Rows)
@@ -207,6 +232,7 @@ class BaseScreen(Screen[None]):
         rows.show(lines, palette)
 
     def flag(self, **classes: bool) -> None:
+        """Set or remove CSS classes of the screen."""
         for name, on in classes.items():
             self.set_class(on, name)
 
@@ -223,6 +249,7 @@ class BaseScreen(Screen[None]):
 
     @property
     def busy(self) -> bool:
+        """Whether a worker of this screen is at work."""
         return any(worker.node is self and not worker.is_finished for worker in self.workers)
 
     def _look_again(self) -> None:
@@ -254,11 +281,14 @@ class BaseScreen(Screen[None]):
 
     @property
     def bindings_shown(self) -> Sequence[Binding]:
+        """The keys of this screen as the config file changes them."""
         return with_keymap(self.BINDINGS, self.session.preferences.keymap)
 
     leads_to_probe = False
+    """Whether the last line names the keys of the probe first."""
 
     def draw_last_line(self) -> None:
+        """The prompt while it is open, else the message until the next key, else the keys."""
         glyphs = self.session.glyphs
         width = self.room.width
         time = self.session.time
@@ -276,16 +306,22 @@ class BaseScreen(Screen[None]):
         self.said = line if self.prompt.kind or self.message_shown else []
 
     def show_message(self, text: str | None, role: str = "warn") -> None:
+        """Show ``text`` in the last line until the next key; ``None`` removes it."""
         self.message_shown, self._role = safe_text(text or "", 300), role
         if self.is_current:
             self.draw_last_line()
 
     async def from_disk(self, work: Callable[..., str | None], *arguments: object) -> None:
-        """Run ``work`` in a thread, show the problem that it returns, and redraw."""
+        """Run ``work`` in a thread, show the problem that it returns (``None``: there is none), and
+        redraw.
+        """
         self.show_message(await asyncio.to_thread(work, *arguments))
         await self.redraw()
 
     def moment(self, view: RunView) -> str:
+        """What is shown, in words: the state while following, else that it is paused or played
+        back.
+        """
         time = self.session.time
         if time.following:
             ended = self.session.pipe_ended and not view.state.ended
@@ -299,12 +335,16 @@ class BaseScreen(Screen[None]):
         return self.size or self.app.size
 
     def ribbon_columns(self) -> int:
+        """Columns of the time ribbon in the view that ``draw`` gets."""
         return time_line.ribbon_width(self.room.width)
 
     def ribbon(self, view: RunView) -> Line:
         return time_line.ribbon(view, self.room.width, self.moment(view), self.session.axis)
 
     def draw_small(self, view: RunView) -> bool:
+        """True if the window is too small for the screen: then ``frame.smallest`` has replaced
+        it.
+        """
         columns, rows = self.room
         small = columns < MIN_COLUMNS or rows < MIN_ROWS
         self.set_class(small, "small")
@@ -313,7 +353,7 @@ class BaseScreen(Screen[None]):
         return small
 
     async def action_move(self, by: int) -> None:
-        """Choose another layer, alert or run."""
+        """Choose another layer, alert or run, ``by`` places further down."""
 
     async def action_page(self, direction: int) -> None:
         await self.action_move(direction * self.list_rows)
@@ -363,6 +403,7 @@ class BaseScreen(Screen[None]):
             await self.answered(kind, entered)
 
     def prompt_hint(self) -> tuple[str, str | None]:
+        """What can be typed, and why it cannot be used now (``None``: it can)."""
         if self.prompt.kind == "place":
             time = self.session.time
             return f"1 to {time.newest_step:,}, 50%, -100, 14:30, -2h", time.why_no_past()
@@ -373,7 +414,7 @@ class BaseScreen(Screen[None]):
         return "", None
 
     async def answered(self, kind: Kind, text: str) -> None:
-        """Of a prompt that only some screens have."""
+        """Of a prompt that only some screens have: ``text`` was entered."""
 
     @property
     def pattern(self) -> str:
@@ -385,6 +426,7 @@ class BaseScreen(Screen[None]):
         self.session.filter = pattern
 
     def filter_note(self, cells: int = 40) -> str:
+        """The filter for a title, cut to so many cells; empty without one."""
         return f"/{safe_text(self.pattern, cells)}" if self.pattern else ""
 
     async def action_match(self, by: int) -> None:
@@ -423,6 +465,7 @@ class BaseScreen(Screen[None]):
             self.show_message(said + shortened(str(path.parent), room), "ok")
 
     def copy(self, what: str) -> None:
+        """Copy what ``COPY_CHOICES`` names, of the chosen layer."""
         from microscope_tui.app import out  # only for this key
 
         session, view = self.session, self.session.glance()
@@ -440,6 +483,7 @@ class BaseScreen(Screen[None]):
         self.put_in_clipboard(text, text.splitlines()[0])
 
     def put_in_clipboard(self, text: str, said: str) -> None:
+        """Through the terminal; ``said``: what the message names."""
         self.app.copy_to_clipboard(text)
         hint = "; in tmux it needs `set -g set-clipboard on`" if self.session.in_tmux else ""
         self.show_message(f"copied: {said}{hint}", "ok")
@@ -450,7 +494,9 @@ class ListScreen(BaseScreen):
 
     at = 0
     _ids: Sequence[Hashable] = ()
+    """Of the entries, in their order on the screen."""
     _chosen: Hashable = None
+    """Id of the entry at the cursor; ``None`` before the first."""
     pattern = ""
 
     def keep_chosen(self, ids: Iterable[Hashable], start: int) -> None:

@@ -71,9 +71,11 @@ class PlotScreen(RunScreen):
     """The ribbon is below plots over time, and has their columns."""
 
     def columns(self) -> int:
+        """Cells of the charts."""
         return self.room.width - 1
 
     def plot_area(self) -> tuple[int, int]:
+        """Cells left of the time axis, and cells of the axis."""
         return plot_area(self.columns())
 
     def ribbon_columns(self) -> int:
@@ -97,18 +99,22 @@ class ChartScreen(PlotScreen):
     _stop = threading.Event()
     """Ends the reading of a number."""
     _reads: Reading | None = None
+    """The numbers that a worker reads from the log now."""
     _cannot_read = ""
     _stacks: Sequence[Sequence[str]] = ()
+    """Names of the charts, from left to right, and from the top."""
 
     def points(self) -> int:
         return min(MOST_POINTS, 2 * self.room.width)
 
     @property
     def chart_names(self) -> Sequence[str]:
+        """In the order of the tab key."""
         return [name for stack in self._stacks for name in stack]
 
     @property
     def chart_in_focus(self) -> str:
+        """Its name; the first one if the chosen one is missing now, empty without charts."""
         names = self.chart_names
         return self.focus_name if self.focus_name in names else next(iter(names), "")
 
@@ -143,6 +149,15 @@ class ChartScreen(PlotScreen):
     def draw_charts(
         self, stacks: Sequence[Sequence[str]], charts: Charts, time: TimeScale, room: int, step: int
     ) -> None:
+        """Arrange the charts in ``room`` lines and draw those that fit; the others are named.
+
+        Args:
+            stacks: names of the charts, from left to right, and from the top.
+            charts: by name.
+            time: their x axis.
+            room: lines of all charts.
+            step: the shown one, to which the values in the titles belong.
+        """
         self._stacks, columns = stacks, self.room.width
         focus = self.chart_in_focus
         first = self.first_stack()
@@ -174,7 +189,9 @@ class ChartScreen(PlotScreen):
         return *super().state_now(), round(reads.progress, 2) if reads is not None else None
 
     def number(self, view: RunView, name: str, router: int | None = None) -> Chart:
-        """Of one router or of the run; as far as it was read."""
+        """A number over the steps of the view, of one router or of the run; as far as it was
+        read.
+        """
         watch, entry = self.session.watch, self.session.shown_entry
         assert watch is not None  # there is a view of it
         value = entry.numbers().get(name) if entry is not None else None
@@ -216,6 +233,7 @@ class ChartScreen(PlotScreen):
             await self.redraw_if_current()
 
     def drawn(self, place: Placed, charts: Charts, time: TimeScale, step: int) -> list[Line]:
+        """The lines of one chart in its place."""
         return figure(
             charts[place.name],
             time,

@@ -59,6 +59,7 @@ class CompareScreen(RunScreen):
     PARTS = ("header", "moments", "compare-heads", "pairs", "moved", "ribbon")
 
     layers_shown: Sequence[int] = ()
+    """Indices of the layers that the filter leaves."""
     _own: Reference | None = None
     _why_own = ""
     _problem = ""

@@ -79,6 +79,7 @@ class MainScreen(RunScreen):
     )
 
     layers_shown: Sequence[int] = ()
+    """Indices of the layers that the filter leaves."""
     _drawn: RunView | None = None
     _drawn_content: tuple[object, ...] = ()
 
@@ -307,6 +308,7 @@ def _message(session: Session, columns: int) -> list[Line]:
 
 
 def _unknown_keys(text: str, columns: int) -> list[Line]:
+    """What a run of another tool holds instead of readings of routers, and how to show it."""
     width = max(20, min(columns - 8, 100))
     about, show, command = text.partition(" Show it with: ")
     lines: list[Line] = [[Span(line)] for line in wrap(about, width)]

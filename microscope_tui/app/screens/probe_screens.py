@@ -59,6 +59,7 @@ class ProbeScreen(BaseScreen):
         self.draw_without(view, columns, rows)
 
     def draw_without(self, view: RunView, columns: int, rows: int) -> None:
+        """For a run without a probe: why, and how to make one."""
         anatomy = self.session.anatomy
         empty = anatomy.routing is not None
         self.show_alone(tokens.without_probe(columns, anatomy.problem, empty=empty))
@@ -67,6 +68,7 @@ class ProbeScreen(BaseScreen):
         """Between header and last line."""
 
     def show_alone(self, lines: Sequence[list[Span]]) -> None:
+        """Only these lines, in the main part; all others are empty."""
         for rows in self.query(Rows).results(Rows):
             if rows.id not in ("header", "keys"):
                 rows.show([])
@@ -147,6 +149,11 @@ class ProbeScreen(BaseScreen):
 
 
 class TokensScreen(ProbeScreen):
+    """The text of the probe. The experts of the token at the cursor have colours, and with them
+    every token that they have in this layer. The cursor moves by tokens, and from one token of an
+    expert to the next.
+    """
+
     CSS = """
     #token-title, #token-legend { height: 1; }
     #token-body { height: 1fr; layout: vertical; }
@@ -183,10 +190,12 @@ class TokensScreen(ProbeScreen):
 
     @property
     def letters(self) -> bool:
+        """Whether letters show the experts below the text; by default without colours."""
         chosen = self.session.anatomy.letters
         return self.app.no_color if chosen is None else chosen
 
     def draw_probe(self, routing: Routing, columns: int, rows: int) -> None:
+        """The text around the cursor, and the token beside it, or below in a narrow window."""
         layer, token = self.session.anatomy.layer, self.session.anatomy.token
         beside, airy = columns >= _BESIDE_FROM, rows >= AIRY_FROM_ROWS
         self.flag(beside=beside, airy=airy)
@@ -268,12 +277,16 @@ class HeldOut:
     """Of a run without a probe: which experts its evaluation on held-out text chose."""
 
     step: int
+    """Of the evaluation."""
     slices: Sequence[str]
+    """Names of the sources."""
     shape: Shape
+    """Of the routers that the evaluation counted."""
     tables: Tables
 
     @classmethod
     def of(cls, view: RunView) -> "HeldOut | None":
+        """The last evaluation with counts by source; ``None`` if the log has none."""
         event = view.held_out
         if event is None or event.slices is None:
             return None
@@ -336,6 +349,7 @@ class SlicesScreen(ProbeScreen):
         self.draw_probe(held_out, columns, rows)
 
     def draw_probe(self, routing: Routing | HeldOut, columns: int, rows: int) -> None:
+        """The table of the chosen layer, and the expert at the cursor."""
         anatomy, names = self.session.anatomy, routing.slices
         layer, shape, glyphs = anatomy.layer, routing.shape, self.session.glyphs
         try:
@@ -410,6 +424,7 @@ class SlicesScreen(ProbeScreen):
         await self.redraw()
 
     async def action_open_tokens(self) -> None:
+        """Show the next token of the expert at the cursor, with only this expert highlighted."""
         if not self._order:
             return
         if self.session.anatomy.routing is None:

@@ -47,6 +47,7 @@ class RunScreen(BaseScreen):
 
     @property
     def expert_order(self) -> Order:
+        """Of the experts from left to right, for the keys that move between them."""
         return self.session.look.order
 
     async def action_expert(self, by: int) -> None:

@@ -215,7 +215,9 @@ class Rule(ABC, Generic[L, M]):
         """Set what follows from the context, besides a limit ``persistence``."""
 
     def start(self) -> None:
-        """Begin with an empty memory. A subclass that overrides it also forgets its windows."""
+        """Begin with an empty memory; overridden where that depends on the limits or the
+        routers.
+        """
         self.memory = cast(M, self.memory_type())
 
     def change(self, context: Context) -> None:
