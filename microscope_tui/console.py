@@ -44,7 +44,15 @@ _LONGEST_NAME = 100
 
 
 def runs_at(search: Search, *, may_be_empty: bool = False) -> list[RunFile]:
-    """``NoRuns``: the path or the runs are missing."""
+    """The runs that ``search`` finds, at least one; unreadable ones are skipped with a message.
+
+    Args:
+        search: Where to look.
+        may_be_empty: Return an empty list while there is no run yet.
+
+    Raises:
+        NoRuns: the path does not exist, may not be read, or has no run.
+    """
     path, _ = split_run(search.root)
     if not path.exists() and not (may_be_empty and path == DEFAULT_PATH):
         raise NoRuns(f"{path}: no such file or folder; start a run, or name another path")
@@ -66,7 +74,10 @@ def runs_at(search: Search, *, may_be_empty: bool = False) -> list[RunFile]:
 
 
 def newest_file(search: Search) -> RunFile:
-    """The newest run, for a command that reads it again: no pipe."""
+    """The newest run, for a command that reads it more than once; exits for a pipe.
+
+    ``NoRuns``: as ``runs_at``.
+    """
     if search.root == PIPE:
         fail("a pipe is read once: save it to a file first", USAGE)
     say_size(search.root)
@@ -155,14 +166,17 @@ def read_pipe(criteria: Criteria, memory: int = DEFAULT_MEMORY, descriptor: int 
 def piped(
     descriptor: int, criteria: Criteria, memory: int = DEFAULT_MEMORY, spool: int = 0
 ) -> RunWatch:
-    """A run piped in at ``descriptor``; ``spool``: bytes to keep on disk."""
+    """A run that is written to the pipe ``descriptor``; nothing is read yet.
+
+    ``spool``: bytes that are kept on disk to read them again; 0 keeps nothing.
+    """
     pipe = PipedLog(descriptor, PIPE_NAME, spool=Spool(spool) if spool else None)
     file = RunFile(PIPE_NAME, pipe.path, 0.0)
     return RunWatch(file, criteria, source=pipe, memory_bytes=memory)
 
 
 def file_name(name: str) -> str:
-    """A name without characters that a shell would mind."""
+    """``name`` as the name of a file: what a shell would interpret becomes a hyphen."""
     return _UNSAFE.sub("-", name)[:_LONGEST_NAME].strip("-.") or "run"
 
 
@@ -198,7 +212,7 @@ def fail_to_write(path: Path, error: OSError) -> NoReturn:
 
 
 def print_data(text: str) -> None:
-    """A closed pipe (``| head``) does not change the exit code."""
+    """Print to standard output; a closed pipe (``| head``) does not change the exit code."""
     encoding = sys.stdout.encoding or "utf-8"
     try:
         sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")

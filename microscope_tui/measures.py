@@ -163,7 +163,7 @@ def dead_experts(tokens_per_expert: Sequence[int]) -> int:
 
 
 def starved_experts(tokens_per_expert: Sequence[int], share: float = STARVED_SHARE) -> int:
-    """Experts below this share of the mean count, dead ones included."""
+    """How many experts have less than ``share`` of the mean count, dead ones included."""
     limit = share * sum(tokens_per_expert) / max(1, len(tokens_per_expert))
     return len([count for count in tokens_per_expert if count < limit])
 
@@ -178,7 +178,7 @@ DERIVED: dict[str, Callable[[Sequence[int]], float | None]] = {
 
 
 def summarise(tokens_per_expert: Sequence[Sequence[int]]) -> dict[str, list[float | None]]:
-    """One entry per router."""
+    """All measures that follow from the counts alone, by name, with one entry per router."""
     return {name: list(map(derive, tokens_per_expert)) for name, derive in DERIVED.items()}
 
 
@@ -243,7 +243,7 @@ def _ranks(values: Sequence[float]) -> list[float]:
 
 
 def mean_of(values: Sequence[float | None] | None) -> float | None:
-    """Of the finite ones, if any."""
+    """Mean of the finite values; ``None`` if there are none."""
     if not values:
         return None
     if None not in values and math.isfinite(total := sum(values)):  # type: ignore[arg-type]

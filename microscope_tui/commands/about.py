@@ -98,7 +98,7 @@ def doctor() -> int:
 
 
 def tmux_says() -> str:
-    """The features of the terminal outside, if tmux answers."""
+    """The features of the terminal outside, as tmux lists them; empty if tmux does not answer."""
     command = ["tmux", "display-message", "-p", "#{client_termfeatures}"]
     try:
         done = subprocess.run(

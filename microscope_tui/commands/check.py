@@ -286,7 +286,7 @@ class Ending:
         self._deadline: float | None = None
 
     def is_over(self) -> bool:
-        """Call after everything new has been read."""
+        """Whether following ends now. Call it after everything new has been read."""
         now, watch = self._clock(), self._watch
         if isinstance(watch.source, PipedLog):
             return watch.source.ended or watch.foreign

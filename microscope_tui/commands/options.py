@@ -233,7 +233,7 @@ class SourceOptions:
             yield f"k = {k} is remembered for the screen: pass --top-k {k} or --remembered"
 
     def search(self, path: Path) -> Search:
-        """What to search at ``path``, with your own config file."""
+        """The search for runs at ``path``, with these options and your own config file."""
         return Search(path, self.request(read_config(), path))
 
 
@@ -257,7 +257,7 @@ class Ranks:
     expert_share: float | None = None
 
     def request(self) -> CostRequest:
-        """The same for ``cost_of``; exits if the numbers do not fit."""
+        """The options as ``cost_of`` takes them; exits with a usage error if they do not fit."""
         refuse_below(1, ranks=self.ranks, nodes=self.nodes)
         if (self.ranks or self.nodes) % self.nodes:
             fail(f"--nodes {self.nodes}: --ranks {self.ranks} does not divide by it", USAGE)
@@ -300,12 +300,12 @@ class PictureOptions:
 
     @property
     def format(self) -> Format:
-        """The format, given or of the output's name; exits, see ``format_of``."""
+        """The format: as given, or by the ending of the output; exits as ``format_of`` does."""
         return format_of(self.output, self.format_, _FORMAT_OF, "text")
 
     @property
     def alphabet(self) -> GlyphChoice:
-        """The characters; a file has braille, whatever this terminal can show."""
+        """The characters to draw with; a file gets braille, whatever this terminal can show."""
         to_terminal = self.output in (None, PIPE) and self.format == "text"
         return "braille" if self.glyphs == "auto" and not to_terminal else self.glyphs
 

@@ -45,7 +45,7 @@ class Layer(msgspec.Struct):
     counts: array[float]
 
     def columns(self, steps: range) -> list[array[float]]:
-        """By expert, in the steps at these positions."""
+        """The counts of each expert, one per step, in the steps at these positions."""
         experts = self.router.num_experts
         start, stop = steps.start * experts, steps.stop * experts
         return [self.counts[start + expert : stop : experts] for expert in range(experts)]
@@ -69,7 +69,7 @@ class Counts(msgspec.Struct):
         return notes
 
     def between(self, first: int | None, last: int | None) -> range:
-        """Positions of the steps ``first`` … ``last``; open ends are ``None``."""
+        """Positions in ``steps`` of the steps ``first`` … ``last``; ``None`` leaves an end open."""
         start = 0 if first is None else bisect_left(self.steps, first)
         return range(start, len(self.steps) if last is None else bisect_right(self.steps, last))
 

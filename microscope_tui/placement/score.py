@@ -20,7 +20,7 @@ _RESAMPLES, _MOST_VALUES, _LEAST_STEPS = 2_000, 1_000, 32
 
 
 def even_shares(placement: Placement, experts: int) -> Shares:
-    """All copies of an expert get the same number of tokens, as EPLB assumes."""
+    """The share of an expert's tokens that each copy gets if all get as many, as EPLB assumes."""
     copies = copies_of(placement, experts)
     return [[1.0 / copies[expert] for expert in held] for held in placement]
 
@@ -91,7 +91,7 @@ class Tally:
 
     @property
     def ratio(self) -> float:
-        """The mean over the steps of Σ max ÷ Σ mean."""
+        """Mean over the steps of Σ max ÷ Σ mean, both over layers; 1 if nothing was counted."""
         return _mean([1.0 / value for value in self.steps() if value is not None]) or 1.0
 
 

@@ -142,7 +142,7 @@ class Study(msgspec.Struct):
 
     @property
     def reason(self) -> str:
-        """Why it does not pay; empty if it does."""
+        """Why the move to the placement does not pay, as a clause; empty if it does."""
         gain = self.gain
         steps = self.score[1] - self.score[0] + 1
         if gain.low is None:

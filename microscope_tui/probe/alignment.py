@@ -60,7 +60,7 @@ class OptimizerSteps:
         return step, made, STEADY if self._steady else THERE
 
     def forget(self) -> None:
-        """Count no more."""
+        """Remove the hook from the optimizer."""
         self._handle.remove()
 
 
@@ -87,7 +87,9 @@ class Alignment(NamedTuple):
     """What has to be added to the counters of ranks that missed calls."""
 
     def ahead(self, rank: int) -> int:
-        """Steps that ``rank`` is ahead of the last one."""
+        """How many steps ``rank`` is ahead of the rank that is last; 0 for one that did not
+        count.
+        """
         return self.steps[rank] - min(self.steps.values()) if rank in self.steps else 0
 
     def text(self) -> str:

@@ -92,7 +92,7 @@ class Call(NamedTuple):
         return sum(one.numel() * one.element_size() for one in tensors if one is not None)
 
     def shape(self) -> Any:
-        """The same for calls that can be stacked."""
+        """A key for grouping: equal for calls whose tensors can be stacked."""
         shapes = [None if part is None else part.shape for part in self[4:]]
         return self[1:4], self.ids_TK.device, *shapes
 
@@ -122,7 +122,7 @@ class Calls:
 
     @property
     def seen(self) -> dict[Key, int]:
-        """k of the routers and passes that were counted."""
+        """The routers and passes that were counted, with the experts per token (k) of each."""
         return {key: tally.top_k for tally in self.tallies for key in tally.keys}
 
     def parts(self, width: int) -> Iterator[tuple[Key, Tensor, Tensor]]:
@@ -322,7 +322,10 @@ class RoutingCounter:
         return self._layout.table(self._vector)[:, : self._num_experts].long()
 
     def read(self, meanwhile: Any = lambda: None) -> StepSums:
-        """One copy to the host, after ``all_reduce``; see ``Layout.read``."""
+        """The numbers of the step, in one copy to the host; call it after ``all_reduce``.
+
+        ``meanwhile`` is called before the host waits for the device.
+        """
         biases = [router.expert_bias for router in self._routers]
         return self._layout.read(self._vector, self._ranks, biases, meanwhile)
 

@@ -54,7 +54,10 @@ def find_sites(model: nn.Module, routers: Mapping[str, Adapter] | None) -> list[
 
 
 def sites_in(model: nn.Module, routers: Mapping[str, Adapter] | None) -> list[Site]:
-    """As ``find_sites``, for a part of a model: without names, perhaps none."""
+    """The routers in a part of a model; empty if it has none. They get names with ``arrange``.
+
+    ``routers``: as in ``find_sites``.
+    """
     return locate(_adapted(model, routers) if routers else _known(model), model)
 
 

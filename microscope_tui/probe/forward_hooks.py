@@ -271,7 +271,7 @@ class ForwardHooks:
         self.count()
 
     def count(self) -> None:
-        """Count all calls so far."""
+        """Count the calls that were only collected so far; their tensors are released."""
         if self._batch is not None:
             self._batch.is_counted = True
         self._place()
@@ -471,7 +471,9 @@ class Batch:
         self._loss: Tensor | None = None
 
     def rows(self, stack: str) -> int | None:
-        """Tokens of the stack, padding included; ``None`` if unknown."""
+        """Tokens that the stack (encoder or decoder) gets, padding included; ``None`` if
+        unknown.
+        """
         shape = self._shape(stack)
         return None if shape is None else shape[0] * shape[1]
 

@@ -47,7 +47,11 @@ class AuxLoss(NamedTuple):
 def describe(
     model: nn.Module, sites: Sequence[Site], rows: Sequence[Row], passes: int, aux: AuxLoss
 ) -> dict[str, Any]:
-    """Arguments of ``RunRecorder``."""
+    """What a header reports of the model and its training, as arguments of ``RunRecorder``.
+
+    ``passes``: calls of the routers in a forward pass; ``aux``: how the auxiliary loss is
+    weighted.
+    """
     config, training = text_config(model), trained(model, sites)
     routers = training.get("routers", (0, 0))
     normalises = _named(config, *_NORM_TOP_K)[1]
@@ -168,7 +172,7 @@ def _named(config: Any, *names: str) -> tuple[str, Any]:
 
 
 def dtype_name(model: nn.Module) -> str:
-    """Of the first weights."""
+    """The type of the first floating-point weights: ``bf16``, or torch's name for a rare one."""
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     return names.get(kind, str(kind))

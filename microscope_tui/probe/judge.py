@@ -133,7 +133,9 @@ class RunJudge:
         self._diagnosis.observe_event(event)
 
     def save(self) -> bytes:
-        """The state after the last step, for a checkpoint; without the alerts."""
+        """The state after the last step, for a checkpoint; alerts that were not fetched are not
+        in it.
+        """
         diagnosis = save(self._diagnosis)
         return msgspec.msgpack.encode(_Saved(STATE_VERSION, self._settings, self.since, diagnosis))
 

@@ -57,7 +57,7 @@ def lock_log(log: Path) -> None:
 
 
 def unlock_log(log: Path) -> None:
-    """Without effect if this process does not hold the lock."""
+    """Give the lock back; has no effect if this process does not hold it."""
     log = log.resolve()
     file = _held.pop(log, None)
     if file is not None:

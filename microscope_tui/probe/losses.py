@@ -173,7 +173,7 @@ class Shares:
 
 
 def places_of(own: Mapping[Name, Share]) -> dict[Name, tuple[int, float]]:
-    """``group`` and ``order`` of shares."""
+    """Where each number belongs in the sum over ranks: ``group`` and ``order`` of its share."""
     return {name: (share.group, share.order) for name, share in own.items()}
 
 

@@ -69,7 +69,9 @@ class NextLayer:
         self._inputs.clear()
 
     def table(self, keys: Sequence[Key]) -> list[tuple[float, float] | None]:
-        """``Tables.next_layer`` of these routers."""
+        """What ``Tables.next_layer`` holds, for these routers; ``None`` where it cannot be
+        known.
+        """
         shares = []
         for place, _ in keys:
             pairs, own, best_k, best_2k = self._sums.get(place, torch.zeros(4)).tolist()

@@ -219,7 +219,7 @@ class Probe:
         self._next()
 
     def read_gradients(self) -> None:
-        """For a trainer that clears the gradients before it calls ``step``."""
+        """Read the gradients now; for a trainer that clears them before it calls ``step``."""
         if self.hooks.on:
             self._looks.read()
             self._squares = self.hooks.attempt(grad_squares, self.sites)
@@ -231,7 +231,13 @@ class Probe:
         self.hooks.mask = mask
 
     def event(self, event: str, values: Mapping[str, Any], step: int | None = None) -> None:
-        """Write an event of the run: ``eval``, ``checkpoint`` or your own."""
+        """Write an event of the run: ``eval``, ``checkpoint`` or your own.
+
+        Args:
+            event: Its name.
+            values: Numbers, or tensors of one number.
+            step: ``None``: the last one that was logged.
+        """
         self._read_sums()
         values = {n: _now(v) for n, v in self._mapping("values", values).items()}
         found = (self._step if step is None else step, event, values)
@@ -241,7 +247,10 @@ class Probe:
             self._log.event(*found)
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: a resumed run is judged as if never stopped."""
+        """What a checkpoint needs, so that a resumed run is judged as if it had never stopped.
+
+        Also syncs the log to disk, so that it has the steps of the checkpoint.
+        """
         self._read_sums()
         judgement = self._judgement if self._log is None else self._log.judgement()
         if self._log is not None:

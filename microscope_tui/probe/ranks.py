@@ -125,7 +125,7 @@ class Ranks:
         return self._everyone()
 
     def post(self, own: Any, step: int) -> None:
-        """Send ``own`` to all ranks without waiting, at this step."""
+        """Send ``own`` to all ranks without waiting for any; every rank posts at the same steps."""
         self._posted = own
         if self.size == 1:
             return

@@ -251,7 +251,7 @@ class RunRecorder:
         return [{**when, "values": alert.as_values()} for alert in new]
 
     def with_judge(self, call: Callable[[RunJudge], _Answer]) -> _Answer | None:
-        """Result of ``call``; a judge that raised is not called again."""
+        """What ``call`` returns; ``None`` once the judge has raised: it is not called again."""
         if self._judge is None:
             return None
         try:

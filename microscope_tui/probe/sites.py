@@ -113,7 +113,9 @@ class Site:
     """Where ``bias`` found one: the module and the name; ``()``: nowhere."""
 
     def elsewhere(self) -> Site:
-        """As other ranks see it: without its modules, it can be sent to them."""
+        """The same router as other ranks see it: without its modules, so that it can be sent to
+        them.
+        """
         nothing: Any = nn.Module()
         has_bias = self.bias() is not None
         scores = None if self.scores is None else Scores(nothing, None, self.scores.kind)

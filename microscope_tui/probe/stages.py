@@ -25,7 +25,10 @@ _EXPERTS = ("ep", "expert", "experts", "expert_parallel")
 
 
 def modules_of(model: Any) -> list[nn.Module]:
-    """In what ``attach`` was given: modules, or stages of a pipeline of torch."""
+    """The modules in what ``attach`` was given: one or several models, or stages of a pipeline.
+
+    Without what DDP, ``torch.compile`` and PEFT put around them.
+    """
     given = _given(model)
     return [_unwrapped(one if isinstance(one, nn.Module) else one.submod) for one in given]
 

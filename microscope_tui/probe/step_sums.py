@@ -66,7 +66,10 @@ class StepSums:
     biases: list[list[float]] = field(default_factory=list)
 
     def add(self, row: Row, numbers: Sequence[float], E: int) -> None:
-        """Take the next row; see ``Layout.read``."""
+        """Append the numbers of ``row``, which is the next one in the log.
+
+        ``numbers``: as ``Layout`` orders them, with room for ``E`` experts each.
+        """
         size = row.num_experts
         self.counts.append([int(n) for n in numbers[:size]])
         self.weights.append(list(numbers[E : E + size]))
@@ -149,7 +152,9 @@ class Layout:
         return vector[: len(self.rows) * self._width].view(-1, self._width)
 
     def is_stopped(self, vector: Tensor, ranks: int) -> bool:
-        """Whether rank 0 requests to stop, by a sum over ranks."""
+        """Whether rank 0 requests to end the training; ``vector`` is summed over ``ranks``
+        ranks.
+        """
         before = len(self.rows) * (self._width + ranks)
         return bool(vector[before + EXTRA.index("stop")] > 0)
 

@@ -190,7 +190,7 @@ class Looks:
         return self._width if is_due(number) else 0
 
     def count(self, number: int, rate: Any) -> None:
-        """A step is logged, with its number and learning rate; every rank calls it."""
+        """Note that a step is logged, with its number and learning rate; every rank calls it."""
         self._logged = number
         if isinstance(rate, int | float) and rate != 0:
             self._rated += 1
@@ -282,7 +282,14 @@ class Looks:
     def conclude(
         self, numbers: Sequence[float], rows: Sequence[Row], counts: Sequence[Sequence[int]]
     ) -> dict[str, Values]:
-        """``numbers``: the sum of all vectors; ``counts``: pairs of every row."""
+        """What the look found, as entries of the ``router`` object; empty if nothing can be
+        concluded.
+
+        Args:
+            numbers: The sum of the vectors of all ranks.
+            rows: Of the log.
+            counts: Pairs of every row in this step.
+        """
         if not numbers:
             return {}
         E, rest = self._E, numbers[len(self._hooks.sites) * self._E :]

@@ -62,7 +62,7 @@ def shuffled_ratios(
 
 
 def ratios_of_pieces(counts_PE: Array, slices_P: Array, num_slices: int) -> list[Array]:
-    """``shuffled_ratios`` of the pairs per piece of text and expert."""
+    """As ``shuffled_ratios``, from the pairs of every piece of text and expert."""
     counts_PE = counts_PE.astype(np.float64)
     overall_E = counts_PE.sum(axis=0)
     found: list[list[Array]] = [[] for _ in range(num_slices)]
@@ -79,7 +79,7 @@ def ratios_of_pieces(counts_PE: Array, slices_P: Array, num_slices: int) -> list
 
 
 def noise_level(ratios: Array) -> float:
-    """The 99 % point of ``shuffled_ratios``."""
+    """The 99 % point of ``shuffled_ratios``: chance rarely gives more. 0 without any."""
     return float(np.quantile(ratios, 0.99)) if len(ratios) else 0.0
 
 
@@ -125,7 +125,9 @@ class Vocabulary:
 
 
 def distinct(ids_TK: Array, num_experts: int) -> Array:
-    """Each expert at most once a token (int64, empty slots are ``num_experts``)."""
+    """Sorted ids, int64, with each expert once per token at most; other slots are
+    ``num_experts``.
+    """
     sorted_TK = np.sort(np.minimum(ids_TK.astype(np.int64), num_experts), axis=1)
     sorted_TK[:, 1:][sorted_TK[:, 1:] == sorted_TK[:, :-1]] = num_experts
     return sorted_TK

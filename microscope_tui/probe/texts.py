@@ -312,7 +312,7 @@ class TokenizerPieces:
             self.prefix = whole.ids[: whole.special_tokens_mask.index(0)]
 
     def unknown_characters(self, text: str) -> frozenset[str]:
-        """None: it has a token for them, or refuses."""
+        """Always empty: the tokenizer has a token for every character, or refuses a text."""
         return frozenset()
 
     def encode(self, text: str) -> tuple[list[int], list[bytes]]:

@@ -126,7 +126,9 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         )
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        """At the end of the step the gradients are cleared."""
+        """Read gradients and learning rate now: at the end of the step the gradients are
+        cleared.
+        """
         if self.probe is not None:
             self.probe.read_gradients()
         optimizer = kw.get("optimizer")
@@ -170,7 +172,7 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
             self.probe.event("eval", {"loss": loss}, state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        """Advice can name the checkpoint."""
+        """Write the checkpoint as an event, so that advice can name it."""
         if self.probe is not None:
             self.probe.event("checkpoint", {"step": state.global_step}, state.global_step)
 

@@ -87,7 +87,10 @@ class Judgement(msgspec.Struct, frozen=True):
 
     @property
     def judged(self) -> bool:
-        """Whether there is a verdict, or a measurement fault forbids one."""
+        """Whether there is a verdict, or a fault of the measurement forbids one.
+
+        Else ``problem`` has the reason why the run was not judged.
+        """
         return self.problem is None
 
 
@@ -128,7 +131,7 @@ def judge(
 
 
 def no_run(path: Path, problem: str) -> Judgement:
-    """On a path without a run that can be read."""
+    """The judgement of a path without a run that can be read; ``problem`` has the reason."""
     where = safe_text(path, 1000)
     return Judgement(path.name, where, RunState.ERROR, 0, None, NO_VERDICT, (), problem, None, ())
 
@@ -144,7 +147,10 @@ def _read_to(watch: RunWatch) -> str | None:
 def findings_with_advice(
     diagnosis: Diagnosis, episodes: Sequence[Episode]
 ) -> list[tuple[Finding, Advice]]:
-    """By cause, which the other episodes help to find."""
+    """The findings of ``episodes`` with their advice, those of one cause together.
+
+    The other episodes of ``diagnosis`` help to find causes, but are not shown.
+    """
     wanted = set(map(id, episodes))
     return report(diagnosis, shown=lambda episode: id(episode) in wanted)
 
@@ -169,7 +175,7 @@ def worst_code(judgements: Sequence[Judgement]) -> int:
 
 
 def counts_text(judgements: Sequence[Judgement]) -> str:
-    """How many runs have which verdict."""
+    """How many runs have which verdict, in one line: ``3 runs: 2 healthy, 1 CRITICAL``."""
     words = list(map(_word, judgements))
     every = dict.fromkeys([*_WORDS.values(), *words])
     counts = [f"{words.count(word):,} {word}" for word in every if word in words]
@@ -359,7 +365,7 @@ def _present(worst: Episode) -> dict[str, Any] | None:
 
 
 def finite(value: float) -> float | None:
-    """JSON has no infinity."""
+    """The value, or ``None`` for infinities and NaN, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 

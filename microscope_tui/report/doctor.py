@@ -53,7 +53,7 @@ def is_remote(environment: Mapping[str, str]) -> bool:
 
 
 def colours_of(environment: Mapping[str, str]) -> Colours:
-    """By TERM, COLORTERM and TEXTUAL_COLOR_SYSTEM."""
+    """What colours a terminal shows, by TERM, COLORTERM and TEXTUAL_COLOR_SYSTEM, and why."""
     forced = environment.get("TEXTUAL_COLOR_SYSTEM", "auto")
     term = environment.get("TERM", "").strip().lower()
     shown = safe_text(term, _SHOWN)

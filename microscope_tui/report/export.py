@@ -85,7 +85,7 @@ def _values(thing: object, *names: str) -> dict[str, Any]:
 
 
 def effective_experts(layer: LayerView, view: RunView) -> float | None:
-    """How many equally used experts would be as uneven as ``layer``."""
+    """How many equally used experts would be as uneven as ``layer``; ``None`` if unknown."""
     return value_at(view.record.router.effective_experts, layer.index) if view.record else None
 
 

@@ -42,7 +42,7 @@ class FormatReport(msgspec.Struct, frozen=True):
     problems: Sequence[Problem]
 
     def count(self, severity: str) -> int:
-        """With those that are only summed up."""
+        """Problems of this severity, with those of which only the number was kept."""
         return sum(p.count for p in self.problems if p.severity == severity)
 
 

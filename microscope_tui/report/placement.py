@@ -14,7 +14,10 @@ _WIDTH = 79
 
 
 def placement_text(study: Study, sick: str = "") -> str:
-    """As text; ``sick``: what has to be repaired first."""
+    """The study as ``placement`` prints it.
+
+    ``sick``: what has to be repaired before any placement pays; empty if nothing.
+    """
     verdict = f"It does not pay: {study.reason}." if study.reason else "It pays."
     if sick:
         verdict = f"Repair first: {sick}; its loads will change."

@@ -16,7 +16,7 @@ _MOST_SWAPS = 100
 
 
 def slices_json(routing: Routing, layer: int) -> str:
-    """The slices of one layer; ``why`` explains why no rows are given."""
+    """The slices of one layer as JSON; ``why`` explains it if there are none."""
     document = _head(routing, layer)
     identity, shuffled = explained(routing.tables, layer)
     document |= {"identity": identity, "identity_shuffled": shuffled}

@@ -107,7 +107,10 @@ def _without_matrices(line: bytes) -> bytes:
 
 
 def decode_matrices(line: bytes, routers: int) -> Matrices:
-    """Rows that are not lists of counts become ``None``."""
+    """The matrices of a step's line, a row per router; a row that is not of counts is ``None``.
+
+    ``BadLine``: the line is not a JSON object.
+    """
     fields = object_of(line)
     rows = _rows_of(fields.get("tokens_per_expert"), routers)
     counts = [counts_of(row) for row in rows]
@@ -198,7 +201,10 @@ def row_starts(line: bytes, routers: int) -> list[int]:
 
 
 def decode_row(line: bytes, start: int) -> list[int] | None:
-    """``None`` if the counts are not certain."""
+    """The counts in the list that begins at ``start``, without decoding the rest of the line.
+
+    ``None`` if they are not certain: then the whole line has to be decoded.
+    """
     row = line[start : line.find(b"]", start) + 1]
     if b"{" in row:
         return None
@@ -422,7 +428,7 @@ def _rows_of(value: Any, routers: int) -> list[Any]:
 
 
 def counts_of(row: Any) -> list[int] | None:
-    """``None`` if one of them is not a count."""
+    """``row`` as counts; ``None`` if it is not a list, is empty, or holds anything else."""
     if not isinstance(row, list) or not row:
         return None
     if set(map(type, row)) == {int}:  # nearly always: avoids checking every count

@@ -126,7 +126,10 @@ def find_runs(root: Path, known: KnownLogs | None = None) -> list[RunFile]:
 
 
 def own_log(folder: Path) -> Path | None:
-    """The log, or else its archive, of a folder that is one run; no link."""
+    """The log of a folder that is one run, else its archive; ``None`` if there is neither.
+
+    A link does not count.
+    """
     for suffix in ("", *ARCHIVE_SUFFIXES):
         log = folder / f"{LOG_NAME}{suffix}"
         if os.path.isfile(log) and not os.path.islink(log):

@@ -142,7 +142,9 @@ class Overview(msgspec.Struct):
         return has_step
 
     def keep(self, entry: StepEntry) -> None:
-        """Add a step behind the others."""
+        """Add a step that was found behind the others; earlier ones that it supersedes are
+        dropped.
+        """
         if self.samples and entry.offset <= self.samples[-1].offset:
             return
         self.end = None
@@ -189,7 +191,7 @@ def sample(path: Path, name: str, count: int) -> Overview:
 
 
 def sample_of(lines: bytes, name: str) -> Overview:
-    """Of lines that a source sampled; their places in the log are unknown."""
+    """The overview of lines that a source sampled; their places in the log are unknown."""
     overview = Overview()
     overview.take(lines, 0, name)
     overview.monotonic = False

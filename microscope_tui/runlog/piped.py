@@ -55,7 +55,7 @@ class Spool:
         os.close(os.open(self.path, os.O_RDONLY))  # a system without /dev/fd has no spool
 
     def keep(self, piece: bytes) -> None:
-        """A full disk is not an error: see ``problem``."""
+        """Append ``piece``; a full disk is not an error but the end of storing, see ``problem``."""
         if self.problem is not None:
             return
         try:

@@ -98,7 +98,9 @@ class StepEntry:
         return self._matrices
 
     def counts(self, router_index: int) -> list[int] | None:
-        """Without decoding those of the other routers."""
+        """The counts of one router, without decoding those of the others; ``None`` if it has
+        none.
+        """
         if self._matrices is None:
             row = self._row(router_index)
             if row is not None:
@@ -106,7 +108,9 @@ class StepEntry:
         return self.matrices().tokens_per_expert[router_index] if self.has_counts else None
 
     def biases(self, router_index: int) -> list[float] | None:
-        """Decodes all matrices of the step."""
+        """The selection bias of one router, ``None`` without any; decodes all matrices of the
+        step.
+        """
         return self.matrices().expert_bias[router_index]
 
     def means(self) -> tuple[Rows, Rows]:

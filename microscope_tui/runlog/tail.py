@@ -173,7 +173,7 @@ class Source(Progress, ABC):
 
     @abstractmethod
     def kept(self) -> tuple[int, int]:
-        """Range of bytes that can be read again; ``EVERYTHING`` for all."""
+        """First and last offset of the bytes that can be read again; ``EVERYTHING`` for all."""
 
     @abstractmethod
     def read(self, max_bytes: int = 1 << 20) -> Chunk:
@@ -394,7 +394,7 @@ def opened(path: Path) -> Iterator[int]:
 
 
 def is_an_object(line: bytes) -> bool:
-    """The line is one whole JSON object, though its newline is missing."""
+    """Whether the last line of a file is complete, though its newline is missing."""
     if not line.rstrip().endswith(b"}"):
         return False
     try:

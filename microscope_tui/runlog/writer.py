@@ -87,7 +87,9 @@ class RunLogWriter:
 
     @property
     def is_forked(self) -> bool:
-        """A child of the process that opened the log writes nothing."""
+        """Whether this process is a child of the one that opened the log; then nothing is
+        written.
+        """
         return os.getpid() != self._owner
 
     def write(self, record: Mapping[str, Any]) -> bool:
@@ -112,7 +114,7 @@ class RunLogWriter:
         return written
 
     def sync(self) -> bool:
-        """A failure is a warning, not an error."""
+        """Force the log to disk; ``False``, with a warning, if that fails."""
         if self._file is None or self.is_forked:
             return False
         try:
@@ -249,7 +251,7 @@ def _cut_torn_tail(file: int) -> None:
 
 
 def without_matrices(record: Record, matrices: bool) -> Record:
-    """The record, if ``matrices`` with its own."""
+    """The record as it is if ``matrices``, else a copy without its matrices."""
     return record if matrices else {k: v for k, v in record.items() if k not in MATRICES}
 
 
@@ -370,7 +372,7 @@ class BackgroundLog:
 
 
 def estimated_bytes(value: Any) -> int:
-    """Of memory, without visiting every number of a matrix."""
+    """About how much memory a record takes, without visiting every number of a matrix."""
     if isinstance(value, Mapping):
         return 64 + sum(100 + estimated_bytes(item) for item in value.values())
     if not isinstance(value, list | tuple):

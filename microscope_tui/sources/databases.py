@@ -78,7 +78,7 @@ class DatabaseReader(RowReader):
 
     @classmethod
     def recognises(cls, path: Path, own: Sequence[Rule] = ()) -> bool:
-        """There must be a run with a reading of a router."""
+        """As ``Reader.recognises``; there must also be a run with a reading of a router."""
         return super().recognises(path, own) and bool(cls.runs(path, own))
 
     @classmethod
@@ -119,7 +119,7 @@ class DatabaseReader(RowReader):
     @classmethod
     @abstractmethod
     def with_routers(cls, tables: Tables, own: Sequence[Rule]) -> list[Run]:
-        """Those of them with a reading of a router."""
+        """Those of ``all_runs`` with a reading of a router; ``own``: rules of the user."""
 
     @classmethod
     @abstractmethod

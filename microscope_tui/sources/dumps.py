@@ -241,7 +241,7 @@ class Router(NamedTuple):
     """0-based depth; inside a prediction block, the layer of the block."""
 
     def name(self) -> str:
-        """As the screen shows it."""
+        """As the screen shows it: ``L3``, or ``mtp.0`` in a layer of multi-token prediction."""
         if not self.mtp:
             return f"L{self.layer}"
         return f"mtp.{self.mtp - 1}" + (f".{self.layer}" if self.layer else "")
@@ -305,7 +305,7 @@ class ExactCounts:
         yield self._record(counted)
 
     def flush(self) -> Iterator[Record]:
-        """Those that are left when everything was read."""
+        """The records that are left when everything was read, and the end of a finished run."""
         yield from self._waited()
         if self._is_moment or self._is_whole:
             yield {"kind": "event", "event": "end", "reason": "finished"}
@@ -380,7 +380,7 @@ def misses_ranks(reader: RecordReader, ranks: Collection[int]) -> bool:
 
 
 def counts_of_choices(chosen: Iterable[int]) -> list[int]:
-    """From expert 0 to the highest one."""
+    """How often each expert was chosen, from expert 0 to the highest one that was."""
     found = Counter(chosen)
     return [found[expert] for expert in range(max(found, default=-1) + 1)]
 
@@ -405,7 +405,7 @@ def by_logical(rows: Sequence[Sequence[int]], logical: Sequence[Sequence[int]]) 
 
 
 def routed(rows: Iterable[Sequence[int]]) -> dict[Router, Counts]:
-    """The rows that counted something, by their layers from 0 on."""
+    """Rows of counts by router, for rows from layer 0 on; a row of zeros is left out."""
     return {Router(0, layer): row for layer, row in enumerate(rows) if any(row)}
 
 

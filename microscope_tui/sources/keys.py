@@ -105,7 +105,7 @@ class Target(NamedTuple):
 
     @property
     def final(self) -> "Target":
-        """The same as a quantity of the run log."""
+        """Where the number belongs in the run log, which has fewer quantities and no roles."""
         return Target(SUMMARY_OF.get(self.quantity, self.quantity), self.layer, self.expert)
 
 
@@ -403,7 +403,7 @@ def matched(
 
 
 def as_number(value: object) -> float | None:
-    """A number of JSON, or the name of one that JSON cannot hold."""
+    """The number that a value of JSON holds, also by name (``"NaN"``); else ``None``."""
     if isinstance(value, str):
         return _NON_FINITE.get(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -441,7 +441,7 @@ def as_time(value: object) -> float | None:
 
 
 def parse_number(text: str) -> float | None:
-    """Also ``nan`` and ``inf``."""
+    """The number that a text holds, also ``nan`` and ``inf``; else ``None``."""
     try:
         return float(text) if len(text) <= 64 else None
     except ValueError:

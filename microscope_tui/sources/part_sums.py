@@ -27,7 +27,10 @@ _Column = Sequence[float | None]
 
 
 def summed(step: int, entries: Sequence[StepEntry]) -> Record:
-    """The record of ``step`` from that of every part."""
+    """The record of ``step`` for the whole run, from that of every part.
+
+    Counts are added; another number has a rule by its name, or is the mean weighted by tokens.
+    """
     lines = [entry.numbers() for entry in entries]
     tokens = [entry.record.tokens for entry in entries]
     numbers: dict[str, Any] = {}

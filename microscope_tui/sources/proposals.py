@@ -102,7 +102,7 @@ class Survey(msgspec.Struct):
 
     @property
     def kinds(self) -> str:
-        """How many keys there are of each kind."""
+        """How many keys there are of each kind, in words."""
         objects = self.keys.objects
         outer = (_PARTS_OF_OBJECTS.sub("", key) for key in self.values)
         numbers = sum(name not in objects for name in outer)
@@ -129,7 +129,7 @@ class Proposal(msgspec.Struct, frozen=True):
 
     @property
     def options(self) -> list[str]:
-        """As the words of a command."""
+        """The options of a command that apply it: ``--map``, ``QUANTITY=REGEX``, and so on."""
         return [word for pair in self.maps for word in ("--map", pair)]
 
 
@@ -200,7 +200,10 @@ class _Matrix(msgspec.Struct, frozen=True):
 
 
 def survey(source: RowReader) -> Survey:
-    """Read the beginning of ``source`` again, with all of its keys."""
+    """Read the beginning of ``source`` again, with all of its keys, whatever they are called.
+
+    Never raises: damage ends the survey.
+    """
     reader = source.again(_EveryKey())
     source.keys.learn_experts(source.config)
     reader.keys.num_experts = source.keys.num_experts
@@ -426,7 +429,7 @@ def _refusals(keys: Keys) -> list[str]:
 
 
 def unread(keys: Keys) -> str:
-    """The histogram that is left out longest: its experts may be dead now."""
+    """A remark on the histogram left out in most steps; empty if none is left out for long."""
     for name, steps in keys.unread.most_common(1):
         if steps >= _LASTING:
             return safe_text(f"{name} is left out in the newest steps: log a list", 300)

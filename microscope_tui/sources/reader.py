@@ -81,7 +81,9 @@ class Reader(Progress):
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
-        """Whether a file of this format begins like this."""
+        """Whether a file of this format begins with the bytes ``head``; ``own``: rules of the
+        user.
+        """
         return False
 
     @classmethod
@@ -208,7 +210,7 @@ class RowReader(Reader, ABC):
         """The writer's configuration, as far as it was found; searched for E and k."""
 
     def again(self, keys: Keys) -> "RowReader":
-        """The same source from its start."""
+        """A new reader of the same run from its start, which fills ``keys``."""
         return type(self)(self.path, keys, self.run)
 
     def sample(self, count: int) -> Sequence[Row]:

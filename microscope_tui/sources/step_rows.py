@@ -76,7 +76,7 @@ class StepRows:
             yield step
 
     def close_early(self) -> Iterator[Step]:
-        """The same when nothing more came: its rest may follow."""
+        """The open step, if any, because nothing more came; the rest of it may still follow."""
         for step in self.close():
             self._early, _ = step
             yield step
