@@ -40,6 +40,8 @@ class _BadConfig(ValueError):
 
 
 class ViewConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """``[view]`` of the config file."""
+
     palette: Palette = Palette.DIVERGING
     glyphs: GlyphChoice = "auto"
     color: Color = "auto"
@@ -51,6 +53,8 @@ class ViewConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UserConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The config file, checked; its defaults where there is none."""
+
     path: Path
     limits: Limits = DEFAULTS
     changes: tuple[str, ...] = ()

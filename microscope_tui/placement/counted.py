@@ -52,6 +52,8 @@ class Layer(msgspec.Struct):
 
 
 class Counts(msgspec.Struct):
+    """The counts of a run over its steps, for the fitting of placements."""
+
     run: RunRecord
     steps: array[int]
     layers: Sequence[Layer]

@@ -17,6 +17,11 @@ _Items = tuple[int, ...]
 
 
 class Packing:
+    """Copies of items on ranks, evened by swaps.
+
+    Items are experts or groups of them; each copy has an even part of the load of its item.
+    """
+
     def __init__(self, loads: Sequence[float], counts: Sequence[int], ranks: int) -> None:
         self.loads, self.counts = loads, counts
         self.sizes = [load / number for load, number in zip(loads, counts, strict=True)]

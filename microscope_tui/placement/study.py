@@ -51,6 +51,8 @@ class BadWindow(ValueError):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What a placement is fitted for and scored on; see ``Cluster`` for the first four."""
+
     ranks: int
     nodes: int = 1
     groups: int = 1
@@ -109,6 +111,8 @@ class Aged(msgspec.Struct, frozen=True):
 
 
 class Moves(msgspec.Struct, frozen=True):
+    """What it costs to move experts from their ranks of today to those of the chosen placement."""
+
     copies: int
     """Copies of experts that a rank does not hold yet, in all layers."""
     most: int
@@ -121,6 +125,8 @@ class Moves(msgspec.Struct, frozen=True):
 
 
 class Study(msgspec.Struct):
+    """What a placement gains on steps that it was not fitted to, beside its alternatives."""
+
     counts: Counts
     request: Request
     fit: tuple[int, int, int]

@@ -80,6 +80,11 @@ class _Saved(msgspec.Struct):
 
 
 class RunJudge:
+    """Runs the rules of the monitor over a run that is being trained, step by step.
+
+    Only one thread may use it.
+    """
+
     def __init__(self, header: bytes, state: bytes | None = None) -> None:
         """Judge from the first step on, or continue from ``state``.
 

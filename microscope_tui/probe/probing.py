@@ -33,6 +33,8 @@ _MOST_COUNTS = 5_000_000
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
+    """How a probe ended, and how many tokens it traced."""
+
     tokens: int
     reason: str
     """``finished``, ``signal`` or ``failed``."""

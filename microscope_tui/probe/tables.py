@@ -99,6 +99,11 @@ def held_out_slices(names: Sequence[str], rows: Sequence[int], counts_NLE: Array
 
 
 class Vocabulary:
+    """The different tokens of a text, each with its occurrences.
+
+    ``order_T`` sorts the tokens of the text by id, those of one id in the order of the text.
+    """
+
     def __init__(self, token_ids_T: Array) -> None:
         self.ids_V, inverse_T, self.counts_V = np.unique(
             token_ids_T, return_inverse=True, return_counts=True

@@ -134,6 +134,8 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
+    """Texts cut into windows, with remarks for the user on what was left out."""
+
     windows: list[Window]
     notes: list[str]
 
@@ -297,6 +299,8 @@ class CharacterPieces:
 
 
 class TokenizerPieces:
+    """Ids and bytes of the tokens of a text, by a tokenizer of the library ``tokenizers``."""
+
     prefix: Sequence[int] = ()
     """Ids that the model expects before every text, for example a start token."""
 

@@ -51,6 +51,8 @@ _COUNTS = {
 
 
 class CheckRequest(msgspec.Struct, frozen=True):
+    """What ``check`` judges a run by, and which findings count."""
+
     criteria: Criteria = ANYTHING
     since_step: int = 0
     """Only episodes that began at this step or later count, or are active …"""
@@ -70,6 +72,8 @@ class CheckRequest(msgspec.Struct, frozen=True):
 
 
 class Judgement(msgspec.Struct, frozen=True):
+    """The verdict on one run, as it is printed."""
+
     run: str
     path: str
     state: str

@@ -56,6 +56,8 @@ _INTERVAL = (
 
 
 class Need(msgspec.Struct, frozen=True):
+    """How many more tokens an expert needs: an estimate, and its interval of 95 %."""
+
     tokens: float | None
     """Estimate; ``None`` without a hit."""
     low: float
@@ -93,6 +95,8 @@ def score_interval(hits: int, of: int) -> tuple[float, float]:
 
 
 class ExpertCoverage(msgspec.Struct, frozen=True):
+    """What one expert got, and how much more it needs; ``None`` where it is not known."""
+
     expert: int
     tokens: int
     share: float
@@ -108,6 +112,8 @@ class ExpertCoverage(msgspec.Struct, frozen=True):
 
 
 class LayerCoverage(msgspec.Struct, frozen=True):
+    """What the experts of one layer got; ``depth`` is the place of the layer in the model."""
+
     layer: str
     depth: int
     top_k: int

@@ -22,6 +22,8 @@ _WIDTH = 74
 
 
 class Colours(msgspec.Struct, frozen=True):
+    """Which colours the terminal shows, why, and what to change, if anything."""
+
     system: str | None
     """``truecolor``, ``256``, ``16``; ``None``: the screens cannot open."""
     reason: str
@@ -29,6 +31,8 @@ class Colours(msgspec.Struct, frozen=True):
 
 
 class Terminal(msgspec.Struct, frozen=True):
+    """What ``doctor`` finds out about a terminal."""
+
     environment: Mapping[str, str]
     encoding: str
     glyphs: Glyphs

@@ -35,6 +35,8 @@ _KINDS = {"run": "run record", "step": "step", "event": "event", "other": "other
 
 
 class FormatReport(msgspec.Struct, frozen=True):
+    """What was found in one log."""
+
     path: str
     lines: int
     records: Mapping[str, int]

@@ -37,6 +37,8 @@ class NotComparable(ValueError):
 
 @dataclass(slots=True)
 class LayerMismatch:
+    """How the choices of two files differ in one layer."""
+
     name: str
     depth: int
     compared: int = 0
@@ -75,6 +77,8 @@ class MarginBin:
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
+    """How the choices of two files differ."""
+
     tokens: int
     """Tokens that both sides routed."""
     tokens_differing: int

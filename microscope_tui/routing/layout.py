@@ -64,6 +64,8 @@ def sections(num_experts: int, top_k: int) -> Sequence[Section]:
 
 
 class Shape(msgspec.Struct, frozen=True):
+    """The sizes of a ``routing.bin``, which fix the place of every number in it."""
+
     layers: tuple[int, ...]
     """Depth of every router."""
     layer_names: tuple[str, ...]

@@ -40,6 +40,8 @@ _MOST_EVENTS = 4  # that follow a step, as a rule
 
 
 class Glance(msgspec.Struct, frozen=True):
+    """The two ends of a log, read without what is between them."""
+
     run: RunRecord | None = None
     last: StepRecord | None = None
     """The last whole step."""

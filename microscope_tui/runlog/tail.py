@@ -105,6 +105,8 @@ class LineSplitter:
 
 
 class Chunk(msgspec.Struct, frozen=True):
+    """What one read of a source gave."""
+
     data: bytes
     restarted: bool = False
     """The file was truncated or replaced: everything read before is gone."""
@@ -113,6 +115,8 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 class Progress:
+    """How far a source was read, and what the user should know about it."""
+
     def __init__(self) -> None:
         self.offset = 0
         """All before it was handed out; in the same bytes as ``size``."""

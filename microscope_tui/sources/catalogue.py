@@ -49,6 +49,8 @@ class _Seen(NamedTuple):
 
 
 class Format(msgspec.Struct, frozen=True, kw_only=True):
+    """A format of another tool: one line of the table that ``sources`` prints."""
+
     name: str
     where: str
     """Module and class of its reader."""

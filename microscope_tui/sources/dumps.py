@@ -49,6 +49,11 @@ _PIECE = 1 << 20
 
 
 class Bytes:
+    """An open file whose parts are read at any place; a part that is not in it is an error.
+
+    The owner of the descriptor ``file`` closes it.
+    """
+
     def __init__(self, file: int, name: str) -> None:
         self.file = file
         self.name = safe_text(name, 60)
@@ -249,6 +254,8 @@ class Router(NamedTuple):
 
 @dataclass(slots=True)
 class Counted:
+    """What one step of a dump counted."""
+
     step: int
     rows: Mapping[Router, Counts]
     """Tokens per expert; routers without any are absent. Rows may be of different lengths."""
@@ -258,6 +265,11 @@ class Counted:
 
 
 class ExactCounts:
+    """Makes the records of a run from counts: header, steps, and the end.
+
+    A header needs the number of routers and experts, so the first ``LOOK_AHEAD`` steps wait.
+    """
+
     def __init__(
         self,
         run: str,

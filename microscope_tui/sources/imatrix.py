@@ -39,6 +39,8 @@ Value = int | float | str | list["Value"]
 
 
 class ImatrixReader(DumpReader):
+    """The importance matrix of llama.cpp as a run of one step, which counts all its text."""
+
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
         named = b"imatrix.chunk_count" in head or b"imatrix.datasets" in head
@@ -99,6 +101,8 @@ def _note(header: "GgufHeader") -> str:
 
 @dataclass(frozen=True, slots=True)
 class TensorPlace:
+    """Where the numbers of a tensor are in a GGUF file."""
+
     shape: tuple[int, ...]
     """As in the file: the fastest dimension first."""
     kind: int
@@ -108,6 +112,8 @@ class TensorPlace:
 
 @dataclass(slots=True)
 class GgufHeader:
+    """Everything of a GGUF file but the numbers of its tensors."""
+
     values: dict[str, Value]
     tensors: dict[str, TensorPlace]
     start: int

@@ -114,6 +114,8 @@ class RankStep:
 
 
 class RankTrace:
+    """The file of one rank, read as it grows."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.source = Tail(path, MOST_LINE_BYTES)

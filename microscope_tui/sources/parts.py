@@ -25,6 +25,8 @@ LOOK_S = 2.0
 
 
 class MergedRun(RunFile, frozen=True, kw_only=True):
+    """A run of several logs: each actor of a training without a common group writes a part."""
+
     foreign: ClassVar[bool] = True
     parts: Sequence[RunFile]
     named: bool = False
@@ -64,6 +66,8 @@ def merged(root: Path, logs: Sequence[RunFile]) -> list[RunFile]:
 
 
 class Part:
+    """The log of one part, read as far as the others allow, and the steps that wait for theirs."""
+
     def __init__(self, file: RunFile, restarts: dict[int, int], named: bool) -> None:
         """``restarts``: the first step that each one in the log replaces, by its offset."""
         self._named = named
@@ -126,6 +130,8 @@ class Part:
 
 
 class PartsReader(RecordReader):
+    """Reads the logs of all parts side by side; a step is summed once every part has it."""
+
     def __init__(self, run: MergedRun) -> None:
         super().__init__(run.path, run.name, DEFAULT)
         self._files: dict[Path, tuple[RunFile, dict[int, int]]] = {}

@@ -35,6 +35,8 @@ MOST_WAITING = 4096
 
 
 class RunRecords:
+    """Makes the records of a run from rows: a header once the layers are known, then the steps."""
+
     def __init__(self, source: RowReader, request: SourceRequest, **facts: str) -> None:
         """``facts``: for the header; ``run`` is its name if the source has none."""
         self._source = source
@@ -101,6 +103,11 @@ class RunRecords:
 
 
 class RowRecords(RecordReader):
+    """A source that gives rows, as a source of records.
+
+    If no key is known as a reading of a router, the keys are surveyed for one that may be.
+    """
+
     def __init__(self, rows: RowReader, name: str, writer: str, request: SourceRequest) -> None:
         """``name``: of the run, if the source has none; ``writer``: for the header."""
         super().__init__(rows.path, name, request)

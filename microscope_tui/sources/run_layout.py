@@ -41,6 +41,11 @@ _Matrix = Sequence[Sequence[float] | None]
 
 
 class Layout:
+    """Which layers and experts a run of another tool has, learned from its rows.
+
+    It only grows; a header is due whenever it does.
+    """
+
     def __init__(self, request: SourceRequest, source: RowReader) -> None:
         self._request = request
         self._source = source

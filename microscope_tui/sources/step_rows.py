@@ -25,6 +25,11 @@ Step = tuple[Row, bool]
 
 
 class StepRows:
+    """Joins the rows of one step: a logger may write a step in several parts.
+
+    A step is complete when a row of another one comes, or when nothing came for a while.
+    """
+
     def __init__(self) -> None:
         self._parts: list[Row] = []  # of the open step
         self._grew = time.monotonic()
