@@ -32,12 +32,15 @@ class BiasRunawayLimits(RuleLimits, frozen=True):
 
 
 class Memory(msgspec.Struct):
-    """max − min of the bias and c, every 25 steps, per router."""
+    """What is kept of every 25th line: max − min of the bias and c, per router."""
 
     steps: list[int] = []
     spreads: list[list[float]] = []
+    """Max − min of the bias, one row per step."""
     indices: list[list[float]] = []
+    """c, one row per step."""
     due: int = 0
+    """Lines until the next one that is kept."""
 
 
 class BiasRunaway(Rule[BiasRunawayLimits, Memory]):

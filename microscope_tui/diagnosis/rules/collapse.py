@@ -85,6 +85,7 @@ class Memory(msgspec.Struct):
     first: FirstValues
     """c: the reference of a fine-tuning without a baseline."""
     suspects: dict[int, Falling] = {}
+    """Router → its fall, while it lasts or was seen lately."""
     uneven_at: list[int] = []
     """Last step at which each router was not even."""
     seen_at: int = 0

@@ -83,9 +83,11 @@ class Silent(msgspec.Struct):
     died: int
     """First line without tokens, maybe in the block before."""
     windows: int = 0
+    """Windows in a row in which it was dead."""
     strays: int = 0
+    """Tokens since ``since``."""
     fair: float = 0.0
-    """Tokens and expected ones since then; the next two are those of the window."""
+    """Tokens that it could expect since then; the next two are of the window that grows."""
     tokens: int = 0
     expected: float = 0.0
 
@@ -102,15 +104,19 @@ class Memory(msgspec.Struct):
     lines: list[tuple[int, Sequence[float]]] = []
     """Starved experts by router in the last lines with any, since the block before."""
     steps: int = 0
+    """Lines in this block."""
     first: int = 0
+    """First step of this block; 0 before it."""
     rows: dict[int, int] = {}
     """Routers with possibly dead experts in the whole block → steps with their counts."""
     totals: dict[int, dict[int, int]] = {}
     """Router → tokens in this block of the experts that may be dead."""
     alive: set[int] = set()
+    """Routers of which a line of this block shows that no expert is dead."""
     rest: dict[int, int] = {}
     """Router → step until which its starved experts are not looked at again."""
     dead: dict[int, dict[int, Silent]] = {}
+    """Router → the experts that may be dead."""
     back: dict[int, tuple[int, int]] = {}
     """Router → a dead expert that no longer starves, and the first step of that block."""
 

@@ -43,12 +43,18 @@ class ErodingLimits(RuleLimits, frozen=True):
 
 
 class Memory(msgspec.Struct):
+    """c of every router as means over blocks of lines."""
+
     sums: list[float] = []
+    """Of c in the block that grows …"""
     filled: int = 0
+    """… the lines in it …"""
     started: int = 0
+    """… and its first step."""
     steps: list[int] = []
     """First step of every block."""
     blocks: list[list[float]] = []
+    """Mean c of each router, one row per block."""
 
 
 class Eroding(Rule[ErodingLimits, Memory]):

@@ -45,8 +45,11 @@ class GradientLimits(RuleLimits, frozen=True):
 
 class Memory(msgspec.Struct):
     past: Trail = msgspec.field(default_factory=lambda: Trail(every=2, size=110))
+    """Gradient norms of earlier steps."""
     reference: float = 0.0
+    """The usual norm: their median, without the latest."""
     raised_since: int | None = None
+    """First step in a row with a norm above the limit."""
     lately: list[int] = []
     """Of the last steps: the step if its norm was NaN or infinite, else 0."""
 

@@ -167,8 +167,11 @@ class Bias(msgspec.Struct):
     """Of one router, the same from one line to another."""
 
     mark: int
+    """Hash of the row."""
     since: int
+    """Step of the first look that shows it …"""
     until: int
+    """… and the last."""
     moved: bool
     """Whether it differs between experts."""
     same: int = 0
@@ -181,6 +184,7 @@ class Memory(msgspec.Struct):
     looked: bool = False
     """Whether the header was read and is unchanged."""
     settings: list[_Held] = []
+    """Faults of the header, which hold until it changes."""
     causes: list[_Held] | None = None
     """As last reported."""
     pooled_for: int = 0
@@ -189,6 +193,7 @@ class Memory(msgspec.Struct):
     still: int = 0
     """First lines without any gradient; −1 once there was one."""
     lines: int = 0
+    """Lines so far."""
     spans: Trail = msgspec.field(default_factory=lambda: Trail(size=40))
     """Largest minus smallest bias, the mean of all routers."""
     resumed: int | None = None
@@ -196,11 +201,15 @@ class Memory(msgspec.Struct):
     lost: int | None = None
     """Step of the restart at which the bias was lost."""
     first_lost: int | None = None
+    """The first of these steps."""
     biases: dict[int, Bias] = {}
+    """Router → its bias at the latest looks."""
     held: dict[int, list[float]] = {}
     """Of frozen routers: the first bias of each, whether one has changed, and lines with counts."""
     moving: bool = False
+    """Whether a bias moves although all routers are frozen."""
     counted: int = 0
+    """Lines with counts, where all routers are frozen."""
 
     @property
     def standing(self) -> list[int]:

@@ -49,8 +49,11 @@ class LogitLimits(RuleLimits, frozen=True):
 
 class Memory(msgspec.Struct):
     past: Trail = msgspec.field(default_factory=lambda: Trail(every=4, size=55))
+    """z-loss of every router in earlier lines, and the gradient norm."""
     reference: list[float] = []
+    """The usual values of these; empty before there are enough."""
     raised_since: dict[int, int] = {}
+    """Router → first step in a row above the limit."""
     first: FirstValues = msgspec.field(default_factory=lambda: FirstValues(_FIRST))
     """z-loss of every router in the first lines, and the gradient norm."""
     settled: set[int] = set()

@@ -121,8 +121,11 @@ class Sums(msgspec.Struct):
     """The sums of one router since its first wrong one."""
 
     since: int
+    """Step of the first wrong one."""
     lines: int = 0
+    """Lines since then …"""
     wrong: int = 0
+    """… and those with a wrong sum."""
     share: float = 0.0
     """Of the last lines that are wrong; low at first."""
     right: int = 0
@@ -135,6 +138,7 @@ class Memory(msgspec.Struct):
     left: int
     """Remaining checks in a row, at steps with counts."""
     wait: int = 0
+    """Lines until the next check."""
     had_counts: bool = False
     had_entropy: bool = False
     repeats: Repeats = msgspec.field(default_factory=Repeats)

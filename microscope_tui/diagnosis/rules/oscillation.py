@@ -77,14 +77,19 @@ class OscillationLimits(RuleLimits, frozen=True):
 
 class Memory(msgspec.Struct):
     rows: dict[int, list[list[int]]] = {}
+    """Router → counts of consecutive steps, while they are collected for a check."""
     biases: dict[int, list[list[float]]] = {}
     """Of the routers that swung in the check before."""
     first: int = 0
+    """First step of these."""
     wait: int = 0
+    """Lines until the next check may begin …"""
     uneven: set[int] = set()
     """Routers that were recently uneven: at its turning point a swing looks even."""
     pause: int = 0
+    """… and the length of the latest pause, which doubles while nothing is found."""
     counted: int = -2
+    """The last step with counts."""
     in_a_row: int = 0
     """Longest run of consecutive steps with counts: a swing needs several."""
     past: Trail = msgspec.field(default_factory=lambda: Trail(every=8, size=160))

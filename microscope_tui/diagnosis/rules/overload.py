@@ -36,11 +36,13 @@ class OverloadLimits(RuleLimits, frozen=True):
 class Memory(msgspec.Struct):
     first: FirstValues
     ranks: dict[int, SummedCounts] = {}
+    """Router → counts of its ranks in the last looks."""
     since: dict[int, int] = {}
     """Router → first step of the window in which its busiest rank was first seen."""
     looks: list[int] = []
     """Steps whose counts are in the sums."""
     wait: int = 0
+    """Lines until the next look at the ranks."""
 
 
 class Overload(Rule[OverloadLimits, Memory]):

@@ -26,14 +26,19 @@ class Dip(msgspec.Struct):
     """A fall of c that may come back."""
 
     since: int
+    """First step below the usual c."""
     usual: float
+    """c before it."""
     lowest: float
     steps: int = 1
+    """Lines in it."""
 
 
 class Memory(msgspec.Struct):
     usual: Trail = msgspec.field(default_factory=lambda: Trail(every=4, size=25))
+    """c of every router in earlier lines."""
     dips: dict[int, Dip] = {}
+    """Router → its fall, while it may come back."""
 
 
 class Shock(Rule[ShockLimits, Memory]):

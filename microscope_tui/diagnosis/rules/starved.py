@@ -48,8 +48,11 @@ class Memory(msgspec.Struct):
     """The suspects, the usual values at the start, and the starved experts of a long block."""
 
     suspects: dict[int, Suspect] = {}
+    """Router → its summed counts."""
     first: list[list[float]] = []
+    """Starved share of every router in the first lines …"""
     first_steps: list[int] = []
+    """… and their steps."""
     in_turn: dict[int, tuple[float, float, int, int]] = {}
     """Router → its share in the last long block, the limit, since when, and when this was seen."""
     sums: dict[int, tuple[float, int, int, list[int]]] = {}
@@ -58,7 +61,9 @@ class Memory(msgspec.Struct):
     left_out: dict[int, int] = {}
     """Router → lines of this block up to the end of a COLLAPSE or DEAD."""
     began: int = 0
+    """First step of the long block; 0 before it."""
     lines: int = 0
+    """Lines in it."""
 
 
 class Starved(Rule[StarvedLimits, Memory]):
