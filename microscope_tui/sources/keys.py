@@ -42,6 +42,9 @@ SUMMARY_OF = {
     "cold_frac": "starved_experts",
 }
 """What is computed from another quantity: see ``run_layout``."""
+BARE_TOKENS = "bare_tokens"
+"""A column ``tokens`` may be cumulative, or of one rank: it only gives k, see ``run_layout``."""
+_OF_STEP = (*STEP_QUANTITIES, BARE_TOKENS)
 LOSSES = ("mismatch_kl", "logprob_diff")
 """How far the log-probabilities of trainer and engine differ, in nats; ``losses`` of the log."""
 MAX_KEY_CHARACTERS = 512
@@ -96,7 +99,7 @@ class Target(NamedTuple):
     @property
     def of_router(self) -> bool:
         """Whether it is a reading of a router; without a layer, of all routers together."""
-        return self.layer is not None or self.quantity not in STEP_QUANTITIES
+        return self.layer is not None or self.quantity not in _OF_STEP
 
     @property
     def has_role(self) -> bool:
@@ -182,6 +185,7 @@ def known_rules() -> Sequence[Rule]:
         _known("grad_norm", r"(?:grad[_ ]norm|optim/grad_norm|total grad norm)"),
         _known("tokens_per_s", r"(?:throughput/tokens_per_s|tokens_per_s|tps|throughput\(tps\))"),
         _known("tokens", r"(?:tokens_per_step|num_tokens_per_step|batch_tokens)"),
+        _known(BARE_TOKENS, "tokens"),
     )
 
 

@@ -2,7 +2,9 @@
 
 Rows are merged to steps (``step_rows``), and steps get their places (``run_layout``). The header is
 written once a few steps have readings of routers. If the rest of a step comes after the step was
-returned, the step is written again, behind a run record with ``resumed_at_step``.
+returned, the step is written again, behind a run record with ``resumed_at_step``. If a layer or an
+expert comes later, or k is known only then, the source is read to its end and all steps are written
+again, behind such a record.
 """
 
 import shlex
@@ -28,7 +30,7 @@ from microscope_tui.sources.reader import (
 from microscope_tui.sources.run_layout import Layout
 from microscope_tui.sources.step_rows import Step, StepRows
 
-LOOK_AHEAD = 2
+LOOK_AHEAD = 3
 """Steps with router readings that are collected before the header is written."""
 MOST_WAITING = 4096
 """Steps before the first router reading that are kept."""
@@ -46,6 +48,9 @@ class RunRecords:
         self.waiting: deque[Row] = deque(maxlen=MOST_WAITING)
         """Steps that wait for the header."""
         self._ahead = 0  # steps with router readings among those that wait
+        self.is_outgrown = False
+        """No step is written any more, until the source is read again."""
+        self._is_again = False  # all steps come for the second time
 
     @property
     def is_started(self) -> bool:
@@ -66,13 +71,22 @@ class RunRecords:
             if self._layout is None:
                 yield from self._wait(row, is_again)
                 continue
-            grew = self._layout.grow(row)
+            layout = self._layout
+            learns = is_again or layout.is_learning  # the tokens may be in its rest
+            self.is_outgrown |= layout.grow(row) or (learns and layout.learn_top_k(row))
+            if self.is_outgrown or (self._is_again and not row.step):
+                continue  # the log has no restart at step 0
             if is_again:
-                self._layout.learn_top_k(row)  # the tokens may be in its rest
-                yield self._header(self._layout) | {"resumed_at_step": row.step}
-            elif grew:
-                yield self._header(self._layout)
-            yield self._layout.record(row)
+                yield self._header(layout) | {"resumed_at_step": row.step}
+            yield layout.record(row)
+
+    def begin_again(self) -> Record:
+        """The header, with all that is known by now: the next step is the first of the source."""
+        assert self._layout is not None
+        self._layout.begin_again()
+        self.is_outgrown = False
+        self._is_again = True
+        return self._header(self._layout) | {"resumed_at_step": 1}
 
     def _wait(self, row: Row, is_again: bool) -> Iterator[Record]:
         if is_again and self.waiting.pop().of_router:
@@ -85,7 +99,7 @@ class RunRecords:
 
     def start(self) -> Iterator[Record]:
         """The header, if any step has a reading of a router, and the steps that waited for it."""
-        if not self._ahead:
+        if not any(row.of_router for row in self.waiting):
             return
         layout = Layout(self._request, self._source)
         for row in self.waiting:
@@ -142,6 +156,8 @@ class RowRecords(RecordReader):
             found = self._source.read(max_bytes)
         except Unreadable as damage:
             records = self._rest()
+            if self._run.is_outgrown:
+                return self._read_again(records)
             if not records:
                 raise
             self._damage = damage
@@ -158,7 +174,19 @@ class RowRecords(RecordReader):
         if self._learn_keys():
             return Batch()
         self._check_rules()
-        return Batch([*records, *self._last(found.ended)])
+        records += self._last(found.ended)
+        if self._run.is_outgrown and self._source.exhausted:  # all of its keys are known now
+            return self._read_again(records)
+        return Batch(records)
+
+    def _read_again(self, records: Sequence[Record]) -> Batch:
+        keys = self._source.keys
+        keys.refused.clear()  # it counts them
+        keys.unread.clear()
+        self._source = self._source.again(keys)
+        self._steps = StepRows()
+        self._ended = self.exhausted = False
+        return Batch([*records, self._run.begin_again()])
 
     def sample(self, count: int) -> Sequence[Record]:
         steps = StepRows()
@@ -167,7 +195,8 @@ class RowRecords(RecordReader):
         rows = sorted(self._source.sample(count), key=lambda row: row.step)
         self._source.keys.refused = refused  # reading all of it counts them
         complete = chain(steps.complete(rows, is_started=False), steps.close())
-        return [*run.of(complete), *run.start()]
+        run.waiting.extend(row for row, _ in complete)
+        return [*run.start()]
 
     def _last(self, ended: str) -> Iterator[Record]:
         """The last step once it is complete, and the end of the run: the reason is ``ended``."""

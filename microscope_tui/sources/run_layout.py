@@ -1,8 +1,8 @@
 """The layout of a run: which named number is in which row of the run log.
 
 The routers are those of the steps that were seen so far. If a layer or an expert appears later the
-layout grows, and a new run record follows, so that no number ends up in the wrong row. Most steps
-have the same targets in the same order: it is planned once what goes where.
+layout grows, and all steps are recorded again: in the earlier ones such an expert has no tokens.
+Most steps have the same targets in the same order: it is planned once what goes where.
 
 verl logs MaxVio of all hidden layers. A dense one has E − 1 in every step, as if all tokens chose
 one expert: it is left out.
@@ -11,12 +11,13 @@ one expert: it is left out.
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import repeat
+from itertools import chain, repeat
 from operator import itemgetter
 from typing import Any
 
-from microscope_tui.runlog import Values
+from microscope_tui.runlog import Values, safe_text
 from microscope_tui.sources.keys import (
+    BARE_TOKENS,
     LOAD_ENTROPY,
     LOSSES,
     MAX_EXPERTS,
@@ -37,6 +38,8 @@ _OFF = 1e-3
 _MOST_NATS = 700.0  # more overflow
 _CLOSE = 1.5
 """Bounds of the effective experts with a larger ratio give no value."""
+_PROVING = 3
+"""Lines in which counts ÷ tokens must be the same whole number."""
 _Matrix = Sequence[Sequence[float] | None]
 
 
@@ -56,6 +59,7 @@ class Layout:
         self._experts_in_all = self._num_experts  # also known from dense layers
         self._experts: dict[int | None, int] = {}  # by layer: the number of experts seen
         self._known: set[Target] = set()
+        self._unseen: set[Target] = set()  # counts that only later steps have
         self._seen: Counter[tuple[str, int | None]] = Counter()  # experts of a row of a matrix
         self._shifted: dict[Target, Target] = {}
         self._role = (source.keys.roles() or [""])[0]
@@ -68,7 +72,14 @@ class Layout:
         self._histograms: set[tuple[str, int | None]] = set()
         self._cut: set[tuple[str, int | None]] = set()
         """Rows of histograms and lists of counts: they may end where an expert has tokens."""
+        self._ratios: dict[int, list[float]] = {}  # counts ÷ bare tokens, by step
+        self._divisor = ""  # the tokens that gave k
         self._arrange()
+
+    @property
+    def is_learning(self) -> bool:
+        """Whether k may follow from the next lines."""
+        return self.top_k is None and 0 < len(self._ratios) < _PROVING
 
     def grow(self, row: Row) -> bool:
         """Add the layers and experts of one step; true if there are new ones."""
@@ -139,25 +150,37 @@ class Layout:
         if others:
             read = self._role or "no role"
             found.append(f"routers of {read} are shown, not of {others}: --map chooses")
-        return found
+        return found + self._source_of_k()
 
-    def learn_top_k(self, row: Row) -> None:
-        """Where k is unknown, take it from the sums: counts ÷ tokens, or shares of tokens."""
+    def _source_of_k(self) -> list[str]:
+        divisor = Target(self._divisor if self.top_k else "")
+        keys = [key for key, one in self._source.keys.items() if one == divisor][:1]
+        end = "if that is of one rank, give --top-k"
+        return [f"k = {self.top_k} is counts ÷ {safe_text(key, 60)}; {end}" for key in keys]
+
+    def learn_top_k(self, row: Row) -> bool:
+        """Where k is unknown, take it from the sums: counts ÷ tokens, or shares of tokens.
+
+        True if it is known from here on. A bare column ``tokens`` counts if the first lines agree.
+        """
         _, matrices, numbers = self._numbers(row)
         exact = "tokens_per_expert" in self._rows
         rows = matrices.get("tokens_per_expert" if exact else "share", ())
         known = [row for row in rows if row is not None]
-        tokens = numbers.get("tokens", 0.0) if exact else 1.0
+        name = "tokens" if "tokens" in numbers else BARE_TOKENS
+        tokens = numbers.get(name, 0.0) if exact else 1.0
         if self.top_k is not None or not known or not 0 < tokens < math.inf:
-            return
+            return False
         sums = [sum(row) / tokens for row in known]
-        k, experts = sums[0], min(map(len, known))
         if exact:
-            is_possible = 1.0 <= k < experts
-        else:  # shares that sum to 1 are shares of all choices
-            is_possible = 1.5 < k < experts and max(map(max, known)) <= 1.0
-        if is_possible and all(abs(one - round(k)) <= 0.01 for one in sums):
-            self.top_k = round(k)
+            self._divisor = name
+        if self._divisor == BARE_TOKENS:
+            self._ratios[row.step] = sums
+            sums = [*chain(*self._ratios.values())]
+            if len(self._ratios) < _PROVING:
+                return False
+        self.top_k = _k_of(sums, known, exact)
+        return self.top_k is not None
 
     def _arrange(self) -> None:
         """Which numbers make a record; none for a row with an expert that never appeared."""
@@ -180,7 +203,7 @@ class Layout:
             for name in ROUTER_QUANTITIES
             if name not in STEP_QUANTITIES or layers != [None]
         }
-        names = (*STEP_QUANTITIES, *LOSSES)
+        names = (*STEP_QUANTITIES, BARE_TOKENS, *LOSSES)
         self._steps = {name: self._part([Target(name)]).start for name in names}
 
     def _rows_in(self, names: Iterable[str]) -> set[tuple[str, int | None]]:
@@ -201,6 +224,12 @@ class Layout:
     def _layers(self) -> list[int | None]:
         layers = self._experts.keys() - self._dense
         return sorted(layers, key=lambda layer: -1 if layer is None else layer)
+
+    def begin_again(self) -> None:
+        """The next step is the first one of the run, for the second time."""
+        counts = ("share", "tokens_per_expert")
+        self._unseen = {one for one in self._known if one.quantity in counts}
+        self._planned = []
 
     def header(self, **facts: Any) -> Record:
         """The run record; ``facts``: what is not in the rows, as in ``run_record``."""
@@ -224,7 +253,9 @@ class Layout:
 
     def record(self, row: Row) -> Record:
         """The ``step`` record of a row; the layout must have grown by it before (``grow``)."""
+        self._unseen = self._unseen and self._unseen.difference(row.targets)
         router, matrices, numbers = self._numbers(row)
+        numbers.pop(BARE_TOKENS, None)
         bias = matrices.get("expert_bias", ())
         tokens = numbers.get("tokens")
         if tokens is not None and tokens.is_integer():
@@ -267,7 +298,7 @@ class Layout:
     def _numbers(self, row: Row) -> tuple[dict[str, Values], dict[str, _Matrix], dict[str, float]]:
         """Summaries, matrices (without a row where an expert is missing), numbers of the step."""
         if self._planned != row.targets:
-            row = self._filled_up(row) if self._cut else row
+            row = self._filled_up(row) if self._cut or self._unseen else row
             self._plan(row.targets)
         values: list[Any] = [*row.numbers, None]
         for at, target, beside in self._changed:
@@ -284,9 +315,12 @@ class Layout:
         )
 
     def _filled_up(self, row: Row) -> Row:
-        """Experts that the histogram or the list of a step lacks have no tokens."""
-        found = dict(row.values)
-        for quantity, layer in self._cut.intersection(target[:2] for target in row.targets):
+        """Experts that the histogram or the list of a step lacks have no tokens, nor have those
+        that only later steps have."""
+        rows = {target[:2] for target in row.targets}
+        late = (target for target in self._unseen if target[:2] in rows)
+        found = dict.fromkeys(late, 0.0) | dict(row.values)
+        for quantity, layer in self._cut & rows:
             for expert in range(max(self._experts_in_all, self._experts[layer])):
                 found.setdefault(Target(quantity, layer, expert), 0.0)
         return Row(row.step, row.time, found.items())
@@ -310,6 +344,15 @@ class Layout:
         }
         self._singles = {name: at for name, at in self._steps.items() if order[at] >= 0}
         self._ordered = itemgetter(*order, -1, -1)
+
+
+def _k_of(sums: Sequence[float], rows: Sequence[Sequence[float]], exact: bool) -> int | None:
+    k = sums[0]
+    is_possible = (1.0 if exact else 1.5) <= k < min(map(len, rows))
+    # Shares that sum to 1 are shares of all choices.
+    is_possible &= exact or max(map(max, rows)) <= 1.0
+    is_k = is_possible and all(abs(one - round(k)) <= 0.01 for one in sums)
+    return round(k) if is_k else None
 
 
 def _final(target: Target, value: float, load: float, experts: int) -> float | None:

@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 from microscope_tui import sources
 from microscope_tui.sources import step_rows
 from microscope_tui.sources.keys import Target, config_number
-from microscope_tui.sources.reader import Row, RowReader, Rows
+from microscope_tui.sources.reader import Row, RowReader, Rows, Unreadable
 from microscope_tui.sources.records import SHARES_SUM, counts_of_shares
 from microscope_tui.sources.row_records import RowRecords
 from tests.sources.reading import counts_of
@@ -28,19 +28,21 @@ class Logger(RowReader):
         self, rows: Sequence[Logged], config: Mapping[str, object] = {}, maps: Sequence[str] = ()
     ) -> None:
         super().__init__(Path(), sources.Keys(sources.rules_of(maps)))
-        self.config, self._rows, self._all = config, list(rows), rows
+        self.config, self.rows, self._read = config, list(rows), 0
         self.modified = 0.0  # at rest
 
     def again(self, keys: sources.Keys) -> "Logger":
-        logger = Logger(self._all, self.config)
+        logger = Logger((), self.config)
+        logger.rows = self.rows
         logger.keys = keys
         return logger
 
     def read(self, max_bytes: int = 0) -> Rows:
-        self.exhausted = len(self._rows) <= 1
-        if not self._rows:
+        self.exhausted = len(self.rows) - self._read <= 1
+        if self._read == len(self.rows):
             return Rows()
-        step, values = self._rows.pop(0)
+        step, values = self.rows[self._read]
+        self._read += 1
         known = [(target, value) for key, value in values.items() if (target := self.keys[key])]
         return Rows([Row(step, float(step), known)])
 
@@ -189,11 +191,107 @@ def test_numbers_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPa
     assert len(run["model"]["layers"]) <= 3
 
 
-def test_a_layer_that_appears_later_starts_another_run_record() -> None:
-    first, both = shares(1, [0.5, 0.5]), shares(1, [0.5, 0.5]) | shares(2, [0.9, 0.1])
-    found = records(Logger([(1, first), (2, first), (3, both)]))
-    assert [record["model"]["layers"] for record in of_kind(found, "run")] == [[1], [1, 2]]
-    assert len(found[-1]["tokens_per_expert"]) == 2
+def test_a_layer_that_appears_later_is_in_a_header_behind_which_all_steps_are_written_again() -> (
+    None
+):
+    first, both = shares(2, [0.5, 0.5]), shares(2, [0.5, 0.5]) | shares(1, [0.9, 0.1])
+    rows = [(1, first), (2, first), (3, first), (4, first), (5, both), (6, first)]
+    found = records(Logger(rows))
+    header, again = of_kind(found, "run")
+    assert (header["model"]["layers"], again["model"]["layers"]) == ([2], [1, 2])
+    assert again["resumed_at_step"] == 1
+    after = found[found.index(again) + 1 :]
+    even, late = [500_000, 500_000], [900_000, 100_000]
+    assert [step["step"] for step in after] == [1, 2, 3, 4, 5, 6]
+    assert [step["tokens_per_expert"][1] for step in after] == [even] * 6
+    assert [step["tokens_per_expert"][0] for step in after] == [None] * 4 + [late, None]
+
+
+def test_an_expert_that_appears_later_has_no_tokens_before_and_may_be_missing_after() -> None:
+    few, all_four = dict([*COUNTS.items()][:3]), COUNTS | {"router/entropy/1": 0.5}
+    other = {"router/entropy/1": 0.5}  # a step without counts gets none
+    rows = [*((n, few) for n in (1, 2, 3)), (4, other), (5, all_four), (6, few)]
+    found = records(Logger(rows))
+    after = found[found.index(of_kind(found, "run")[-1]) + 1 :]
+    counts = [(step.get("tokens_per_expert") or [None])[0] for step in after]
+    assert counts == [[2, 2, 2, 0]] * 3 + [None, [2, 2, 2, 2], None]
+
+
+def test_biases_of_experts_that_appear_later_are_not_made_up() -> None:
+    biases = {f"router/expert_bias/0/{expert}": 0.5 for expert in range(4)}
+    few = dict([*biases.items()][:3])
+    found = records(Logger([*((n, COUNTS | few) for n in (1, 2, 3)), (4, COUNTS | biases)]))
+    assert [step.get("expert_bias") for step in found[-4:]] == [None] * 3 + [[[0.5] * 4]]
+
+
+def test_the_log_has_no_restart_at_step_0_when_it_is_written_again() -> None:
+    rows = [(n, EVEN) for n in range(4)]
+    found = records(Logger([*rows, (4, EVEN | shares(5, [0.5, 0.5]))]))
+    assert of_kind(found, "run")[-1]["resumed_at_step"] == 1
+    assert list(counts_of(found)) == [0, 1, 2, 3, 4]  # without a defect
+
+
+def test_what_comes_before_damage_is_written_again_too() -> None:
+    class Damaged(Logger):
+        def again(self, keys: sources.Keys) -> "Logger":
+            logger = super().again(keys)
+            logger.__class__ = Damaged
+            return logger
+
+        def read(self, max_bytes: int = 0) -> Rows:
+            if self._read == len(self.rows):
+                raise Unreadable("damaged")
+            return super().read(max_bytes)
+
+    logger = Damaged([*((n, EVEN) for n in (1, 2, 3)), *((n, EVEN | COUNTS) for n in (4, 5))])
+    reader, found = RowRecords(logger, "run", "test", sources.SourceRequest()), []
+    while len(found) < 10:  # two headers, three steps of the first and five of the second
+        found += reader.read().records
+    with pytest.raises(Unreadable):
+        reader.read()
+    assert [record["step"] for record in found[-5:]] == [1, 2, 3, 4, 5]
+    assert len(found[-6]["model"]["layers"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("tokens", "k"),
+    [
+        (((4, 4), (4, 4), (4, 4)), 2),
+        (((4, 4), (8, 4), (12, 4)), None),  # cumulative
+        (((4, 4), (4, 3), (4, 4)), None),  # a layer drops some
+        (((3, 4), (3, 4), (3, 4)), None),
+        (((4, 4), (4, 4)), None),  # too few lines
+        (((16, 4), (16, 4), (16, 4)), None),
+        (((2, 4), (2, 4), (2, 4)), None),  # all experts: it is the column that is wrong
+    ],
+)
+def test_a_bare_column_of_tokens_gives_k_if_all_layers_of_three_lines_agree(
+    tokens: Sequence[tuple[int, int]], k: int | None
+) -> None:
+    rows = []
+    for step, (of_step, of_layer) in enumerate(tokens, 1):
+        second = {f"router/tokens_per_expert/1/{expert}": of_layer / 2 for expert in range(4)}
+        rows.append((step, COUNTS | second | {"train/tokens": float(of_step)}))
+    assert records(Logger(rows))[0]["model"]["top_k"] == k
+    run = Live()
+    live = [record for row in rows for record in run.log(row)]
+    assert of_kind(live, "run")[-1]["model"]["top_k"] == k
+    note = "k = 2 is counts ÷ train/tokens; if that is of one rank, give --top-k"
+    assert run.reader.missing == (note if k else "")
+    last = live[-1]
+    assert (last["step"], last.get("tokens")) == (len(rows), 4 if k else None)
+
+
+def test_a_known_k_needs_no_column_and_no_note() -> None:
+    logger = Logger([(n, COUNTS | {"tokens": 2.0}) for n in (1, 2, 3)])
+    reader = RowRecords(logger, "run", "test", sources.SourceRequest(top_k=2))
+    found = [record for _ in range(3) for record in reader.read().records]
+    assert found[-1]["tokens"] == 4
+    assert not reader.missing
+
+
+def test_a_column_of_tokens_alone_is_no_router() -> None:
+    assert not records(Logger([(1, {"tokens": 4.0}), (2, {"tokens": 4.0})]))
 
 
 @pytest.mark.parametrize("prefix", ["mtp/", "mtp_1/", "draft/"])
@@ -269,9 +367,9 @@ class Live:
         self.reader = RowRecords(self.logger, "run", "test", sources.SourceRequest())
 
     def log(self, *rows: Logged) -> list[dict[str, Any]]:
-        self.logger._rows += rows
+        self.logger.rows += rows
         found = list(self.reader.read().records)
-        while not self.reader.exhausted or self.logger._rows:
+        while not self.reader.exhausted:
             found += self.reader.read().records
         return found
 
@@ -279,7 +377,7 @@ class Live:
 def test_the_last_step_is_returned_once_nothing_was_written_for_a_while(monkeypatch: Any) -> None:
     monkeypatch.setattr(step_rows, "COMPLETE_AFTER_S", 1e6)
     run = Live()
-    run.logger._rows, run.logger.modified = [(1, EVEN)], time.time()
+    run.logger.rows, run.logger.modified = [(1, EVEN)], time.time()
     assert not run.reader.read().records
     assert not run.reader.exhausted
     assert run.reader.wait_s() > 0
@@ -296,7 +394,8 @@ def test_a_logger_that_never_rests_has_an_end_for_readers(monkeypatch: Any) -> N
     steps, begun = 0, time.monotonic()
     while not steps or not reader.exhausted:
         steps += 1
-        logger._rows, logger.modified = [(steps, EVEN)], time.time()
+        logger.rows.append((steps, EVEN))
+        logger.modified = time.time()
         reader.read()
         assert steps < 1000
         time.sleep(0.01)
@@ -339,7 +438,7 @@ def test_a_logger_that_writes_steps_in_parts_is_waited_for_from_then_on(monkeypa
     kinds = []
     for step in range(1, 8):
         for part in ({"loss": 2.0}, EVEN):
-            run.logger._rows.append((step, part))
+            run.logger.rows.append((step, part))
             run.logger.modified = now[0]
             for _ in range(10):  # a second and a half until the next part
                 kinds += [(r["kind"], r.get("step")) for r in run.reader.read().records]

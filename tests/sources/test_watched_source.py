@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from microscope_tui.report import coverage_of
 from microscope_tui.runlog import NoRuns
 from microscope_tui.sources import Search, SourceRequest
 from microscope_tui.watch import RunWatch, pin_at
@@ -24,7 +25,7 @@ def jsonl(folder: Path) -> None:
 
 
 def opened(folder: Path, **asked: int) -> RunWatch:
-    for path in folder.rglob("*"):
+    for path in (folder, *folder.rglob("*")):
         os.utime(path, (1e9, 1e9))  # at rest: the last step is complete
     (run,) = Search(folder, SourceRequest(**asked)).runs()  # type: ignore[arg-type]
     watch = RunWatch(run, patient=True)
@@ -112,3 +113,56 @@ def test_in_the_list_of_runs_a_source_is_judged_once_it_is_at_rest(tmp_path: Pat
         os.utime(path, (1e9, 1e9))
     (still,) = Search(tmp_path).runs()
     assert Seen(still, still.glance(), None).may_be_judged
+
+
+@pytest.mark.parametrize("late", ["a layer in front", "an expert"])
+@pytest.mark.parametrize("name", ["run.csv", "run.jsonl"])
+def test_what_appears_late_costs_no_earlier_step_of_the_curves_the_verdict_and_the_coverage(
+    tmp_path: Path, name: str, late: str
+) -> None:
+    rows = []
+    for step in range(1, 401):
+        worst = (62, 2, 0) if step >= 200 else (22, 21, 21)
+        row = {f"router/tokens_per_expert/1/{expert}": x for expert, x in enumerate(worst)}
+        if step >= 380 and late == "an expert":
+            row["router/tokens_per_expert/1/3"] = 0
+        elif step >= 380:
+            row |= {f"router/tokens_per_expert/0/{expert}": 16 for expert in range(4)}
+        rows.append({"step": step, "tokens": 64, **row})
+    names = list(rows[-1])
+    table = [",".join(names), *(",".join(str(row.get(name, "")) for name in names) for row in rows)]
+    lines = table if name == "run.csv" else [json.dumps(row) for row in rows]
+    (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+    watch = opened(tmp_path / name)
+    assert watch.run is not None
+    assert watch.history is not None
+    assert watch.diagnosis is not None
+    at = 0 if late == "an expert" else 1
+    router = watch.run.routers[at]
+    assert (router.name, router.top_k) == ("L1", 1)
+    assert list(watch.history.steps) == list(range(1, 401))
+    assert all(value == value for value in watch.history._curves["effective_experts"][at].fine.mean)
+    found = {finding.rule: finding.onset for finding in watch.diagnosis.findings()}
+    assert 190 < found["COLLAPSE"] < 260
+    layer = coverage_of(watch.file, 1, 1, 400).layers[at]
+    tokens = [199 * 22 + 201 * 62, 199 * 21 + 201 * 2, 199 * 21]
+    assert [expert.tokens for expert in layer.experts][:3] == tokens
+    assert watch.source.missing.startswith("k = 1 is counts ÷ tokens")
+
+
+def test_the_first_picture_of_a_long_source_has_the_layers_that_appear_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("microscope_tui.watch.run_watch._OVERVIEW_FROM_BYTES", 1)
+    counts = [[FAIR[0]]] * 300 + [FAIR] * 100
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(sound.jsonl(counts))
+    (run,) = Search(path).runs()
+    watch = RunWatch(run)
+    watch.open_overview()
+    assert watch.sampled
+    assert watch.run is not None
+    assert watch.history is not None
+    assert len(watch.run.routers) == 2
+    assert watch.history.steps[0] < 50
+    assert watch.history.last_step > 350
