@@ -81,7 +81,7 @@ class PlacementOptions:
         Share of a balanced step that the experts take: with --step-time, what a move saves.
     write
         FORM FILE: write the placement as an engine reads it, whatever the verdict: sglang,
-        tensorrt-llm, ascend, vllm-map (open pull request 49572) or vllm-mapping (41141).
+        tensorrt-llm or ascend.
     check
         Score the placement in this file of an engine instead of a new one.
     hidden_layers

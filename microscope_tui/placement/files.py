@@ -2,8 +2,7 @@
 
 All of them list slots: the expert of every slot, those of rank 0 first. They differ in how layers
 are numbered. Read from the parsers of SGLang (``eplb/expert_location.py``), vllm-ascend
-(``eplb/core/eplb_utils.py``) and TensorRT-LLM (``MoeLoadBalancerConfig``), and from the tests and
-descriptions of the pull requests of vLLM that ``FORMS`` names.
+(``eplb/core/eplb_utils.py``) and TensorRT-LLM (``MoeLoadBalancerConfig``).
 """
 
 import json
@@ -24,8 +23,6 @@ _TABLE = "initial_global_assignments"
 _HERE = "MoE layers of the run"
 FORMS: Mapping[str, str] = {
     "sglang": "--init-expert-location, with --ep-num-redundant-experts for copies",
-    "vllm-map": "eplb_config.initial_expert_map_path (open vLLM pull request 49572)",
-    "vllm-mapping": "eplb_config.initial_mapping_path (open vLLM pull request 41141)",
     "tensorrt-llm": "moe_config.load_balancer",
     "ascend": "additional_config.eplb_config.expert_map_path",
 }
@@ -49,13 +46,12 @@ class _Layer(msgspec.Struct):
 
 
 class _File(msgspec.Struct):
-    """The keys of all forms, except ``vllm-map``, which has none."""
+    """The keys of all forms."""
 
     physical_to_logical_map: list[_Row] = []
     layer_list: list[_Layer] = []
     initial_global_assignments: dict[int, _Row] = {}
     num_slots: int = 0
-    record_type: str = ""
 
 
 def write_form(
@@ -85,20 +81,12 @@ def write_form(
         lines = (f"  {layer}: {row}\n" for layer, row in of.items())
         head = f"num_slots: {slots}\nlayer_updates_per_iter: 0\n{_TABLE}:\n"
         return head + "".join(lines)
-    content: Any = rows
+    content: Any
     if form == "sglang":
         dense = [slot % experts for slot in range(slots)]
         every = range(_hidden(form, layers, hidden_layers))
         content = {"physical_to_logical_map": [of.get(layer, dense) for layer in every]}
-    elif form == "vllm-mapping":
-        content = {
-            "record_type": "eplb_initial_mapping",
-            "version": 1,
-            "num_redundant_experts": slots - experts,
-            "num_slots": slots,
-            _TABLE: {str(at): row for at, row in enumerate(rows)},
-        }
-    elif form == "ascend":
+    else:
         found = [_ascend(at, placement) for at, placement in enumerate(placements)]
         content = {"moe_layer_count": len(found), "layer_list": found}
     return json.dumps(content) + "\n"
@@ -154,7 +142,7 @@ def read_form(
         if len(data) > MOST_BYTES:
             raise BadFile(f"longer than {MOST_BYTES:,} bytes; is it a placement?")
         if data.lstrip()[:1] in (b"{", b"["):
-            file = msgspec.json.decode(data, type=_File | list[_Row])
+            file = msgspec.json.decode(data, type=_File)
         else:
             file = msgspec.convert(_yaml(data.decode()), _File, strict=False)
         rows = _rows(file, layers, ranks, max(hidden_layers or 0, max(layers) + 1))
@@ -176,10 +164,7 @@ def read_form(
     return [[row[at : at + each] for at in range(0, slots, each)] for row in rows]
 
 
-def _rows(file: _File | list[_Row], layers: Sequence[int], ranks: int, depth: int) -> list[_Row]:
-    if isinstance(file, list):
-        _same("lists", len(file), _HERE, len(layers))
-        return file
+def _rows(file: _File, layers: Sequence[int], ranks: int, depth: int) -> list[_Row]:
     if rows := file.physical_to_logical_map:
         _same("rows", len(rows), "layers of the model, dense ones too (--hidden-layers)", depth)
         return [rows[layer] for layer in layers]
@@ -188,9 +173,7 @@ def _rows(file: _File | list[_Row], layers: Sequence[int], ranks: int, depth: in
         return [_of_devices(at, one, ranks) for at, one in enumerate(file.layer_list)]
     if not file.initial_global_assignments:
         raise BadFile(f"no placement in a form of {', '.join(FORMS)}")
-    if file.record_type:
-        return _of_table(file, range(len(layers)), "MoE layers")
-    return _of_table(file, layers, "all layers")
+    return _of_table(file, layers)
 
 
 def _of_devices(at: int, layer: _Layer, ranks: int) -> _Row:
@@ -201,12 +184,12 @@ def _of_devices(at: int, layer: _Layer, ranks: int) -> _Row:
     return [expert for device in layer.device_list for expert in device.device_expert]
 
 
-def _of_table(file: _File, numbers: Sequence[int], counted: str) -> list[_Row]:
-    """The rows of these layers; ``counted`` are the layers that the form numbers."""
+def _of_table(file: _File, numbers: Sequence[int]) -> list[_Row]:
+    """The rows of these layers of the model."""
     table = file.initial_global_assignments
     if other := set(table) ^ set(numbers):
         wrong = "has no experts in the run" if min(other) in table else "is missing"
-        raise BadFile(f"layer {min(other)} {wrong}; this form counts {counted} from 0")
+        raise BadFile(f"layer {min(other)} {wrong}; this form counts all layers from 0")
     rows = [table[number] for number in numbers]
     _same("num_slots", file.num_slots, f"slots of layer {min(table)}", len(rows[0]))
     return rows

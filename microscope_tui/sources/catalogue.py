@@ -127,13 +127,6 @@ _FORMATS = (
         shows="exact counts",
     ),
     Format(
-        name="vllm-eplb",
-        where="vllm_eplb.VllmReader",
-        files=r"(?i:.*(?:eplb|expert_load).*\.jsonl)",
-        reads="expert loads that vLLM writes for offline load balancing (pull request 41141)",
-        shows="exact counts",
-    ),
-    Format(
         name="jsonl",
         where="text_rows.JsonlReader",
         files=r"(?:metrics|training|train|log|logs|history|wandb-history)\.jsonl",

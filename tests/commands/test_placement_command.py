@@ -44,10 +44,14 @@ def test_a_sick_run_is_repaired_before_its_experts_are_placed(
     call: Call, scenario: Any, tmp_path: Path
 ) -> None:
     sick, file = scenario("collapse", routers=3), tmp_path / "map.json"
-    options = ("--ranks", "4", "--write", "vllm-map", file)
+    options = ("--ranks", "4", "--write", "ascend", file)
     code, out, _ = call("placement", sick, *options)
     found = re.fullmatch(r"Repair first: (COLLAPSE in L\d); its loads will.*", out.splitlines()[-1])
-    assert (code, found is not None, len(json.loads(file.read_text()))) == (1, True, 3)
+    assert (code, found is not None, json.loads(file.read_text())["moe_layer_count"]) == (
+        1,
+        True,
+        3,
+    )
     page = call("snapshot", sick, "--screen", "placement", "--ranks", "4")[1]
     assert f"repair first: {found[1]}" in page
     code, out, _ = call("placement", sick, "--ranks", "4", "--json")
@@ -81,7 +85,7 @@ def test_json_holds_the_placements_and_what_they_are_worth(call: Call, log: Path
     assert [layer["layer"] for layer in found["layers"]] == ["L1", "L2"]
 
 
-@pytest.mark.parametrize("form", ["sglang", "vllm-map", "vllm-mapping", "tensorrt-llm", "ascend"])
+@pytest.mark.parametrize("form", ["sglang", "tensorrt-llm", "ascend"])
 def test_a_written_placement_is_scored_like_the_one_that_was_found(
     call: Call, log: Path, tmp_path: Path, form: str
 ) -> None:
@@ -94,15 +98,17 @@ def test_a_written_placement_is_scored_like_the_one_that_was_found(
 
 def test_a_placement_without_a_gain_is_written(call: Call, tmp_path: Path, write_log: Any) -> None:
     even, file = log_of(write_log, np.ones(8)), tmp_path / "map.json"
-    code, _, err = call("placement", even, "--ranks", "4", "--write", "vllm-map", file)
-    said = ", of layers at depth 1, 2; give it to eplb_config.initial_expert_map_path"
-    assert (code, err.partition("map.json")[2].partition(" (")[0]) == (1, said)
-    assert len(json.loads(file.read_text())) == 2
+    code, _, err = call("placement", even, "--ranks", "4", "--write", "ascend", file)
+    said = ", of layers at depth 1, 2; give it to additional_config.eplb_config.expert_map_path"
+    assert (code, err.partition("map.json")[2].strip()) == (1, said)
+    assert json.loads(file.read_text())["moe_layer_count"] == 2
 
 
 def test_two_copies_on_a_rank_are_scored_and_counted(call: Call, log: Path, tmp_path: Path) -> None:
     file = tmp_path / "map.json"
-    file.write_text(json.dumps([[0, 0, 1, 2, 3, 4, 5, 6, 7, 7, 1, 2]] * 2))
+    file.write_text(
+        json.dumps({"physical_to_logical_map": [[0, 0, 1, 2, 3, 4, 5, 6, 7, 7, 1, 2]] * 3})
+    )
     _, out, _ = call("placement", log, "--ranks", "4", "--check", file)
     assert "8 experts and 4 extra copies on 4 ranks, 3 on each" in out
     (row,) = [line.split() for line in out.splitlines() if line.startswith("file")]

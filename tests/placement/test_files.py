@@ -24,10 +24,6 @@ START = LAYER % (0, DEVICE % (0, "0, 1, 2"), DEVICE % (1, "0, 3, 1"))
 LAST = LAYER % (1, DEVICE % (0, "3, 2, 1"), DEVICE % (1, "0, 3, 2"))
 TEXTS = {
     "sglang": f'{{"physical_to_logical_map": [{DENSE}, {ROWS}]}}\n',
-    "vllm-map": f"[{ROWS}]\n",
-    "vllm-mapping": '{"record_type": "eplb_initial_mapping", "version": 1, '
-    '"num_redundant_experts": 2, "num_slots": 6, '
-    f'"initial_global_assignments": {{"0": {FIRST}, "1": {SECOND}}}}}\n',
     "tensorrt-llm": "num_slots: 6\nlayer_updates_per_iter: 0\ninitial_global_assignments:\n"
     f"  1: {FIRST}\n  2: {SECOND}\n",
     "ascend": f'{{"moe_layer_count": 2, "layer_list": [{START}, {LAST}]}}\n',
@@ -89,7 +85,7 @@ def test_numbers_of_moe_layers_are_not_taken_for_depths() -> None:
 
 
 def test_other_peoples_files_may_double_a_copy_and_say_more(tmp_path: Path) -> None:
-    doubled = f"[{', '.join(['[0, 0, 1, 2, 3, 3]'] * 2)}]"
+    doubled = f'{{"physical_to_logical_map": [{", ".join(["[0, 0, 1, 2, 3, 3]"] * 3)}]}}'
     assert read(tmp_path, doubled) == [[[0, 0, 1], [2, 3, 3]]] * 2
     more = json.loads(TEXTS["ascend"]) | {"comment": "of a tool"}
     assert read(tmp_path, json.dumps(more, indent=4)) == PLACEMENTS
@@ -98,17 +94,13 @@ def test_other_peoples_files_may_double_a_copy_and_say_more(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("form", "old", "new", "reason"),
     [
-        ("vllm-map", "[3, 2, 1,", "[3, 2, 1, 0,", "slots of layer 2: 7, but of layer 1: 6"),
-        ("vllm-map", "0, 3, 2]", "0, 3, 4]", "layer 2, slot 5: expert 4, but there are 4, from 0"),
-        ("vllm-map", "2, 0, 3, 1]", "2, 0, 2, 1]", "layer 1: expert 3 has no slot"),
-        ("vllm-map", f", {SECOND}", "", "lists: 1, but MoE layers of the run: 2"),
-        ("vllm-map", "3, 2, 1", "3, -2, 1", r"Expected `int` >= 0 - at `\$\[1\]\[1\]`"),
-        ("vllm-map", f"[{ROWS}]", FIRST, "Expected `array`, got `int`"),
+        ("sglang", "[3, 2, 1,", "[3, 2, 1, 0,", "slots of layer 2: 7, but of layer 1: 6"),
+        ("sglang", "0, 3, 2]", "0, 3, 4]", "layer 2, slot 5: expert 4, but there are 4, from 0"),
+        ("sglang", "2, 0, 3, 1]", "2, 0, 2, 1]", "layer 1: expert 3 has no slot"),
+        ("sglang", "3, 2, 1", "3, -2, 1", r"Expected `int` >= 0 - at `\$\.physical_to_logical_map"),
         ("sglang", f"{DENSE}, ", "", "rows: 2, but layers of the model, .*: 3"),
         ("sglang", "physical_to_logical_map", "else", "no placement in a form of sglang, "),
         ("sglang", "]]}", "]]} {}", "trailing characters"),
-        ("vllm-mapping", '"1": ', '"2": ', "layer 1 is missing; this form counts MoE layers"),
-        ("vllm-mapping", 'slots": 6', 'slots": 8', "num_slots: 8, but slots of layer 0: 6"),
         ("tensorrt-llm", "  2:", "  3:", "layer 2 is missing; this form counts all layers from 0"),
         ("tensorrt-llm", "  2:", "  3: [1]\n  2:", "layer 3 has no experts in the run"),
         ("tensorrt-llm", "  2:", "  1:", "a layer is there twice"),
@@ -156,6 +148,6 @@ def test_what_an_engine_cannot_take_is_not_written() -> None:
     with pytest.raises(BadFile, match="MoE layer 0 has two copies of an expert on one rank"):
         write_form("ascend", [[[0, 0], [1, 2]]], [0], hidden_layers=None)
     with pytest.raises(BadFile, match="not all layers have 2 experts in 2 slots"):
-        write_form("vllm-map", [[[0], [1]], [[0, 1], [2, 0]]], [0, 1], hidden_layers=None)
+        write_form("sglang", [[[0], [1]], [[0, 1], [2, 0]]], [0, 1], hidden_layers=None)
     with pytest.raises(BadFile, match="two routers are in the same layer"):
-        write_form("vllm-map", PLACEMENTS, [1, 1], hidden_layers=None)
+        write_form("sglang", PLACEMENTS, [1, 1], hidden_layers=None)

@@ -124,23 +124,6 @@ def choices(counts: Sequence[int]) -> list[list[int]]:
     return [[a, b] for a, b in zip(chosen[:half], chosen[half:], strict=True)]
 
 
-def vllm_eplb(run: Sequence[Counts]) -> bytes:
-    meta = {"record_type": "eplb_load_meta", "version": 1, "model": "m", "num_ranks": 2}
-    meta |= {"num_groups": 1, "num_nodes": 1, "num_layers": 2, "num_redundant_experts": 2}
-    return lines([meta, *(loads(step, counts) for step, counts in enumerate(run, 1))])
-
-
-def loads(step: int, counts: Counts, **more: object) -> dict:  # type: ignore[type-arg]
-    """A line of loads: expert 1 has three copies, every second layer is in reverse order."""
-    parts, slots = [], []
-    for at, row in enumerate(counts):
-        third, turn = row[1] // 3, 1 - 2 * (at % 2)
-        parts.append([row[0], row[1] - 2 * third, *row[2:], third, third][::turn])
-        slots.append([*range(len(row)), 1, 1][::turn])
-    found: dict[str, object] = {"record_type": "eplb_load_stats", "version": 1, "step": step}
-    return found | more | {"expert_load": parts, "p2l_map": slots}
-
-
 def saved(value: object, **options: Any) -> bytes:
     file = io.BytesIO()
     torch.save(value, file, **options)
@@ -215,7 +198,6 @@ SOUND = (
     Sound("trackio", "project.db", trackio, is_database=True),
     Sound("mlflow", "mlflow.db", mlflow, is_database=True),
     Sound("megatron", "router_trace_rank0.jsonl", megatron),
-    Sound("vllm-eplb", "eplb_data.jsonl", vllm_eplb),
     Sound("jsonl", "metrics.jsonl", jsonl),
     Sound("csv", "metrics.csv", csv),
     Sound("sglang", "expert_distribution_recorder_1751349033.84.pt", sglang, is_read_whole=True),

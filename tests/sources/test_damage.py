@@ -43,10 +43,6 @@ Parts = Sequence[bytes | int]
 ENDLESS_LENGTH = struct.pack("<Q", 1 << 60)
 ENDLESS_EVENT = ENDLESS_LENGTH + struct.pack("<I", masked_crc32c(ENDLESS_LENGTH))
 ENDLESS_DIRECTORY = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, LONG, 0, 0)
-SLOTLESS = (
-    b'{"record_type":"eplb_load_stats","step":1,"expert_load":[%s[1]],"p2l_map":[%s[9999]]}\n'
-)
-SLOTLESS %= b"[1]," * 9999, b"[0]," * 9999
 LONG_NAME = b', "' + b"x" * 1_000_000 + b'": {"0":0' + b',"1":1' * 10_000 + b"}}\n"
 LONG_RECORD = wandb_bytes.part(2, bytes(4 << 20))
 HISTORY = wandb_bytes.history({"max_vio/max": 1}, 1)
@@ -64,7 +60,6 @@ HOSTILE: dict[str, tuple[str, Parts, str, list[int]]] = {
     "endless field": ("csv", [b'step,max_vio/max\n1,"', b"9" * 200_000, b'"\n2,1\n'], "", [2]),
     "endless call": ("megatron", [b'{"top_indices": [', LONG, b"]}\n"], "longer than", []),
     "nested calls": ("megatron", [b"[" * 100_000, b"\n"], "not a line of a router trace", []),
-    "expert without a slot": ("vllm-eplb", [SLOTLESS], "", []),
     "endless record": ("wandb", [wandb_bytes.log([HISTORY, LONG_RECORD])], "longer than", [1]),
     "endless event": ("tensorboard", [event_bytes.file_of(EVENT), ENDLESS_EVENT, LONG], "", [1]),
     "endless directory": ("sglang", [LONG, ENDLESS_DIRECTORY], "the end of the zip file", []),
