@@ -46,7 +46,7 @@ from moe_model.training.machine import run_lock
 from moe_model.training.options import Options
 from moe_model.training.parallel import all_experts, synchronised
 from moe_model.training.resolving import option_facts, read_option_sources, resolve
-from moe_model.training.run import ENDINGS, Run, TrainingFailedError, describe, layer_names, traced
+from moe_model.training.run import ENDINGS, Run, TrainingFailedError, describe, layer_names
 from moe_model.training.setup import prepare
 from moe_model.training.signals import StopRequest
 from moe_model.training.step import (
@@ -260,8 +260,7 @@ def loop(
     while progress.step < options.steps:
         if world.any(stop.requested):
             return "signal"
-        with traced(run, progress.step + 1):
-            record = optimizer_step(run, progress.step + 1)
+        record = optimizer_step(run, progress.step + 1)
         progress.advance(record, log.step(record) or progress.collapse_index)
         alerts = log.alerts()
         for alert in alerts:

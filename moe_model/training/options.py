@@ -146,8 +146,6 @@ class Options:
     optimizer: Annotated[Literal["adamw", "muon"], _TRAINING] = "adamw"
     """Optimizer: adamw, or muon for the matrices of attention, dense layers and experts with adamw
     for the rest."""
-    adamw_experts: Annotated[bool, _TRAINING, _SWITCH] = False
-    """With --optimizer muon, use adamw for the experts too."""
     seed: Annotated[int, _TRAINING] = 0
     """Seed of weights, batches and the sample: same seed, same machine, same losses."""
     device: Annotated[Literal["auto", "cpu", "cuda"], _TRAINING] = "auto"
@@ -205,9 +203,6 @@ class Options:
     keep: Annotated[str | None, _RUN] = None
     """Keep all checkpoints, or the KEEP newest, as CHECKPOINT_DIR/RUN/kept-STEP; each takes 12
     bytes per parameter."""
-    torch_trace: Annotated[str | None, _OUTPUT] = None
-    """FIRST:LAST: profile these steps with torch, to CHECKPOINT_DIR/RUN/torch-trace-STEP.json.gz
-    (rank 0)."""
     eval_every: Annotated[int, _OUTPUT] = _PRESET
     """Steps between evaluations (default: the preset's); the last step is always evaluated."""
     resume: Annotated[str | None, _RUN] = None

@@ -29,7 +29,6 @@ from moe_model.training.options import (
     Options,
     flag_name,
 )
-from moe_model.training.run import traced_steps
 from moe_model.training.step import default_warmup
 from moe_model.training.world import ALONE, NOT_GIVEN, World, launched
 
@@ -38,7 +37,6 @@ _BELONGS_TO: dict[str, tuple[str, tuple[str, ...]]] = {
     "aux_weight": ("balance", ("aux",)),
     "balance_scope": ("balance", ("aux",)),
     "seq_aux_weight": ("balance", ("bias", "aux")),
-    "adamw_experts": ("optimizer", ("muon",)),
     "decay": ("lr_schedule", ("wsd",)),
     "min_lr": ("lr_schedule", ("cosine", "wsd")),
 }
@@ -57,7 +55,7 @@ _WEIGHTS = (
     "bias_update_rate", "seq_aux_weight", "aux_weight", "z_loss_weight", "mtp_weight",
     "router_lr", "weight_decay", "clip",
 )  # fmt: skip
-_NOT_INHERITED = ("resume", "config", "parallel", "expert_parallel", "torch_trace")
+_NOT_INHERITED = ("resume", "config", "parallel", "expert_parallel")
 """Options of a start, not of the run: the number of processes may change at every start."""
 
 MOST_SEQUENCES = 2**20
@@ -117,8 +115,6 @@ def _inherited(
         raise UsageError("--dense-twin: the checkpoint has experts: omit it, or omit --resume.")
     if saved.get("balance") == "aux":
         saved = {"balance_scope": "pass", **saved}  # before there was this option
-    if saved.get("optimizer") == "muon":
-        saved = {"adamw_experts": True, **saved}  # as all did before there was this option
     left_out = [*_NOT_INHERITED, *_of_another_choice(saved, arguments)]
     if _given(arguments, "--resume") == AUTO:
         left_out.append("checkpoint_dir")  # it was found where it is now
@@ -236,11 +232,6 @@ def _out_of_range(options: Options, warmup_before: object) -> Iterator[str]:
         yield f"--seed {options.seed} is out of range: choose 0 to 2^63 - 1."
     if not re.fullmatch("all|[1-9][0-9]{0,8}", options.keep or "all"):
         yield f"--keep {options.keep} is out of range: choose 1 or more, or all."
-    if options.torch_trace is not None and not traced_steps(options):
-        yield (
-            f"{_spelled(options, 'torch_trace')} is not FIRST:LAST with steps from 1 to "
-            f"{options.steps}: correct it."
-        )
     for name in _WEIGHTS:
         if not 0 <= getattr(options, name) < math.inf:
             yield f"{_spelled(options, name)} is out of range: choose 0 or more."

@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 import os
 import platform
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import profile
 
 from moe_model import (
     FINISHED,
@@ -219,28 +216,6 @@ class Run:
         A resumed run reads on where it was if they are equal.
         """
         return [self.text_digest, self.options.seq_len, self.options.seed]
-
-
-def traced_steps(options: Options) -> range:
-    """Those of ``--torch-trace``, none if it is absent or wrong."""
-    match = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", options.torch_trace or "")
-    first, last = map(int, match.groups()) if match else (0, 0)
-    return range(first, last + 1) if first >= 1 and last <= options.steps else range(0)
-
-
-@contextmanager
-def traced(run: Run, step: int) -> Iterator[None]:
-    """Profile ``step`` with torch on rank 0 if the option asks for it; writes a file per step."""
-    if not run.world.is_main or step not in traced_steps(run.options):
-        yield
-        return
-    with profile() as found:
-        yield
-    path = run.folder / f"torch-trace-{step}.json.gz"
-    try:
-        found.export_chrome_trace(str(path))
-    except OSError as error:
-        run.world.say(f"no {path} ({error}): the training continues.")
 
 
 _BALANCE = (

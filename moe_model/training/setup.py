@@ -41,7 +41,7 @@ from moe_model.training.corpus import Corpus, cache_key, learned_tokenizer, load
 from moe_model.training.machine import LOCK, choose_dtype, refuse_too_large
 from moe_model.training.options import Options
 from moe_model.training.parallel import parallelize, refuse_layout
-from moe_model.training.run import LossScale, Progress, Run, traced_steps
+from moe_model.training.run import LossScale, Progress, Run
 from moe_model.training.step import make_optimizer
 from moe_model.training.world import World, agree
 
@@ -65,9 +65,6 @@ def prepare(options: Options, world: World) -> Run:
         resumed_at = 1 if _refuse_existing(options, checkpoint) else None
         if checkpoint is not None and has_training_state(checkpoint.folder):
             resumed_at = checkpoint.step + 1
-            if options.torch_trace and traced_steps(options).stop <= resumed_at:
-                trace = f"--torch-trace {options.torch_trace}"
-                world.say(f"{trace}: the run continues at step {resumed_at}.")
         saved = {} if checkpoint is None else checkpoint.description
         settle_threads(saved.get("threads"), world.say)
         dtype = choose_dtype(options.dtype, world.device)

@@ -181,7 +181,7 @@ def make_optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer:
     if options.optimizer == "muon":
         named = model.named_modules()
         matrices = [m.weight for n, m in named if isinstance(m, nn.Linear) and n != "lm_head"]
-        experts = [] if options.adamw_experts else all_experts(model)
+        experts = all_experts(model)
     taken = {*matrices, *nn.ModuleList(experts).parameters()}
     others = [parameter for parameter in model.parameters() if parameter not in taken]
     # One fused kernel accepts plain tensors or DTensors, also of several meshes, but not both.

@@ -47,16 +47,6 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_has_failed(
     assert read_checkpoint(tmp_path / "ck" / "r").step == 2, "what was there before still holds"
 
 
-def test_a_disk_that_is_full_costs_a_trace_of_torch_and_not_the_run(
-    trainer: ModuleType, monkeypatch: Any, train: Train, tmp_path: Path, capsys: Capsys
-) -> None:
-    trace = tmp_path / "ck" / "r" / "torch-trace-2.json.gz"
-    before_step(trainer, monkeypatch, 2, lambda: trace.symlink_to("/dev/full"))
-    assert train("--run=r", "--steps=3", "--torch-trace=2:3") == 0
-    assert f"train.py: no {trace} ([Errno 28] No space left" in capsys.readouterr().err
-    assert trace.with_name("torch-trace-3.json.gz").stat().st_size
-
-
 def test_the_last_checkpoint_takes_the_room_of_the_previous_one(
     trainer: ModuleType, monkeypatch: Any, train: Train, tmp_path: Path, capsys: Capsys
 ) -> None:

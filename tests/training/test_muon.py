@@ -32,7 +32,7 @@ def test_hidden_matrices_move_as_with_torchs_muon_and_the_rest_as_with_its_adamw
         ],
         lr=1e-2, betas=(0.9, 0.95), fused=True,
     )  # fmt: skip
-    ours = make_optimizer(model, Options(lr=1e-2, optimizer="muon", adamw_experts=True))
+    ours = make_optimizer(model, Options(lr=1e-2, optimizer="muon"))
     optimizers = (ours, muon, adamw)
     for step in range(3):
         for each in (model, twin):
@@ -44,7 +44,8 @@ def test_hidden_matrices_move_as_with_torchs_muon_and_the_rest_as_with_its_adamw
             optimizer.step()
             optimizer.zero_grad()
     for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, named[name]), name
+        if "mlp.experts." not in name:  # the next test
+            assert torch.equal(parameter, named[name]), name
         assert not torch.equal(parameter, before[name]), name
         assert parameter.grad is None, name
 

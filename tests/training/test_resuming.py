@@ -1,6 +1,5 @@
 """A resumed run is identical to one that never stopped."""
 
-import gzip
 import json
 from collections.abc import Callable
 from contextlib import chdir
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from moe_model import TRAINING_STATE, UsageError, read_checkpoint
+from moe_model.training import step
 from moe_model.training.resolving import resolve
 from moe_model.training.setup import prepare
 from moe_model.training.world import World
@@ -36,7 +36,7 @@ EVERYTHING = (
         ("--dtype=bf16", 4, "step", 4),
         ("--dtype=fp16", 6, "save", 5),
         ("--optimizer=muon --keep=1", 5, "step", 5),
-        ("--lr-schedule=wsd --balance=aux --torch-trace=6:8", 8, "step", 7),
+        ("--lr-schedule=wsd --balance=aux", 8, "step", 7),
     ],
 )
 def test_a_resumed_run_is_the_run_that_never_stopped(
@@ -70,10 +70,6 @@ def test_a_resumed_run_is_the_run_that_never_stopped(
     own = tmp_path / "ck" / "r"
     assert not list(own.glob(".step-*")), "what the dead left is gone"
     assert [link.name for link in own.glob("kept-*")] == ["kept-00000008"] * ("keep" in flag)
-    traces = sorted(own.glob("torch-trace-*"))
-    assert [trace.name[12:13] for trace in traces] == ["6", "7", "8"][: 3 * ("trace" in flag)]
-    for trace in traces:
-        assert "traceEvents" in json.loads(gzip.decompress(trace.read_bytes()))
 
 
 def test_kill_9_and_resume_give_the_same_log(
@@ -101,12 +97,11 @@ def test_a_damaged_latest_gives_way_to_previous_with_a_message(
 ) -> None:
     checkpoints = copied(*SHORT).checkpoints
     flip_a_bit((checkpoints / "latest").resolve() / "model.safetensors")
-    assert train("--run=r", "--resume=auto", "--steps=4", "--torch-trace=1:2") == 0
+    assert train("--run=r", "--resume=auto", "--steps=4") == 0
     narration = capsys.readouterr().err
     assert f"latest is damaged, trying {checkpoints / 'previous'}" in narration
     assert "model.safetensors is damaged" in narration
     assert "resumes after step 2" in narration
-    assert "--torch-trace 1:2: the run continues at step 3." in narration
     assert [row["step"] for row in steps(story(read_log("r")))] == [3, 4]
     assert read_checkpoint(checkpoints / "latest").step == 4
     assert read_checkpoint(checkpoints / "previous").step == 2, "not the damaged one"
@@ -154,25 +149,43 @@ def test_another_balance_method_or_schedule_inherits_only_what_it_has_a_use_for(
         assert head["resumed_at_step"] == 3
 
 
-@pytest.mark.parametrize(
-    ("flags", "given", "name", "value"),
-    [
-        (["--optimizer=muon", "--adamw-experts"], "--optimizer=muon", "adamw_experts", True),
-        (["--balance=aux", "--balance-scope=pass"], "--balance=aux", "balance_scope", "pass"),
-    ],
-)
-def test_a_run_from_before_an_option_goes_on_as_it_began(
-    flags: list[str], given: str, name: str, value: Any, copied: GetTrained, train: Any,
-    read_log: ReadLog,
-) -> None:  # fmt: skip
-    path = copied(*SHORT, *flags).checkpoints / "latest" / "checkpoint.json"
+def rewrite_options(checkpoints: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = checkpoints / "latest" / "checkpoint.json"
     plain = json.loads(path.read_text("utf-8"))
-    del plain["options"][name], plain["sha256"]
+    change(plain["options"])
+    del plain["sha256"]
     path.write_text(json.dumps(plain), "utf-8")
-    assert train("--run=r", "--resume=auto", "--steps=5", given) == 0
+
+
+def test_a_run_from_before_an_option_continues_as_it_began(
+    copied: GetTrained, train: Any, read_log: ReadLog
+) -> None:
+    checkpoints = copied(*SHORT, "--balance=aux", "--balance-scope=pass").checkpoints
+    rewrite_options(checkpoints, lambda options: options.pop("balance_scope"))
+    assert train("--run=r", "--resume=auto", "--steps=5", "--balance=aux") == 0
     log = read_log("r")
-    assert [head["config"][name] for head in log if head["kind"] == "run"] == [value] * 2
+    assert [h["config"]["balance_scope"] for h in log if h["kind"] == "run"] == ["pass"] * 2
     assert steps(log)[0]["losses"].get("aux") != pytest.approx(1.0, abs=1e-6), "of its own passes"
+
+
+def test_experts_that_adamw_trained_beside_muon_are_refused(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(step, "all_experts", lambda model: [])  # as the option did
+        assert train("--run=r", "--steps=2", "--optimizer=muon") == 0
+    assert train("--run=r", "--resume=auto", "--steps=5") == 64
+    assert "--optimizer muon and AdamW for the experts" in capsys.readouterr().err
+
+
+def test_options_that_are_gone_and_were_off_are_ignored(
+    copied: GetTrained, train: Any, read_log: ReadLog
+) -> None:
+    checkpoints = copied(*SHORT, "--optimizer=muon").checkpoints
+    gone = {"adamw_experts": False, "torch_trace": "1:2"}
+    rewrite_options(checkpoints, lambda options: options.update(gone))
+    assert train("--run=r", "--resume=auto", "--steps=5") == 0
+    assert read_log("r")[-1]["reason"] == "finished"
 
 
 def test_a_switch_can_be_turned_off_when_a_run_is_resumed(train: Train, read_log: ReadLog) -> None:
@@ -200,7 +213,6 @@ def test_a_run_that_is_complete_is_left_alone(
         (["--tokenizer=bpe"], "was trained with --tokenizer char: omit it"),
         (["--preset=small"], "was trained with --preset tiny: omit it"),
         (["--optimizer=muon"], "was trained with --optimizer adamw: omit it"),
-        (["--optimizer=muon", "--adamw-experts"], "was trained with --optimizer adamw: omit it"),
         (["--data=other.txt"], "characters 'ÄÖÜ' do not occur in the training text"),
     ],
 )

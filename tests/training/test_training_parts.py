@@ -58,7 +58,7 @@ def test_resolved_options_are_complete_and_options_given_win(preset: str) -> Non
     assert re.fullmatch(rf"{preset}-\d{{4}}-\d\d-\d\d-\d{{6}}", default_name)
     resolved = resolve(Options(preset=preset, steps=7, run="r"))
     optional = {"force_collapse", "sample_prompt", "config", "parallel", "resume"}
-    optional |= {"balance_scope", "keep", "torch_trace"}
+    optional |= {"balance_scope", "keep"}
     assert {k for k, v in resolved.to_dict().items() if v is None} == optional
     assert resolved.steps == 7
     assert resolved.lr == RUN_DEFAULTS[preset]["lr"]

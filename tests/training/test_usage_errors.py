@@ -67,12 +67,7 @@ WRONG = [
     (["--balance=bias", "--aux-weight=0.1"], "--aux-weight 0.1 has no effect with --balance bias"),
     (["--balance=aux", "--bias-update-rate=0.1"], "has no effect with --balance aux"),
     (["--balance-scope=pass"], "--balance-scope pass has no effect with --balance bias"),
-    (["--adamw-experts"], "has no effect with --optimizer adamw"),
     (["--keep=0"], "--keep 0 is out of range: choose 1 or more, or all."),
-    (["--torch-trace=3"], "--torch-trace 3 is not FIRST:LAST with steps from 1 to 1500"),
-    (["--torch-trace=3:2"], "--torch-trace 3:2 is not FIRST:LAST"),
-    (["--torch-trace=0:2"], "--torch-trace 0:2 is not FIRST:LAST"),
-    (["--torch-trace=3:9", "--steps=8"], "--torch-trace 3:9 is not FIRST:LAST"),
     (["--bias-update-rate=-1"], "--bias-update-rate -1.0 is out of range"),
     (["--sample-prompt=ÄÖ"], "characters 'ÄÖ' do not occur"),
 ]
