@@ -22,8 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine, options_of
-from microscope_tui.lines import ExpertRow, explained, shown_token, slice_table
-from microscope_tui.routing import FILE_NAME, Routing
+from microscope_tui.extensions.anatomy.routing_file import Routing
+from microscope_tui.extensions.anatomy.slices_text import (
+    ExpertRow,
+    explained,
+    slice_table,
+)
+from microscope_tui.extensions.anatomy.token_flow import shown_token
+from microscope_tui.runlog import ROUTING_NAME
 
 KIND_CHARACTERS, FILES = 250_000, 20
 HELD_OUT = 2
@@ -142,7 +148,7 @@ def strongest(routing: Routing, number: int) -> tuple[float, int, ExpertRow]:
 
 def draw(probe: Path, folder: Path) -> None:
     """Pictures of the strongest preference: its layer, and its tokens where the slice begins."""
-    with Routing(probe / FILE_NAME) as routing:
+    with Routing(probe / ROUTING_NAME) as routing:
         number = max(range(len(routing.slices)), key=lambda one: strongest(routing, one)[0])
         _, layer, row = strongest(routing, number)
         token, name = routing.slices_of(0, routing.tokens).index(number), routing.shape.layer_names
@@ -160,7 +166,7 @@ def main() -> None:
     for steps in (1, options.steps):
         probe = make(options.folder, steps, options.seed)
         print(f"\n{probe}")
-        with Routing(probe / FILE_NAME) as routing:
+        with Routing(probe / ROUTING_NAME) as routing:
             show(routing)
     if options.pictures:
         draw(probe, options.pictures)

@@ -20,7 +20,12 @@ from pathlib import Path
 
 from benchmarks.machine import machine, options_of, say
 from benchmarks.terminal import Terminal, microscope
-from microscope_tui.routing import FILE_NAME, RoutingWriter, Shape, Tables
+from microscope_tui.extensions.anatomy.layout import (
+    Shape,
+    Tables,
+)
+from microscope_tui.extensions.anatomy.routing_file import RoutingWriter
+from microscope_tui.runlog import ROUTING_NAME
 from microscope_tui.scenarios import Shape as RunShape, write_run
 
 EXPERTS, TOP_K = 64, 6
@@ -135,7 +140,7 @@ def write_probe(run: Path, tokens: int, layers: int) -> int:
     write_run(run, "healthy", shape=size)
     names = tuple(f"L{n}" for n in range(1, layers + 1))
     shape = Shape(tuple(range(1, layers + 1)), names, EXPERTS, TOP_K, tokens)
-    path = run / FILE_NAME
+    path = run / ROUTING_NAME
     writer = RoutingWriter(path, shape, slices=SLICES, model="random/moe", dtype="bf16")
     _put_text(writer, tokens)
     weights = struct.pack("<6e", 0.4, 0.2, 0.15, 0.1, 0.08, 0.07)

@@ -15,7 +15,7 @@ import math
 import numpy as np
 
 from benchmarks.machine import options_of
-from microscope_tui.report.coverage import further
+from microscope_tui.extensions.anatomy.coverage import further
 
 SEQUENCE = 128
 ONE_IN_A_HUNDRED = 2.33

@@ -19,8 +19,9 @@ import numpy as np
 
 from benchmarks.machine import machine, options_of
 from benchmarks.terminal import microscope
-from microscope_tui.placement import Counts, Layer, Request, study
+from microscope_tui.extensions.placement.study import Request, study
 from microscope_tui.runlog import RouterInfo, RunRecord, encode_record
+from microscope_tui.watch.counted import Counts, Layer
 
 LAYERS, EXPERTS, STEPS, PAIRS = 8, 64, 400, 16_384
 

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from benchmarks.machine import machine, options_of, say
-from microscope_tui.placement import Cluster, published, rank_loads, refined
+from microscope_tui.extensions.placement.published import published
+from microscope_tui.extensions.placement.refine import refined
+from microscope_tui.watch.cluster import Cluster, rank_loads
 
 
 def exhaustive(number: int, seed: int) -> int:

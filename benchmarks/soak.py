@@ -29,7 +29,7 @@ from benchmarks.bulk import write_bulk
 from benchmarks.kill_and_resume import ROOT, SMALL
 from benchmarks.machine import machine, options_of
 from benchmarks.terminal import microscope, tree
-from microscope_tui.report.export import surviving_steps
+from microscope_tui.draw.export import surviving_steps
 from microscope_tui.runlog import EventRecord, RunFile, RunReader
 from microscope_tui.sources import Search
 from microscope_tui.watch import RunWatch

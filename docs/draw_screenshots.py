@@ -22,7 +22,8 @@ os.environ.pop("NO_COLOR", None)
 
 from msgspec.structs import replace
 
-from microscope_tui.app import PictureRequest, draw
+from microscope_tui.app.picture import draw
+from microscope_tui.kit.session import PictureRequest
 from microscope_tui.scenarios import write_run
 from microscope_tui.watch import Fleet
 

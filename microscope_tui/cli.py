@@ -11,22 +11,47 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-COMMANDS = {
-    "check": ("check:check", "Judge a run: 0 healthy, 1 warning, 2 critical, 3 no verdict."),
-    "snapshot": ("snapshot:snapshot", "Print any screen at any step: text, data or a picture."),
-    "probe": ("probe:probe", "Trace what the experts of a finished model do with a text."),
-    "explain": ("about:explain", "List the rules, or explain one and what to do about it."),
-    "demo": ("about:demo", "Write a synthetic run with known ground truth and open it."),
-    "export": ("export:export", "Write a run as a table: one row per step and router."),
-    "import": ("export:import_runs", "Convert what another tool logged to run logs."),
-    "coverage": ("routed:coverage", "List the experts that saw too few tokens: 0 none, 1 some."),
-    "mismatch": ("routed:mismatch", "Compare what two probes of the same tokens chose."),
-    "placement": ("placement:placement", "Score where experts should live: 0 pays, 1 does not."),
-    "sources": ("about:sources", "List the files of other tools that can be read."),
-    "keys": ("about:keys", "List the keys of every screen: id, keys, what they do."),
-    "doctor": ("about:doctor", "Report what this terminal can show, and why."),
+from microscope_tui.installed import NotInstalled, missing, not_installed
+
+_ALL = {
+    "check": (
+        "commands.check.command:check",
+        "Judge a run: 0 healthy, 1 warning, 2 critical, 3 no verdict.",
+    ),
+    "snapshot": (
+        "commands.snapshot:snapshot",
+        "Print any screen at any step: text, data or a picture.",
+    ),
+    "probe": (
+        "extensions.anatomy.probe_command:probe",
+        "Trace what the experts of a finished model do with a text.",
+    ),
+    "explain": (
+        "commands.explain:explain",
+        "List the rules, or explain one and what to do about it.",
+    ),
+    "demo": ("commands.demo:demo", "Write a synthetic run with known ground truth and open it."),
+    "export": ("commands.export:export", "Write a run as a table: one row per step and router."),
+    "import": ("commands.export:import_runs", "Convert what another tool logged to run logs."),
+    "coverage": (
+        "extensions.anatomy.coverage_command:coverage",
+        "List the experts that saw too few tokens: 0 none, 1 some.",
+    ),
+    "mismatch": (
+        "extensions.anatomy.mismatch_command:mismatch",
+        "Compare what two probes of the same tokens chose.",
+    ),
+    "placement": (
+        "extensions.placement.command:placement",
+        "Score where experts should live: 0 pays, 1 does not.",
+    ),
+    "sources": ("commands.sources:sources", "List the files of other tools that can be read."),
+    "keys": ("commands.keys:keys", "List the keys of every screen: id, keys, what they do."),
+    "doctor": ("commands.doctor:doctor", "Report what this terminal can show, and why."),
 }
 """Name → location and description."""
+COMMANDS = {name: row for name, row in _ALL.items() if not missing(row[0])}
+"""Those of this installation."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -42,10 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         code = 130
     except Exception as error:  # never exit with 1 by accident: 1 is a verdict
-        from microscope_tui.console import fail
-        from microscope_tui.report import NO_VERDICT
+        from microscope_tui.commands.console import NO_VERDICT, USAGE, fail
         from microscope_tui.runlog import NoRuns
 
+        if isinstance(error, NotInstalled):
+            fail(str(error), USAGE)
         fail(str(error) if isinstance(error, NoRuns) else f"failed: {error!r}", NO_VERDICT)
     finally:
         gc.enable()
@@ -58,11 +84,12 @@ def _run(given: Sequence[str]) -> int | None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from pathlib import Path
 
-    from microscope_tui.console import DEFAULT_PATH, PIPE
+    from microscope_tui.commands.console import DEFAULT_PATH, PIPE
 
     # A lone hyphen would be parsed as an option; spelled like this it is the same path.
     tokens = [f"./{PIPE}" if token == str(PIPE) else token for token in given]
     if tokens:
+        _refuse_missing(tokens[0])
         _refuse_misspelled(tokens[0])
     if not tokens or (len(tokens) == 1 and _is_path(tokens[0])):
         from microscope_tui.commands import read_config, watch_with
@@ -81,13 +108,19 @@ def _is_path(token: str) -> bool:
     return bool(token) and token not in COMMANDS and not token.startswith("-")
 
 
+def _refuse_missing(word: str) -> None:
+    """``NotInstalled``: ``word`` is a command of an extension that is not here."""
+    if word in _ALL and (extension := missing(_ALL[word][0])):
+        raise not_installed(word, extension)
+
+
 def _refuse_misspelled(word: str) -> None:
     """Exit if ``word`` is close to a command, and no file or folder."""
     if not _is_path(word) or "/" in word or os.path.exists(word):
         return
     from difflib import get_close_matches
 
-    from microscope_tui.console import USAGE, fail
+    from microscope_tui.commands.console import USAGE, fail
 
     if near := get_close_matches(word, [*COMMANDS, "--help"], n=1):
         fail(f"{word}: no such command, file or folder; did you mean `{near[0]}`?", USAGE)

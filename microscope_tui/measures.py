@@ -25,6 +25,9 @@ SLACK = 0.1
 """
 STARVED_SHARE = 0.1
 """Below this multiple of the mean count an expert is starved."""
+FEWEST_EXPECTED = 10
+"""Pairs that an expert must have in a slice on average: with fewer its ratio is noise, and
+the noise leaves it out."""
 
 
 def load(tokens_per_expert: Sequence[int]) -> list[float] | None:

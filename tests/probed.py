@@ -12,7 +12,12 @@ import struct
 from collections import Counter
 from pathlib import Path
 
-from microscope_tui.routing import FILE_NAME, RoutingWriter, Shape, Tables
+from microscope_tui.extensions.anatomy.layout import (
+    Shape,
+    Tables,
+)
+from microscope_tui.extensions.anatomy.routing_file import RoutingWriter
+from microscope_tui.runlog import ROUTING_NAME
 from microscope_tui.scenarios import Shape as RunShape, write_run
 
 TEXTS = Path(__file__).with_name("texts")
@@ -70,7 +75,7 @@ def write_probed(folder: Path) -> Path:
     known = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
     ids = [known[token] for token in tokens]
     writer = RoutingWriter(
-        folder / FILE_NAME,
+        folder / ROUTING_NAME,
         Shape(tuple(range(1, LAYERS + 1)), names, EXPERTS, TOP_K, len(tokens)),
         slices=SLICES,
         model="planted/moe-tiny",

@@ -1,5 +1,1 @@
-"""The Textual user interface. Drawing < widgets < session < screens < the application."""
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+"""The running program: it opens screens, draws pictures of them, remembers choices."""

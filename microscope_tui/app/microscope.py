@@ -17,11 +17,17 @@ from textual.filter import LineFilter
 from textual.screen import Screen
 from textual.theme import Theme
 
-from microscope_tui.app.keys import EVERYWHERE, name_of, screen_class, shown_key, with_keymap
-from microscope_tui.app.palette import Shades
-from microscope_tui.app.screens.main_screen import MainScreen
-from microscope_tui.app.session import Session
 from microscope_tui.diagnosis import NO_ROUTERS
+from microscope_tui.kit.keys import (
+    EVERYWHERE,
+    name_of,
+    screen_class,
+    shown_key,
+    with_keymap,
+)
+from microscope_tui.kit.palette import Shades
+from microscope_tui.kit.session import Session
+from microscope_tui.screens.main.screen import MainScreen
 
 _OF_ROUTERS = ("layer", "expert", "map", "compare", "placement")
 _FIRST_LOOK_S = 0.2

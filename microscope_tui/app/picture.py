@@ -12,11 +12,13 @@ from textual.pilot import Pilot
 
 from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.remembered import begin
-from microscope_tui.app.rows import in_truecolor
-from microscope_tui.app.screens.base import BaseScreen
-from microscope_tui.app.session import PictureRequest, Session
-from microscope_tui.app.svg import Screen, animation_of, lines_of
-from microscope_tui.lines import Glyphs, SteadyLevels, spelled
+from microscope_tui.draw.glyphs import Glyphs, spelled
+from microscope_tui.draw.steady import SteadyLevels
+from microscope_tui.kit.base import BaseScreen
+from microscope_tui.kit.rows import in_truecolor
+from microscope_tui.kit.screen_table import SCREENS
+from microscope_tui.kit.session import PictureRequest, Session
+from microscope_tui.kit.svg import Screen, animation_of, lines_of
 from microscope_tui.runlog import RouterInfo
 from microscope_tui.watch import Fleet
 
@@ -108,8 +110,11 @@ async def _choose(app: Microscope, wanted: PictureRequest) -> None:
             raise NoPicture(f"step {wanted.step:,}: {problem}")
     session.numbers = tuple(wanted.numbers)
     _choose_expert(session, run.routers, wanted)
-    if wanted.token is not None:
-        await _choose_token(session, wanted.token)
+    of_screen = SCREENS[wanted.screen].of_snapshot()
+    if of_screen is not None:
+        problem = await of_screen.choose(session, wanted)
+        if problem:
+            raise NoPicture(problem)
     if wanted.against is not None:
         problem = await session.pin_run(wanted.against)
         if problem:
@@ -132,12 +137,3 @@ def _choose_expert(session: Session, routers: Sequence[RouterInfo], wanted: Pict
         if not 0 <= wanted.expert < experts:
             raise NoPicture(f"no expert {wanted.expert}: there are 0 to {experts - 1}")
         session.expert = wanted.expert
-
-
-async def _choose_token(session: Session, token: int) -> None:
-    routing = await session.anatomy.open(session.watch.path) if session.watch else None
-    tokens = routing.tokens if routing is not None else 0
-    if not 0 <= token < tokens:
-        there = f"there are 0 to {tokens - 1:,}" if tokens else "this run has no probe"
-        raise NoPicture(f"no token {token:,}: {there}")
-    session.anatomy.token = token

@@ -11,15 +11,9 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from microscope_tui.commands.options import (
-    DEFAULT_SOURCE,
-    Output,
-    SourceOptions,
-    Switch,
-    format_of,
-)
-from microscope_tui.console import (
+from microscope_tui.commands.console import (
     DEFAULT_PATH,
+    NO_VERDICT,
     PIPE,
     USAGE,
     fail,
@@ -33,9 +27,15 @@ from microscope_tui.console import (
     show_progress,
     to_file,
 )
-from microscope_tui.report import (
+from microscope_tui.commands.options import (
+    DEFAULT_SOURCE,
+    Output,
+    SourceOptions,
+    Switch,
+    format_of,
+)
+from microscope_tui.draw.export import (
     EXPERT_COLUMNS,
-    NO_VERDICT,
     ROUTER_COLUMNS,
     Row,
     rows_of,

@@ -12,13 +12,14 @@ from typing import Annotated, Literal, TypeVar
 
 from cyclopts import Group, Parameter
 
-from microscope_tui import app
+from microscope_tui.app.remembered import load_view
 from microscope_tui.commands.config import GlyphChoice, Theme, UserConfig, read_config
-from microscope_tui.console import PIPE, USAGE, fail
+from microscope_tui.commands.console import PIPE, USAGE, fail
 from microscope_tui.diagnosis import RULES
-from microscope_tui.placement import CostRequest
 from microscope_tui.runlog import safe_text
 from microscope_tui.sources import FORMATS, BadMapping, Search, SourceRequest, rules_of
+from microscope_tui.sources.catalogue import source_named
+from microscope_tui.watch.cost import CostRequest
 
 _STEPS = re.compile(r"(\d{0,18}):(\d{0,18})")
 WAIT_S = 600
@@ -209,7 +210,7 @@ class SourceOptions:
 
     def request(self, user: UserConfig, path: Path) -> SourceRequest:
         """The options with the mapping of the config file; exits if they cannot be used."""
-        if self.source and self.source not in FORMATS:
+        if self.source and source_named(self.source) is None:
             known = ", ".join(FORMATS)
             fail(f"--source {safe_text(self.source, 40)}: no such format; there are {known}", USAGE)
         experts, top_k, stages = self.num_experts, self.top_k, self.pipeline_parallel
@@ -220,11 +221,11 @@ class SourceOptions:
             fail(f"--map {safe_text(error, 300)}", USAGE)
         rules = (*rules, *user.rules)
         request = SourceRequest(self.source, rules, (), experts, top_k, pipeline_parallel=stages)
-        return app.load_view(path).applied(request) if self.remembered else request
+        return load_view(path).applied(request) if self.remembered else request
 
     def note(self, path: Path) -> Iterator[str]:
         """What was confirmed on the screen, if it differs from ``--map`` and ``--top-k``."""
-        kept = app.load_view(path)
+        kept = load_view(path)
         if not set(kept.maps) <= set(self.map_):
             options = " ".join(f"--map {shlex.quote(one)}" for one in kept.maps)
             said = "keys were confirmed on the screen for this path; --remembered uses them:"

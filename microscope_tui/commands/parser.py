@@ -14,8 +14,15 @@ from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 from cyclopts.help import DefaultFormatter, HelpPanel, PanelSpec
 
 from microscope_tui.commands.config import Color, GlyphChoice, Theme, read_config
-from microscope_tui.commands.options import DEFAULT_SOURCE, RANKS, Ranks, SourceOptions, Switch
-from microscope_tui.console import DEFAULT_PATH, USAGE, fail
+from microscope_tui.commands.console import DEFAULT_PATH, USAGE, fail
+from microscope_tui.commands.options import (
+    DEFAULT_SOURCE,
+    RANKS,
+    Ranks,
+    SourceOptions,
+    Switch,
+)
+from microscope_tui.installed import missing, not_installed
 from microscope_tui.runlog import MOST_BYTES, safe_text
 from microscope_tui.watch import DEFAULT_MEMORY
 
@@ -131,6 +138,16 @@ class _Page(DefaultFormatter):
         super().__call__(console, options, panel.copy(entries=shown))
 
 
+def refuse_missing_screens(tokens: Sequence[str]) -> None:
+    """``NotInstalled``: a word is the name of a screen that this installation does not have."""
+    from microscope_tui.kit.screen_table import ALL_SCREENS
+
+    for word in tokens:
+        name = word.removeprefix("--screen=")
+        if name in ALL_SCREENS and (extension := missing(ALL_SCREENS[name].module)):
+            raise not_installed(f"screen {name}", extension)
+
+
 def _version() -> str:
     from microscope_tui.commands.version import own_version  # takes as long as all options
 
@@ -155,7 +172,7 @@ def run(tokens: Sequence[str], commands: Mapping[str, tuple[str, str]]) -> int |
     app.default(watch)
     for order, (name, (place, help_)) in enumerate(commands.items()):
         page = _Page(examples[name], everything=everything)
-        place = f"microscope_tui.commands.{place}"
+        place = f"microscope_tui.{place}"
         app.command(place, name=name, help=help_, help_formatter=page, sort_key=order)
     app.command(app.help_print, name="--help-all", help="Display every option.")
     app.register_install_completion_command(show=everything)
@@ -165,6 +182,7 @@ def run(tokens: Sequence[str], commands: Mapping[str, tuple[str, str]]) -> int |
         code: int | None = app(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         command = "moe-microscope"
+        refuse_missing_screens(tokens)
         problem = safe_text(error, 300)
         if isinstance(error, UnusedCliTokensError):
             several = "path" in getattr(error.target, "__annotations__", ())

@@ -8,20 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 from msgspec.structs import replace
 
-from microscope_tui.app import SCREENS, PictureRequest, Preferences
 from microscope_tui.commands.config import UserConfig, read_config
-from microscope_tui.commands.options import (
-    DEFAULT_SOURCE,
-    PICTURE,
-    RANKS,
-    PictureOptions,
-    Ranks,
-    RunPath,
-    SourceOptions,
-    step_range,
-)
-from microscope_tui.console import (
+from microscope_tui.commands.console import (
     DEFAULT_PATH,
+    NO_VERDICT,
     PIPE,
     USAGE,
     fail,
@@ -32,18 +22,29 @@ from microscope_tui.console import (
     say,
     to_file,
 )
-from microscope_tui.lines import glyphs_for, snapshot_text
-from microscope_tui.placement import CostRequest, cost_of
-from microscope_tui.report import NO_VERDICT, slices_json, view_json
-from microscope_tui.routing import FILE_NAME, BadRouting, Routing
+from microscope_tui.commands.options import (
+    DEFAULT_SOURCE,
+    PICTURE,
+    RANKS,
+    PictureOptions,
+    Ranks,
+    RunPath,
+    SourceOptions,
+    step_range,
+)
+from microscope_tui.draw.export import view_json
+from microscope_tui.draw.glyphs import glyphs_for
+from microscope_tui.kit.screen_table import SCREENS
+from microscope_tui.kit.session import PictureRequest, Preferences
 from microscope_tui.runlog import PipedLog, RunFile, safe_text
+from microscope_tui.screens.main.as_text import snapshot_text
 from microscope_tui.sources import Search
 from microscope_tui.watch import Fleet, Pin, RunWatch, VerdictCache, pin_at, view_of
+from microscope_tui.watch.cost import CostRequest, cost_of
 
 _SMALLEST = (20, 5)
 _WIDTH = 100
 _FRAMES = 36
-_OF_PROBES = ("tokens", "slices")
 _WITHOUT_DATA = ("tokens", "mismatch", "runs")
 if TYPE_CHECKING:
     ScreenName = str
@@ -142,12 +143,10 @@ def _as_json(search: Search, user: UserConfig, wanted: PictureRequest) -> str:
         how = "use text or svg, or --json of `mismatch` and `check --all`"
         fail(f"--format json: the screen {wanted.screen} shows no step of a run; {how}", USAGE)
     watched = newest(search, user.criteria)
-    if wanted.screen == "slices":
-        with _probe_of(watched) as routing:
-            names = routing.shape.layer_names
-            if wanted.layer and wanted.layer not in names:
-                fail(f"no layer {safe_text(wanted.layer, 20)!r}: see --screen slices", NO_VERDICT)
-            return slices_json(routing, names.index(wanted.layer) if wanted.layer else 0)
+    of_screen = SCREENS[wanted.screen].of_snapshot()
+    if of_screen is not None:
+        data: str = of_screen.as_json(wanted, watched)
+        return data
     moment = _moment(watched, wanted.step)
     cost = cost_of(watched, moment, wanted.preferences.cost)
     return view_json(view_of(watched, 1, 1, moment), cost)
@@ -169,31 +168,19 @@ def _drawn(
     if search.root == PIPE:
         fail("a pipe cannot be drawn like this: save it to a file first, or use text", USAGE)
     fleet = _fleet(search, user)
-    own = wanted.screen == "slices" and newest(search, user.criteria).shown.held_out is not None
-    if wanted.screen in _OF_PROBES and not own:
-        _probe_of(runs_at(search)[0]).close()
+    of_screen = SCREENS[wanted.screen].of_snapshot()
+    if of_screen is not None:
+        of_screen.refuse(wanted, runs_at(search)[0], newest(search, user.criteria))
     # The exporter always uses truecolor; the palette has to match.
     os.environ["TEXTUAL_COLOR_SYSTEM"] = "truecolor"
     os.environ.pop("NO_COLOR", None)
-    from microscope_tui.app import NoPicture, draw
+    from microscope_tui.app.picture import NoPicture, draw
 
     try:
         picture = asyncio.run(draw(fleet, replace(wanted, columns=columns, rows=rows), glyphs))
     except NoPicture as problem:
         fail(str(problem), NO_VERDICT)
     return picture.svg if svg else picture.text
-
-
-def _probe_of(run: RunFile | RunWatch) -> Routing:
-    path = run.path.with_name(FILE_NAME)
-    try:
-        return Routing(path)
-    except FileNotFoundError:
-        fail(f"{path.parent}: no probe; moe-microscope probe MODEL TEXT makes one", NO_VERDICT)
-    except BadRouting as error:
-        fail(safe_text(error, 300), NO_VERDICT)
-    except OSError as error:
-        fail(f"{path}: cannot be read: {error.strerror or error}", NO_VERDICT)
 
 
 def _fleet(search: Search, user: UserConfig) -> Fleet:

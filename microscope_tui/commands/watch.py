@@ -12,13 +12,22 @@ from contextlib import suppress
 from pathlib import Path
 
 from microscope_tui.commands.config import UserConfig, keymap_from
-from microscope_tui.console import PIPE, USAGE, fail, fail_if_unreadable, piped, runs_at, say
-from microscope_tui.lines import glyphs_for
-from microscope_tui.placement import OF_HEADER, CostRequest
-from microscope_tui.report import NO_VERDICT, colours_of, in_multiplexer, is_remote
+from microscope_tui.commands.console import (
+    NO_VERDICT,
+    PIPE,
+    USAGE,
+    fail,
+    fail_if_unreadable,
+    piped,
+    runs_at,
+    say,
+)
+from microscope_tui.commands.doctor import colours_of, in_multiplexer, is_remote
+from microscope_tui.draw.glyphs import glyphs_for
 from microscope_tui.runlog import MOST_BYTES, safe_text, take_over_stdin
 from microscope_tui.sources import Search, SourceRequest
 from microscope_tui.watch import DEFAULT_MEMORY, Fleet, VerdictCache
+from microscope_tui.watch.cost import OF_HEADER, CostRequest
 
 _LOCAL_S, _REMOTE_S = 0.5, 1.9  # between two redraws, which take a tenth at most
 _WRITABLE = 0o200  # of the link that represents a descriptor
@@ -98,7 +107,8 @@ def _open(fleet: Fleet, user: UserConfig, cost: CostRequest) -> int:
     view = user.view
     _prepare_terminal(view.color)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # see cli.py; and asyncio would cancel a task
-    from microscope_tui.app import Preferences, begin
+    from microscope_tui.app.remembered import begin
+    from microscope_tui.kit.session import Preferences
 
     preferences = Preferences(
         palette=view.palette,
@@ -110,7 +120,7 @@ def _open(fleet: Fleet, user: UserConfig, cost: CostRequest) -> int:
         theme=view.theme,
     )
     session = begin(fleet, glyphs_for(view.glyphs, sys.stderr), preferences)
-    from microscope_tui.app import Microscope  # Textual, while the log is read
+    from microscope_tui.app.microscope import Microscope  # Textual, while the log is read
 
     microscope = Microscope(session)
     microscope.run(mouse=False)

@@ -39,6 +39,7 @@ from .reader import (
 )
 from .records import (
     LOG_NAME as LOG_NAME,
+    ROUTING_NAME as ROUTING_NAME,
     BadLine as BadLine,
     EventRecord as EventRecord,
     RouterInfo as RouterInfo,

@@ -14,6 +14,8 @@ from msgspec import UNSET, UnsetType
 
 FORMAT_VERSION = 1
 LOG_NAME = "metrics.jsonl"
+ROUTING_NAME = "routing.bin"
+"""Beside the log of a probe: the experts of every token."""
 
 Values = list[float | None]
 T = TypeVar("T")

@@ -8,4 +8,3 @@ from .catalogue import (
 from .keys import BadMapping as BadMapping, Keys as Keys, Rule as Rule, rules_of as rules_of
 from .parts import merge as merge
 from .reader import SourceRequest as SourceRequest, Unreadable as Unreadable
-from .routed_experts import CHOICE_SUFFIXES as CHOICE_SUFFIXES, convert_choices as convert_choices

@@ -19,6 +19,7 @@ from typing import ClassVar, NamedTuple
 
 import msgspec
 
+from microscope_tui.installed import missing, not_installed
 from microscope_tui.runlog import (
     LOG_NAME,
     Glance,
@@ -32,7 +33,13 @@ from microscope_tui.runlog import (
     why_not_a_run,
 )
 from microscope_tui.sources.keys import Keys, Rule
-from microscope_tui.sources.reader import BUSY_S, DEFAULT, RecordReader, RowReader, SourceRequest
+from microscope_tui.sources.reader import (
+    BUSY_S,
+    DEFAULT,
+    RecordReader,
+    RowReader,
+    SourceRequest,
+)
 
 _MOST_FILES = 10_000  # of one folder that are looked at for its state
 _MLFLOW_FOLDER = "meta.yaml"
@@ -65,8 +72,8 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def reader(self) -> type[RowReader] | type[RecordReader]:
         """The class that reads this format; its module is imported at the first use."""
-        module, name = self.where.split(".")
-        found = getattr(import_module(f"microscope_tui.sources.{module}"), name)
+        module, _, name = self.where.rpartition(".")
+        found = getattr(import_module(f"microscope_tui.{module}"), name)
         return found  # type: ignore[no-any-return]
 
     def place_of(self, file: Path) -> Path | None:
@@ -97,50 +104,50 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
 _FORMATS = (
     Format(
         name="wandb",
-        where="wandb.WandbReader",
+        where="sources.wandb.WandbReader",
         files=r"run-.+\.wandb",
         reads="W&B .wandb files, online or offline",
     ),
     Format(
         name="tensorboard",
-        where="tensorboard.TensorBoardReader",
+        where="sources.tensorboard.TensorBoardReader",
         folders=r"events\.out\.tfevents\..+",
         reads="a folder of TensorBoard event files",
     ),
     Format(
         name="trackio",
-        where="databases.TrackioReader",
+        where="sources.databases.TrackioReader",
         files=r".+\.db",
         reads="Trackio databases",
     ),
     Format(
         name="mlflow",
-        where="databases.MlflowReader",
+        where="sources.databases.MlflowReader",
         files=r"(?:mlflow|mlruns)\.(?:db|sqlite)",
         reads="MLflow's database mlflow.db",
     ),
     Format(
         name="megatron",
-        where="megatron.MegatronReader",
+        where="extensions.dumps.megatron.MegatronReader",
         folders=r"router_trace_rank\d+\.jsonl",
         reads="Megatron-LM routing traces, the folder of all ranks",
         shows="exact counts",
     ),
     Format(
         name="jsonl",
-        where="text_rows.JsonlReader",
+        where="sources.text_rows.JsonlReader",
         files=r"(?:metrics|training|train|log|logs|history|wandb-history)\.jsonl",
         reads="JSON lines with a step, as prime-rl writes them",
     ),
     Format(
         name="csv",
-        where="text_rows.CsvReader",
+        where="sources.text_rows.CsvReader",
         files=r"(?:metrics|progress|log|history|training|wandb_export_.+)\.[ct]sv",
         reads="CSV with a column step: wide, or step,key,value",
     ),
     Format(
         name="sglang",
-        where="sglang.SGLangReader",
+        where="extensions.dumps.sglang.SGLangReader",
         folders=r"expert_distribution_recorder_.+\.pt",
         reads="SGLang's expert distribution dumps, the folder of the recorder or one dump",
         shows="exact counts",
@@ -148,7 +155,7 @@ _FORMATS = (
     ),
     Format(
         name="tensorrt-llm",
-        where="tensorrt_llm.TensorRTReader",
+        where="extensions.dumps.tensorrt_llm.TensorRTReader",
         folders=r"meta_info\.json|rank\d+(?:_raw)?\.safetensors",
         reads="TensorRT-LLM expert statistics, the folder of all ranks",
         shows="exact counts",
@@ -156,7 +163,7 @@ _FORMATS = (
     ),
     Format(
         name="routed-experts",
-        where="routed_experts.RoutedReader",
+        where="extensions.anatomy.routed_experts.RoutedReader",
         files=r"(?:data_|rollout_)?(?:eval_)?\d+\.pt|.*routed_experts.*\.(?:jsonl|npy)",
         reads="choices of vLLM, SGLang, prime-rl and NeMo-RL, rollout dumps of slime and miles",
         shows="exact counts, a step per response",
@@ -164,7 +171,7 @@ _FORMATS = (
     ),
     Format(
         name="imatrix",
-        where="imatrix.ImatrixReader",
+        where="extensions.dumps.imatrix.ImatrixReader",
         files=r"(?i:.*imatrix.*\.gguf)",
         reads="importance matrices of llama.cpp (GGUF)",
         shows="exact counts of one calibration",
@@ -172,15 +179,15 @@ _FORMATS = (
     ),
     Format(
         name="streamlit",
-        where="streamlit.StreamlitReader",
+        where="sources.streamlit.StreamlitReader",
         files=r"training_metrics\.json",
         reads="training_metrics.json of the older microscope",
         shows="shares of the first choice; its drop rates are simulated and not shown",
         live="when it is rewritten",
     ),
 )
-FORMATS: Mapping[str, Format] = {form.name: form for form in _FORMATS}
-"""Every format, in the order in which they are tried."""
+FORMATS: Mapping[str, Format] = {form.name: form for form in _FORMATS if not missing(form.where)}
+"""The formats of this installation, in the order in which they are tried."""
 
 
 @cache
@@ -294,6 +301,7 @@ class Search:
             raise NoRuns(f"{path}: {error.strerror or error}") from error
         if found or not path.is_file():
             return found or find_runs(path)  # raises with the reason
+        _refuse_missing(path)
         raise NoRuns(
             f"{path}: is not a run log ({why_not_a_run(path)}), and no file of a known format "
             f"({', '.join(FORMATS)}); `moe-microscope sources` lists the formats, --source "
@@ -391,6 +399,24 @@ class Search:
             )
             for run in reversed(form.reader.runs(path, rules))  # the newest first
         ]
+
+
+def _refuse_missing(path: Path) -> None:
+    """``NotInstalled``: files of this name are of a format that this installation does not read."""
+    for form in _FORMATS:
+        if form.name not in FORMATS and form.place_of(path) is not None:
+            raise not_installed(f"{path} ({form.name})", missing(form.where))
+
+
+def source_named(name: str) -> Format | None:
+    """The format of ``--source``; ``None`` for an unknown name.
+
+    ``NotInstalled``: this installation does not read it.
+    """
+    for form in _FORMATS:
+        if form.name == name and (extension := missing(form.where)):
+            raise not_installed(f"--source {name}", extension)
+    return FORMATS.get(name)
 
 
 def split_run(path: Path) -> tuple[Path, str]:

@@ -1,10 +1,4 @@
 # What other packages import from here. Loaded when used (see lazy_loader).
-from .baseline import (
-    AgainstBaseline as AgainstBaseline,
-    BadBaseline as BadBaseline,
-    Baseline as Baseline,
-    read_baseline as read_baseline,
-)
 from .file_events import FileEvents as FileEvents
 from .fleet import (
     VERDICT_MEMORY as VERDICT_MEMORY,
@@ -30,7 +24,6 @@ from .reference import (
     aligned as aligned,
     reference_of as reference_of,
 )
-from .run_course import RunCourse as RunCourse
 from .run_map import (
     Quantity as Quantity,
     RunMap as RunMap,

@@ -28,7 +28,15 @@ from microscope_tui.sources import Search, SourceRequest
 from microscope_tui.watch.reference import PinnedRun
 from microscope_tui.watch.run_watch import SECOND_BYTES, RunWatch
 from microscope_tui.watch.scan import DEFAULT_MEMORY
-from microscope_tui.watch.state import CRASHED_S, STALE_S, Life, RunState, age_of, life_of, state_of
+from microscope_tui.watch.state import (
+    CRASHED_S,
+    STALE_S,
+    Life,
+    RunState,
+    age_of,
+    life_of,
+    state_of,
+)
 from microscope_tui.watch.verdict import Trouble, Verdict, VerdictCache, verdict_on
 
 

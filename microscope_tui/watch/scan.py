@@ -36,7 +36,15 @@ from microscope_tui.runlog import (
     step_at,
     surviving_steps,
 )
-from microscope_tui.watch.history import MOST_LATER, NAN, Column, History, Row, Window, rows_within
+from microscope_tui.watch.history import (
+    MOST_LATER,
+    NAN,
+    Column,
+    History,
+    Row,
+    Window,
+    rows_within,
+)
 
 PER_ROUTER = ("effective_experts", "entropy", "mean_entropy", "drop_rate", "max_load")
 PER_RUN = ("loss", "learning_rate", "grad_norm")

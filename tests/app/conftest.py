@@ -33,7 +33,7 @@ def _keys_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def quick_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reader looks for new runs and bytes many times a second."""
     monkeypatch.setattr("microscope_tui.watch.fleet._RESCAN_S", 0.05)
-    monkeypatch.setattr("microscope_tui.app.reader._IDLE_S", 0.02)
+    monkeypatch.setattr("microscope_tui.kit.reader._IDLE_S", 0.02)
 
 
 @pytest.fixture

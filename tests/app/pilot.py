@@ -12,11 +12,12 @@ from rich.console import Console
 from textual.pilot import Pilot
 from textual.screen import Screen
 
-from microscope_tui.app import Microscope, Preferences, begin
-from microscope_tui.app.rows import Rows, Tiles
-from microscope_tui.app.screens.main_screen import MainScreen
-from microscope_tui.app.session import Session
-from microscope_tui.lines import Glyphs
+from microscope_tui.app.microscope import Microscope
+from microscope_tui.app.remembered import begin
+from microscope_tui.draw.glyphs import Glyphs
+from microscope_tui.kit.rows import Rows, Tiles
+from microscope_tui.kit.session import Preferences, Session
+from microscope_tui.screens.main.screen import MainScreen
 from microscope_tui.watch import Fleet, RunView, RunWatch
 
 QUICK = Preferences(interval_s=0.05)

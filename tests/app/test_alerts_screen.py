@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.app.screens.alerts_screen import AlertsScreen
-from microscope_tui.app.screens.main_screen import MainScreen
+from microscope_tui.screens.alerts.screen import AlertsScreen
+from microscope_tui.screens.main.screen import MainScreen
 from tests.app.pilot import AppPilot, open_app
 
 SMALL = (80, 24)

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.app.screens import chart_screens
-from microscope_tui.app.screens.chart_screens import ExpertScreen, LayerScreen
+from microscope_tui.screens.expert import screen as expert_screen
+from microscope_tui.screens.expert.screen import ExpertScreen
+from microscope_tui.screens.layer.screen import LayerScreen
 from tests.app.pilot import AppPilot, compressed, open_app
 from tests.conftest import header, step
 
@@ -225,13 +226,13 @@ async def test_samples_are_read_again_only_for_another_layer_or_window(
     collapsed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    real = chart_screens.samples
+    real = expert_screen.samples
 
     def counted(watch: Any, router: int, count: int, window: Any, **more: Any) -> Any:
         read.append(router)
         return real(watch, router, count, window, **more)
 
-    monkeypatch.setattr(chart_screens, "samples", counted)
+    monkeypatch.setattr(expert_screen, "samples", counted)
     async with card(collapsed) as app:
         await app.press("right", "right", "left", "[", "x")
         assert read == [3]
@@ -252,7 +253,7 @@ async def test_a_lost_log_shows_why(collapsed: Path, monkeypatch: pytest.MonkeyP
     def gone(*_: Any, **__: Any) -> Any:
         raise FileNotFoundError(2, "No such file or directory")
 
-    monkeypatch.setattr(chart_screens, "samples", gone)
+    monkeypatch.setattr(expert_screen, "samples", gone)
     async with card(collapsed, sampled=False) as app:
         await app.sees("history cannot be read: No such file or directory", "chart-load")
 

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from microscope_tui.app.charts import figure
-from microscope_tui.app.rows import Rows
-from microscope_tui.lines import GUTTER, Chart, Curve, Glyphs, Line, line_width, plain, spelled
-from microscope_tui.lines.time_line import EVALUATION, ONSET, RESTART, TimeMark, TimeScale
+from microscope_tui.draw.charts import GUTTER, Chart, Curve
+from microscope_tui.draw.glyphs import Glyphs, spelled
+from microscope_tui.draw.spans import Line, line_width, plain
+from microscope_tui.draw.time_line import EVALUATION, ONSET, RESTART, TimeMark, TimeScale
+from microscope_tui.kit.figure import figure
+from microscope_tui.kit.rows import Rows
 from microscope_tui.watch import Column, Window, column_of
 from tests.app.pilot import open_app
 

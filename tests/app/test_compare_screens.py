@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.app import PictureRequest, draw
-from microscope_tui.app.screens.chart_screens import LayerScreen
-from microscope_tui.app.screens.compare_screens import CompareScreen
-from microscope_tui.app.screens.main_screen import MainScreen
-from microscope_tui.app.screens.runs_screen import RunsScreen
+from microscope_tui.app.picture import draw
+from microscope_tui.kit.session import PictureRequest
 from microscope_tui.runlog import RunFile
+from microscope_tui.screens.compare.screen import CompareScreen
+from microscope_tui.screens.layer.screen import LayerScreen
+from microscope_tui.screens.main.screen import MainScreen
+from microscope_tui.screens.runs.screen import RunsScreen
 from microscope_tui.watch import Fleet
 from tests.app.pilot import AppPilot, compressed, open_app
 from tests.routing.test_compare import write

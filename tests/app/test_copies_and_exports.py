@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, strategies as st
 from msgspec.structs import replace
 
-from microscope_tui.app import Preferences
-from microscope_tui.app.out import MOST_BYTES, _clean, row_text, value_text, verdict_text
-from microscope_tui.app.rows import Rows
 from microscope_tui.diagnosis import Advice
-from microscope_tui.lines import SteadyLevels
+from microscope_tui.draw.steady import SteadyLevels
+from microscope_tui.kit.out import MOST_BYTES, _clean, row_text, value_text, verdict_text
+from microscope_tui.kit.rows import Rows
+from microscope_tui.kit.session import Preferences
 from microscope_tui.watch import LayerView, RunView, view_of
 from tests.app.pilot import open_app, running
 from tests.conftest import open_log
@@ -153,7 +153,7 @@ async def test_a_view_is_written_here_and_never_over_another_one(
 
 async def test_a_folder_that_cannot_be_written_is_told(collapsed: Path, monkeypatch: Any) -> None:
     refused = mock.Mock(side_effect=PermissionError(13, "Permission denied"))
-    monkeypatch.setattr("microscope_tui.app.out.write_new", refused)
+    monkeypatch.setattr("microscope_tui.kit.out.write_new", refused)
     async with open_app(collapsed, "w", size=(120, 40)) as app:
         await app.sees("cannot write here: Permission denied", "keys")
 

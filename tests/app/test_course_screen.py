@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.lines import label_of
+from microscope_tui.draw.numbers import label_of
 from microscope_tui.watch import Reading
 from tests.app.pilot import AppPilot, open_app
 from tests.conftest import header, step

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.app import Preferences
-from microscope_tui.app.screens.base import BaseScreen
+from microscope_tui.kit.base import BaseScreen
+from microscope_tui.kit.session import Preferences
 from microscope_tui.sources.dumps import SETTLED_S
 from tests.app.pilot import AppPilot, running
 from tests.app.test_time_machine import step_in

@@ -11,11 +11,20 @@ from textual.binding import Binding
 from textual.events import Key
 from textual.keys import Keys
 
-from microscope_tui import app
-from microscope_tui.app.key_line import last_line
-from microscope_tui.app.keymap import conflicts
-from microscope_tui.app.keys import shown_key, with_keymap, written_key
-from microscope_tui.lines import Glyphs, plain
+from microscope_tui.draw.glyphs import Glyphs
+from microscope_tui.draw.spans import plain
+from microscope_tui.kit.key_line import last_line
+from microscope_tui.kit.keymap import (
+    BadKey,
+    conflicts,
+    keymap_of,
+)
+from microscope_tui.kit.keys import (
+    all_bindings,
+    shown_key,
+    with_keymap,
+    written_key,
+)
 from microscope_tui.runlog import safe_text
 
 QUIT = [
@@ -37,18 +46,18 @@ SCREENS = {
 
 
 def keymap(text: str) -> dict[str, str]:
-    return dict(app.keymap_of(tomllib.loads(f"[keys]\n{text}")["keys"], SCREENS))
+    return dict(keymap_of(tomllib.loads(f"[keys]\n{text}")["keys"], SCREENS))
 
 
 def refusal(text: str) -> str:
-    with pytest.raises(app.BadKey) as caught:
+    with pytest.raises(BadKey) as caught:
         keymap(text)
     return str(caught.value)
 
 
 def test_the_keys_of_the_microscope_are_in_no_conflict() -> None:
-    assert conflicts(app.all_bindings(), {}) == []
-    assert app.keymap_of({}, app.all_bindings()) == {}
+    assert conflicts(all_bindings(), {}) == []
+    assert keymap_of({}, all_bindings()) == {}
 
 
 @pytest.mark.parametrize(
@@ -77,9 +86,7 @@ def test_every_printable_character_has_the_name_that_its_press_has() -> None:
     assert [event.character for event in pressed if isinstance(event, Key)] == characters
     for event in pressed:
         written = "comma" if event.character == "," else event.character
-        assert (
-            app.keymap_of({"x": written}, {"main": [Binding("f1", "x", id="x")]})["x"] == event.key
-        )
+        assert keymap_of({"x": written}, {"main": [Binding("f1", "x", id="x")]})["x"] == event.key
 
 
 @pytest.mark.parametrize(
@@ -140,7 +147,7 @@ def test_only_the_keys_change_and_what_is_shown_of_them() -> None:
 def test_a_place_in_the_last_line_for_two_bindings_shows_the_keys_of_both(
     text: str, pair: str, layers: str
 ) -> None:
-    own = with_keymap(app.all_bindings()["main"], keymap(text))
+    own = with_keymap(all_bindings()["main"], keymap(text))
     line = plain(last_line(own, Glyphs.BRAILLE, 160))
     for part in (pair, layers, "⏎ open", "r runs"):
         assert f" {part}  " in line
@@ -166,8 +173,8 @@ def test_every_key_that_is_accepted_comes_out_of_textuals_parser_in_any_terminal
     before = [f"{modifier}+" if modifier else "" for modifier in modifiers] + pairs
     for key in (f"{modifier}{name}" for modifier in before for name in names):
         try:
-            mine = app.keymap_of({"x": key}, {"main": [Binding("f1", "x", id="x")]})
-        except app.BadKey:
+            mine = keymap_of({"x": key}, {"main": [Binding("f1", "x", id="x")]})
+        except BadKey:
             continue
         accepted |= set(mine["x"].split(","))
     assert accepted - sent == set()
@@ -183,13 +190,13 @@ def test_names_of_keys_are_shown_as_people_know_them() -> None:
 @given(st.text(max_size=20))
 def test_any_text_is_keys_or_refused(text: str) -> None:
     try:
-        mine = app.keymap_of({"layer.page_up": text}, SCREENS)
-    except app.BadKey as error:
+        mine = keymap_of({"layer.page_up": text}, SCREENS)
+    except BadKey as error:
         message = str(error)
     else:
         again = ",".join(written_key(key) for key in mine["layer.page_up"].split(","))
         if text.isascii():  # Textual's names of others do not lead back to the character
-            assert app.keymap_of({"layer.page_up": again}, SCREENS) == mine
+            assert keymap_of({"layer.page_up": again}, SCREENS) == mine
         return
     assert safe_text(message, 500) == normalize("NFC", message)
 
@@ -202,8 +209,8 @@ def test_any_text_is_keys_or_refused(text: str) -> None:
 )
 def test_after_remapping_every_key_of_a_screen_means_one_thing(table: dict[str, str]) -> None:
     try:
-        mine = app.keymap_of(table, SCREENS)
-    except app.BadKey:
+        mine = keymap_of(table, SCREENS)
+    except BadKey:
         return
     for bindings in SCREENS.values():
         owners: dict[str, set[str | None]] = {}

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from textual.css.query import NoMatches
 
-from microscope_tui.app import PictureRequest, draw
-from microscope_tui.app.rows import Rows, Tiles
-from microscope_tui.app.screens.chart_screens import LayerScreen
-from microscope_tui.app.screens.main_screen import MainScreen
-from microscope_tui.app.screens.runs_screen import RunsScreen
-from microscope_tui.lines import Measure, Order, Palette
+from microscope_tui.app.picture import draw
+from microscope_tui.draw.heat import Measure, Order, Palette
+from microscope_tui.kit.rows import Rows, Tiles
+from microscope_tui.kit.session import PictureRequest
+from microscope_tui.screens.layer.screen import LayerScreen
+from microscope_tui.screens.main.screen import MainScreen
+from microscope_tui.screens.runs.screen import RunsScreen
 from microscope_tui.watch import Fleet
 from tests.app.pilot import AppPilot, open_app, running
 from tests.conftest import header, step

@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-from microscope_tui.app import PictureRequest, draw
-from microscope_tui.app.screens.chart_screens import LayerScreen
+from microscope_tui.app.picture import draw
+from microscope_tui.kit.session import PictureRequest
+from microscope_tui.screens.layer.screen import LayerScreen
 from microscope_tui.watch import Fleet
 from tests.app.pilot import open_app
 

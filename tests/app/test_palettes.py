@@ -10,11 +10,11 @@ from rich.style import Style
 from textual._ansi_theme import MONOKAI
 from textual.filter import ANSIToTruecolor
 
-from microscope_tui.app.light import LIGHT
-from microscope_tui.app.palette import DARK, Shades, style_of
 from microscope_tui.diagnosis import Severity
-from microscope_tui.lines import Palette
-from microscope_tui.lines.tokens import LETTERS
+from microscope_tui.draw.heat import Palette
+from microscope_tui.extensions.anatomy.tokens_text import LETTERS
+from microscope_tui.kit.light import LIGHT
+from microscope_tui.kit.palette import DARK, Shades, style_of
 from tests.app.colour_vision import EYES, RGB, contrast, distance, lightness
 
 SYSTEMS = {

@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from microscope_tui.app import PictureRequest, draw
-from microscope_tui.app.screen_table import SCREENS as ALL_SCREENS
-from microscope_tui.lines import Glyphs
+from microscope_tui.app.picture import draw
+from microscope_tui.draw.glyphs import Glyphs
+from microscope_tui.kit.screen_table import SCREENS as ALL_SCREENS
+from microscope_tui.kit.session import PictureRequest
 from microscope_tui.scenarios import Shape, write_run
 from microscope_tui.watch import Fleet, fleet, run_watch
 from tests.probed import write_probed
@@ -180,7 +181,7 @@ async def test_a_screen_looks_as_it_did(case: Case, runs: Any, monkeypatch: Any)
         monkeypatch.setenv("NO_COLOR", "1")
     for module in (fleet, run_watch):
         monkeypatch.setattr(module, "age_of", lambda *_, **__: 300.0)
-    monkeypatch.setattr("microscope_tui.app.session.Session.how_it_watches", lambda _: "polling")
+    monkeypatch.setattr("microscope_tui.kit.session.Session.how_it_watches", lambda _: "polling")
     glyphs = Glyphs.ASCII if case.colours == "mono-ascii" else Glyphs.BRAILLE
     wanted = PictureRequest(case.screen, *case.size, expert=case.expert, token=case.token)
     picture = await draw(Fleet(runs(case.state)), wanted, glyphs)

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from microscope_tui import placement
-from microscope_tui.app import PictureRequest, Preferences, draw
-from microscope_tui.placement import CostRequest
+from microscope_tui.app.picture import draw
+from microscope_tui.extensions.placement import screen as placement_screen
+from microscope_tui.kit.session import PictureRequest, Preferences
 from microscope_tui.watch import Fleet
+from microscope_tui.watch.cost import CostRequest
 from tests.app.pilot import AppPilot, open_app
 
 Make = Callable[..., Path]
@@ -44,7 +45,7 @@ async def test_keys_work_while_it_is_fitted_and_closing_the_page_ends_it(
         assert text.split()[0] == app.view().layers[at].router.name
         await app.press("down")
         assert app.text("placement").split()[0] == app.view().layers[at + 1].router.name
-        monkeypatch.setattr(placement, "study", endless)
+        monkeypatch.setattr(placement_screen, "study", endless)
         await app.press("escape", "d")
         await app.sees("reading and fitting … 75%", "placement")
         await app.press("down")

@@ -5,10 +5,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from microscope_tui.app.rows import Rows
-from microscope_tui.app.screens.main_screen import MainScreen
-from microscope_tui.app.screens.probe_screens import TokensScreen
-from microscope_tui.routing import FILE_NAME, Routing, RoutingWriter, Shape, Tables
+from microscope_tui.extensions.anatomy.layout import (
+    Shape,
+    Tables,
+)
+from microscope_tui.extensions.anatomy.opened import anatomy_of
+from microscope_tui.extensions.anatomy.routing_file import Routing, RoutingWriter
+from microscope_tui.extensions.anatomy.screens import TokensScreen
+from microscope_tui.kit.rows import Rows
+from microscope_tui.runlog import ROUTING_NAME
+from microscope_tui.screens.main.screen import MainScreen
 from tests.app.pilot import AppPilot, open_app
 from tests.conftest import Call, header, step
 
@@ -16,7 +22,7 @@ TOKEN_PARTS = ("token-text", "token-panel", "token-title", "token-legend")
 
 
 def routing_of(app: AppPilot) -> Routing:
-    anatomy = app.session.anatomy
+    anatomy = anatomy_of(app.session)
     assert anatomy.routing is not None, anatomy.problem
     return anatomy.routing
 
@@ -52,7 +58,7 @@ async def test_the_last_line_names_the_keys_of_a_probe(probed: Path, collapsed: 
 
 async def test_arrows_move_through_layers_and_tokens_and_stop_at_the_ends(probed: Path) -> None:
     async with open_app(probed, "7", size=(80, 24)) as app:
-        anatomy, routing, places = app.session.anatomy, routing_of(app), []
+        anatomy, routing, places = anatomy_of(app.session), routing_of(app), []
         for key in ("left", "right", "l", "down", "j", "up", "k", "k", "h", "end", "right", "g"):
             await app.press(key)
             places.append((anatomy.layer, anatomy.token))
@@ -76,7 +82,7 @@ async def test_arrows_move_through_layers_and_tokens_and_stop_at_the_ends(probed
 
 async def test_e_moves_from_token_to_token_of_the_expert_at_the_cursor(probed: Path) -> None:
     async with open_app(probed, "7", *":1200", "enter", size=(120, 40)) as app:
-        anatomy, routing, places = app.session.anatomy, routing_of(app), []
+        anatomy, routing, places = anatomy_of(app.session), routing_of(app), []
         expert = routing.choice(0, 1200).experts[0]
         holds = [n for n in range(routing.tokens) if expert in routing.choice(0, n).experts]
         after = [n for n in holds if n > 1200][:4]
@@ -106,7 +112,7 @@ async def test_e_moves_from_token_to_token_of_the_expert_at_the_cursor(probed: P
 
 async def test_places_are_typed_and_texts_found_forwards_backwards_and_around(probed: Path) -> None:
     async with open_app(probed, "7", size=(80, 24)) as app:
-        anatomy, routing = app.session.anatomy, routing_of(app)
+        anatomy, routing = anatomy_of(app.session), routing_of(app)
         for typed, token in {":1,000": 1000, ":+10": 1010, ":-20": 990, ":0": 0}.items():
             await app.enter(typed)
             assert anatomy.token == token, typed
@@ -141,7 +147,7 @@ async def test_a_run_without_a_probe_shows_how_to_make_one(collapsed: Path) -> N
 
 
 async def test_a_damaged_probe_is_reported_and_the_run_stays(own_probed: Path) -> None:
-    file = own_probed / FILE_NAME
+    file = own_probed / ROUTING_NAME
     file.write_bytes(file.read_bytes()[:5000])
     async with open_app(own_probed, "7", size=(200, 30)) as app:
         assert "cut off or damaged" in app.text("token-text")
@@ -156,7 +162,7 @@ async def test_hostile_tokens_never_reach_the_terminal(own_probed: Path) -> None
     texts = [text.encode() for text in evil] + [b"\xe2\x82", b"\xac\xff\xfe", b"\n\r\t\x00", b""]
     count = len(texts)
     writer = RoutingWriter(
-        own_probed / FILE_NAME,
+        own_probed / ROUTING_NAME,
         Shape((1, 2), ("L1\x1b[2J", "\u202eL2"), 16, 2, count),
         slices=["\x1b]0;x\x07[b]"],
         model="\x1b[31m[@click=app.quit]x[/]",
@@ -168,18 +174,18 @@ async def test_hostile_tokens_never_reach_the_terminal(own_probed: Path) -> None
         for _ in range(count):
             assert not set(app.text(*TOKEN_PARTS)) & set("\x1b\x07\u202e\x00\t\r")
             await app.press("right")
-        assert app.session.anatomy.token == count - 1
+        assert anatomy_of(app.session).token == count - 1
         assert "漢字" in app.text("token-text")
         assert "[red]x[/]" in app.text("token-text")
         await app.enter("/[red]")
-        assert app.session.anatomy.token == 4
+        assert anatomy_of(app.session).token == 4
 
 
 async def test_the_cursor_stays_in_view(probed: Path) -> None:
     async with open_app(probed, "7", *":1200", "enter") as app:
         for size in ((60, 20), (71, 10), (72, 10), (20, 5), (80, 24)):
             await app.resize(*size)
-        assert app.session.anatomy.token == 1200
+        assert anatomy_of(app.session).token == 1200
         assert max(len(line.rstrip()) for line in app.text("token-text").split("\n")) <= 80 - 26
 
 
@@ -264,7 +270,7 @@ async def test_counts_that_do_not_fit_the_run_are_not_shown(tmp_path: Path, coun
 
 async def test_the_cursor_stays_on_its_expert_in_every_order_and_layer(probed: Path) -> None:
     async with open_app(probed, "8", size=(120, 40)) as app:
-        anatomy, order = app.session.anatomy, experts(app)
+        anatomy, order = anatomy_of(app.session), experts(app)
         await app.press("down", "j", "up")
         assert app.session.expert == order[1]
         await app.press("s")
@@ -291,11 +297,13 @@ async def test_the_cursor_stays_on_its_expert_in_every_order_and_layer(probed: P
 
 
 async def test_an_interrupted_probe_has_tokens_and_no_tables(own_probed: Path) -> None:
-    with Routing(own_probed / FILE_NAME) as whole:
+    with Routing(own_probed / ROUTING_NAME) as whole:
         texts, shape = whole.text(0, 50), whole.shape
         ids = [whole.raw("ids", layer, 0, 50) for layer in range(6)]
     writer = RoutingWriter(
-        own_probed / FILE_NAME, Shape(shape.layers, shape.layer_names, 16, 2, 99), slices=["code"]
+        own_probed / ROUTING_NAME,
+        Shape(shape.layers, shape.layer_names, 16, 2, 99),
+        slices=["code"],
     )
     writer.put_tokens(range(50), texts, [0] * 50, [0] * 50)
     for layer, numbers in enumerate(ids):

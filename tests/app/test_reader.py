@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.app.reader import Reader
 from microscope_tui.diagnosis import ANYTHING
+from microscope_tui.kit.reader import Reader
 from microscope_tui.watch import Fleet, VerdictCache
 from tests.app.pilot import running
 from tests.watch.test_fleet import write

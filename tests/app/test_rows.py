@@ -7,8 +7,8 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
 
-from microscope_tui.app.rows import changed_width, cut
-from microscope_tui.lines import Span, plain
+from microscope_tui.draw.spans import Span, plain
+from microscope_tui.kit.rows import changed_width, cut
 
 STYLES = [Style(color="red"), Style(color="blue")]
 TEXTS = st.text("ab界", min_size=1, max_size=3)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.app.screens.main_screen import MainScreen
-from microscope_tui.app.screens.runs_screen import RunsScreen
-from microscope_tui.lines import Glyphs
+from microscope_tui.draw.glyphs import Glyphs
+from microscope_tui.screens.main.screen import MainScreen
+from microscope_tui.screens.runs.screen import RunsScreen
 from tests.app.pilot import AppPilot, running
 
 Make = Callable[..., Path]

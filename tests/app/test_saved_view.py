@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 from msgspec.structs import asdict, replace
 
-from microscope_tui.app import load_view
-from microscope_tui.app.remembered import SavedView, save_view
-from microscope_tui.lines import Axis, Measure, Order, Palette
+from microscope_tui.app.remembered import SavedView, load_view, save_view
+from microscope_tui.draw.heat import Measure, Order, Palette
+from microscope_tui.draw.time_line import Axis
 
 CHOSEN = SavedView(
     layer="L4",

@@ -8,9 +8,9 @@ from hypothesis import given, settings, strategies as st
 from rich.segment import Segment
 from rich.style import Style
 
-from microscope_tui.app.light import LIGHT
-from microscope_tui.app.palette import DARK
-from microscope_tui.app.svg import svg_of
+from microscope_tui.kit.light import LIGHT
+from microscope_tui.kit.palette import DARK
+from microscope_tui.kit.svg import svg_of
 
 HOSTILE = [
     "</text></svg><script>alert(1)</script> & \"quoted\" 'title'",

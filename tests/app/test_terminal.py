@@ -20,7 +20,7 @@ REMOTE = {"COLORTERM": "", "SSH_CONNECTION": "192.0.2.1 22 192.0.2.2 22"}
 MOST_PER_S = 10_000
 TERMINATED = """
 from signal import SIGTERM, raise_signal
-from microscope_tui.app import Microscope
+from microscope_tui.app.microscope import Microscope
 screen = Microscope.get_default_screen
 Microscope.get_default_screen = lambda app: raise_signal(SIGTERM) or screen(app)
 """
@@ -122,7 +122,7 @@ def test_no_signal_is_lost_while_the_microscope_starts(
 def test_an_unexpected_error_leaves_the_terminal_usable_and_is_reported(
     terminal: Start, collapsed: Path, tmp_path: Path
 ) -> None:
-    broken = "import microscope_tui.lines.frame as f\nf.verdict = lambda *_, **__: 1 / 0\n"
+    broken = "import microscope_tui.draw.frame as f\nf.verdict = lambda *_, **__: 1 / 0\n"
     (tmp_path / "sitecustomize.py").write_text(broken)
     screen = terminal(collapsed, PYTHONPATH=str(tmp_path))
     assert screen.exit_code() == 3

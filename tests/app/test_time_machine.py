@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, strategies as st
 from textual import events
 
-from microscope_tui.app.screens.chart_screens import LayerScreen
-from microscope_tui.app.screens.main_screen import MainScreen
-from microscope_tui.app.time_cursor import TimeCursor
+from microscope_tui.kit.time_cursor import TimeCursor
+from microscope_tui.screens.layer.screen import LayerScreen
+from microscope_tui.screens.main.screen import MainScreen
 from tests.app.pilot import compressed, open_app
 from tests.conftest import open_log
 

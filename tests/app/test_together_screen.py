@@ -8,10 +8,16 @@ from unittest import mock
 
 import pytest
 
-from microscope_tui.lines import Across, numbers_together, plain, together_chart, together_lines
-from microscope_tui.lines.together import VALIDATION
+from microscope_tui.draw.spans import plain
 from microscope_tui.runlog import RunFile
-from microscope_tui.watch import RunCourse
+from microscope_tui.screens.course.run_course import RunCourse
+from microscope_tui.screens.course.together import (
+    VALIDATION,
+    Across,
+    numbers_together,
+    together_chart,
+    together_lines,
+)
 from tests.app.pilot import open_app
 from tests.conftest import header, step
 
@@ -27,7 +33,7 @@ def read(log: Path) -> RunCourse:
 async def test_selected_runs_are_drawn_together_and_a_growing_one_is_read_on(
     make_run: Make, append: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("microscope_tui.app.screens.together_screen._REFRESH_S", 0.05)
+    monkeypatch.setattr("microscope_tui.screens.course.together_screen._REFRESH_S", 0.05)
     logs = [make_run(name, steps=range(1, 30)) for name in ("first", "second", "third")]
     async with open_app(logs[0].parent.parent, "r") as app:
         await app.sees("3 runs", "runs")

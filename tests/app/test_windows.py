@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 from textual.binding import Binding
 
-from microscope_tui.app import SCREENS, Microscope, all_bindings
-from microscope_tui.app.key_line import last_line
-from microscope_tui.app.keys import screen_class
-from microscope_tui.app.rows import Rows
-from microscope_tui.app.screens.help_screen import HelpScreen, help_lines
-from microscope_tui.lines import Glyphs, glossary, plain
+from microscope_tui.app.microscope import Microscope
+from microscope_tui.draw.glyphs import Glyphs
+from microscope_tui.draw.spans import plain
+from microscope_tui.kit.key_line import last_line
+from microscope_tui.kit.keys import all_bindings, screen_class
+from microscope_tui.kit.rows import Rows
+from microscope_tui.kit.screen_table import SCREENS
+from microscope_tui.screens.help.glossary import glossary
+from microscope_tui.screens.help.screen import HelpScreen, help_lines
 from tests.app.pilot import AppPilot, open_app
 
 Make = Callable[..., Path]

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.bulk import bulk_lines, write_bulk
 from microscope_tui import measures
-from microscope_tui.report import judge
+from microscope_tui.commands.check.report import judge
 from microscope_tui.runlog import RunFile
 
 SMALL = {"routers": 11, "num_experts": 16, "top_k": 2, "tokens": 1024, "steps": 400, "seed": 3}

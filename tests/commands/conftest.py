@@ -13,7 +13,7 @@ QUICKLY = """
 import time
 from importlib import import_module
 from microscope_tui.cli import main
-check = import_module("microscope_tui.commands.check")
+check = import_module("microscope_tui.commands.check.command")
 check.POLL_S = check._BUSY_POLL_S = 0.02
 check.GAUGES_S = 0.2
 check.Ending.__init__.__defaults__ = (lambda: 20 * time.monotonic(),)

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from textual.binding import Binding
 
-from microscope_tui.app import keymap_of, keys as all_keys
-from microscope_tui.commands.about import tmux_says
+from microscope_tui.commands.doctor import tmux_says
 from microscope_tui.diagnosis import RULES
+from microscope_tui.kit import keys as all_keys
+from microscope_tui.kit.keymap import keymap_of
 from microscope_tui.scenarios import SCENARIOS
 from tests.conftest import Call
 
@@ -150,7 +151,7 @@ def test_tmux_that_fails_hangs_or_is_hostile_is_survived(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, features: str
 ) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr("microscope_tui.commands.about._ANSWER_S", 0.5 if features else 0.05)
+    monkeypatch.setattr("microscope_tui.commands.doctor._ANSWER_S", 0.5 if features else 0.05)
     path = tmp_path / "tmux"
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)

@@ -8,10 +8,15 @@ from typing import Any
 import pytest
 
 from microscope_tui.commands import read_config
-from microscope_tui.commands.config import UserConfig, ViewConfig, default_config, keymap_from
-from microscope_tui.console import USAGE
+from microscope_tui.commands.config import (
+    UserConfig,
+    ViewConfig,
+    default_config,
+    keymap_from,
+)
+from microscope_tui.commands.console import USAGE
 from microscope_tui.diagnosis import DEFAULTS, changed_limits
-from microscope_tui.lines import Palette
+from microscope_tui.draw.heat import Palette
 from microscope_tui.sources import rules_of
 from tests.conftest import Call, header, step
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.app import Preferences
-from microscope_tui.placement import CostRequest
+from microscope_tui.kit.session import Preferences
+from microscope_tui.watch.cost import CostRequest
 from tests.app.pilot import open_app
 from tests.conftest import Call, header, step
 

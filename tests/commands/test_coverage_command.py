@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.routing import RoutingWriter, Shape
+from microscope_tui.extensions.anatomy.layout import Shape
+from microscope_tui.extensions.anatomy.routing_file import RoutingWriter
 from tests.conftest import Call, header, step
 
 MODEL = {"layers": [1], "layer_names": ["L1"], "num_experts": 4, "top_k": 1}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.commands.check import Ending
+from microscope_tui.commands.check.command import Ending
 from microscope_tui.runlog import RunFile
 from microscope_tui.watch import RunWatch
 from tests.conftest import header, step

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from microscope_tui import measures
-from microscope_tui.console import USAGE
-from microscope_tui.report import ROUTER_COLUMNS, rows_of
+from microscope_tui.commands.console import USAGE
+from microscope_tui.draw.export import ROUTER_COLUMNS, rows_of
 from microscope_tui.runlog import RunFile
 from tests.conftest import Call, header, step
 from tests.sources.truth import GOLDEN

@@ -143,7 +143,7 @@ def test_ctrl_c_while_the_command_line_is_imported_prints_no_traceback() -> None
     code = (
         "import sys\n"
         "def find_spec(name, *_):\n"
-        "    if name == 'microscope_tui.report': raise KeyboardInterrupt\n"
+        "    if name == 'microscope_tui.commands.explain': raise KeyboardInterrupt\n"
         "sys.meta_path.insert(0, type('Key', (), {'find_spec': staticmethod(find_spec)}))\n"
         "import microscope_tui.cli as cli; cli.main(['explain'])\n"
     )

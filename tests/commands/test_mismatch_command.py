@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from microscope_tui import console
+from microscope_tui.commands import console
 from tests.conftest import Call, header
 from tests.routing import test_compare as compare
 from tests.sources.test_routed_experts import sglang

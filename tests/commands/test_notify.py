@@ -11,10 +11,10 @@ from unittest import mock
 
 import pytest
 
-from microscope_tui.commands.check import Notifier
+from microscope_tui.commands.check.command import Notifier
+from microscope_tui.commands.check.report import News
 from microscope_tui.commands.options import CheckOptions
 from microscope_tui.diagnosis import Advice, Episode, Severity, group
-from microscope_tui.report import News
 from microscope_tui.runlog import RouterInfo, RunFile
 from tests.conftest import header, step
 
@@ -58,7 +58,7 @@ def test_what_opens_or_grows_worse_is_sent_from_a_warning_on(
     (finding,) = group([Episode(rule="DROPS", router_index=0, **about)])
     alert = News(event, 9, finding, Advice("verdict", "why", "next", "short"))
     notifier = mock.Mock()
-    check = import_module("microscope_tui.commands.check")
+    check = import_module("microscope_tui.commands.check.command")
     check._report(RunFile("run", Path("run"), 0.0), alert, CheckOptions(), notifier)
     assert notifier.send.called == sent
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from microscope_tui.report import gauges_text
+from microscope_tui.commands.check.prometheus import gauges_text
 from tests.conftest import header, open_log, step
 
 _LABEL = r'[a-z]+="((?:[^"\\\n]|\\["\\n])*)"'

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.app.light import LIGHT
-from microscope_tui.app.palette import DARK
 from microscope_tui.commands.config import default_config
-from microscope_tui.console import USAGE
+from microscope_tui.commands.console import USAGE
+from microscope_tui.kit.light import LIGHT
+from microscope_tui.kit.palette import DARK
 from tests.conftest import Call
 
 BOTH = ("snapshot", "export")

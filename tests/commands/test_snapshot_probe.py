@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.routing import FILE_NAME, Routing
+from microscope_tui.extensions.anatomy.routing_file import Routing
+from microscope_tui.runlog import ROUTING_NAME
 from tests.conftest import Call
 from tests.probed import SLICES, write_probed
 
@@ -21,7 +22,7 @@ def test_the_tokens_as_text(probed: Path, call: Call) -> None:
     code, out, _ = call("snapshot", probed, *arguments)
     assert code == 0
     assert "  L3 3 of 6   token 1,200 of" in out
-    with Routing(probed / FILE_NAME) as routing:
+    with Routing(probed / ROUTING_NAME) as routing:
         assert f"expert {routing.choice(2, 1200).experts[0]} " in out
 
 
@@ -31,7 +32,7 @@ def test_the_slices_as_data(probed: Path, call: Call) -> None:
     found = json.loads(out)
     assert (code, found["layer"]) == (0, "L2")
     assert [one["slice"] for one in found["slices"]] == list(SLICES)
-    with Routing(probed / FILE_NAME) as routing:
+    with Routing(probed / ROUTING_NAME) as routing:
         for row in found["experts"]:
             assert row["counts"] == [rows[1][row["expert"]] for rows in routing.tables.counts]
         assert found["identity"] == routing.tables.identity[1]
@@ -48,7 +49,7 @@ def test_without_a_probe_it_says_how_to_make_one(call: Call, scenario: Any, scre
 
 
 def test_what_does_not_exist_is_refused(probed: Path, call: Call) -> None:
-    with Routing(probed / FILE_NAME) as routing:
+    with Routing(probed / ROUTING_NAME) as routing:
         tokens = routing.tokens
     refused = [
         ("--token", tokens, f"no token {tokens:,}"),
@@ -66,7 +67,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, probed: Path, call: Call) -> 
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").write_bytes((probed / "metrics.jsonl").read_bytes())
-    (run / FILE_NAME).write_bytes((probed / FILE_NAME).read_bytes()[:-9])
+    (run / ROUTING_NAME).write_bytes((probed / ROUTING_NAME).read_bytes()[:-9])
     code, _, err = call("snapshot", run, "--screen", "slices")
     assert code == 3
     assert "cut off or damaged" in err

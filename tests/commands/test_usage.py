@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from microscope_tui.cli import COMMANDS
+from microscope_tui.commands.console import USAGE, print_wrapped
 from microscope_tui.commands.parser import bytes_option
-from microscope_tui.console import USAGE, print_wrapped
 from microscope_tui.diagnosis import RULES
 from tests.conftest import Call
 

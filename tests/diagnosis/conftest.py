@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from microscope_tui.commands.check.report import (
+    CheckRequest,
+    Judgement,
+    judge as check,
+)
 from microscope_tui.diagnosis import Criteria, Diagnosis, Episode, Severity
-from microscope_tui.report import CheckRequest, judge as check
-from microscope_tui.report.check import Judgement
 from microscope_tui.runlog import RunFile, RunReader
 from microscope_tui.watch.judge import Judge
 from tests.conftest import step

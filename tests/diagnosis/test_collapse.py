@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from microscope_tui.commands.check.baseline import AgainstBaseline, read_baseline
 from microscope_tui.diagnosis import Criteria, Diagnosis, Severity, overall, report
-from microscope_tui.report import view_json
+from microscope_tui.draw.export import view_json
 from microscope_tui.runlog import RunFile
 from microscope_tui.scenarios import draw_counts
-from microscope_tui.watch import AgainstBaseline, read_baseline, view_of
+from microscope_tui.watch import view_of
 from tests.conftest import header, open_log, step
 from tests.diagnosis import conftest
 from tests.diagnosis.conftest import Counts, Record, collapse_at, even, judge, loud, of, steps

@@ -12,11 +12,10 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
 from microscope_tui import measures
+from microscope_tui.commands.check.report import Judgement, judge as check
 from microscope_tui.diagnosis import Criteria, RouterBaseline, Severity, restore, save
-from microscope_tui.lines.run_list import card_text
-from microscope_tui.report import judge as check
-from microscope_tui.report.check import Judgement
 from microscope_tui.runlog import RunReader
+from microscope_tui.screens.runs.text import card_text
 from microscope_tui.watch import Fleet, RunWatch, view_of
 from microscope_tui.watch.judge import Judge
 from tests.conftest import header, step

@@ -5,8 +5,12 @@ from typing import Any
 
 import pytest
 
+from microscope_tui.commands.check.format_check import (
+    check_format,
+    exit_code,
+    format_text,
+)
 from microscope_tui.probe import RunRecorder
-from microscope_tui.report.format_check import check_format, exit_code, format_text
 from tests.conftest import header
 from tests.diagnosis.conftest import judge, steps
 

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from microscope_tui import measures
 from microscope_tui.diagnosis import Severity, StepView
-from microscope_tui.lines import snapshot_text
 from microscope_tui.runlog import RouterInfo, StepRecord
+from microscope_tui.screens.main.as_text import snapshot_text
 from tests.conftest import header, open_log, step
 from tests.diagnosis.conftest import COLLAPSED, Record, even, judge, of, steps
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
+from microscope_tui.commands.check.report import Judgement
 from microscope_tui.diagnosis import Criteria, restore, save
-from microscope_tui.report.check import Judgement
 from tests.conftest import header, step
 from tests.diagnosis.conftest import COLLAPSED, judge
 

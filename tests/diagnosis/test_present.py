@@ -5,9 +5,12 @@ from typing import Any
 import pytest
 
 from microscope_tui.diagnosis import Advice, Diagnosis, report, restore, save
-from microscope_tui.lines import Entry
-from microscope_tui.lines.alerts import AlertState, unfolded
-from microscope_tui.report.check import finding_json
+from microscope_tui.draw.findings import finding_json
+from microscope_tui.screens.alerts.text import (
+    AlertState,
+    Entry,
+    unfolded,
+)
 from tests.conftest import header
 from tests.diagnosis.conftest import COLLAPSED, about, even, judge, of, steps, without_expert
 

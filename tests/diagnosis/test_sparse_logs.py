@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from microscope_tui.commands.check.report import judge as check
 from microscope_tui.diagnosis import Severity, overall
-from microscope_tui.report import judge as check
 from microscope_tui.runlog import RunFile
 from microscope_tui.scenarios import draw_counts
 from tests.conftest import header, step

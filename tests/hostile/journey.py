@@ -22,11 +22,19 @@ from unittest import mock
 from msgspec.structs import replace
 
 from microscope_tui import runlog
-from microscope_tui.console import PIPE_NAME, read_pipe
+from microscope_tui.commands.check import format_check
+from microscope_tui.commands.check.report import (
+    CheckRequest,
+    judge,
+    verdict_json,
+    verdict_text,
+)
+from microscope_tui.commands.console import PIPE_NAME, read_pipe
 from microscope_tui.diagnosis import ANYTHING, Criteria
-from microscope_tui.lines import Glyphs, plain as shown, snapshot_text, spelled
-from microscope_tui.lines.run_list import fit_list, run_line
-from microscope_tui.report import CheckRequest, format_check, judge, verdict_json, verdict_text
+from microscope_tui.draw.glyphs import Glyphs, spelled
+from microscope_tui.draw.spans import plain as shown
+from microscope_tui.screens.main.as_text import snapshot_text
+from microscope_tui.screens.runs.text import fit_list, run_line
 from microscope_tui.watch import Fleet, RunWatch, pin, pin_at, run_watch, view_of
 from tests.hostile.logs import hostile_log
 from tests.hostile.outcome import difference, hurts, outcome, plain

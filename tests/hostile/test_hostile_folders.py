@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.lines import plain
-from microscope_tui.lines.run_list import fit_list, run_line
+from microscope_tui.draw.spans import plain
 from microscope_tui.runlog import find_runs
+from microscope_tui.screens.runs.text import fit_list, run_line
 from microscope_tui.watch import Fleet
 from tests.conftest import header
 from tests.hostile import poison

@@ -31,7 +31,7 @@ LINES: dict[str, Line] = {
 READ = """
 import sys
 from pathlib import Path
-from microscope_tui.lines import snapshot_text
+from microscope_tui.screens.main.as_text import snapshot_text
 from microscope_tui.runlog import RunFile
 from microscope_tui.watch import RunWatch, view_of
 watch = RunWatch(RunFile("r", Path(sys.argv[1]), 0.0))

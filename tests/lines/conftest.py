@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.routing import FILE_NAME, Routing
-from microscope_tui.runlog import LOG_NAME, RunFile
+from microscope_tui.extensions.anatomy.routing_file import Routing
+from microscope_tui.runlog import LOG_NAME, ROUTING_NAME, RunFile
 from microscope_tui.scenarios import Shape, write_run
 from microscope_tui.watch import RunWatch
 from tests.probed import write_probed
@@ -32,4 +32,4 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunWatc
 
 @pytest.fixture(scope="session")
 def routing(tmp_path_factory: pytest.TempPathFactory) -> Routing:
-    return Routing(write_probed(tmp_path_factory.mktemp("probe") / "run") / FILE_NAME)
+    return Routing(write_probed(tmp_path_factory.mktemp("probe") / "run") / ROUTING_NAME)

@@ -4,7 +4,10 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.lines import Entry, alerts, line_width, plain
+from microscope_tui.draw.evidence import evidence
+from microscope_tui.draw.spans import line_width, plain
+from microscope_tui.screens.alerts import text as alerts
+from microscope_tui.screens.alerts.text import Entry
 from microscope_tui.watch import RunView, RunWatch, Window, pin_at, view_of
 from tests.conftest import header, open_log, step
 
@@ -51,7 +54,7 @@ def test_the_evidence_of_a_layer_is_its_own_not_of_the_worst(write_log: Any, bal
     watch = open_log(write_log([header(planned_steps=300), *steps]))
     view = view_of(watch)
     for layer, share in ((0, "81%"), (1, "100%")):
-        text = "\n".join(map(plain, alerts.evidence(watch, view, layer, 120, 9)))
+        text = "\n".join(map(plain, evidence(watch, view, layer, 120, 9)))
         assert f"Router collapse in L{layer + 1} since" in text
         assert f"take {share} of the load" in text
         assert "In L" not in text

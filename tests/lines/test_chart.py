@@ -5,9 +5,19 @@ import math
 import pytest
 from hypothesis import example, given, strategies as st
 
-from microscope_tui.lines import Curve, Glyphs, bars_width, bias_bars, line_width, load_bars, plain
-from microscope_tui.lines.charts import Chart, arranged, beside, plot_area, smoothed, tick_text
-from microscope_tui.lines.time_line import Axis, TimeScale
+from microscope_tui.draw.bars import bars_width, bias_bars, load_bars
+from microscope_tui.draw.charts import (
+    Chart,
+    Curve,
+    arranged,
+    beside,
+    plot_area,
+    smoothed,
+    tick_text,
+)
+from microscope_tui.draw.glyphs import Glyphs
+from microscope_tui.draw.spans import line_width, plain
+from microscope_tui.draw.time_line import Axis, TimeScale
 from microscope_tui.watch import Column, Window
 
 FINITE = st.floats(-1e6, 1e6)

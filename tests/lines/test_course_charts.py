@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.lines import course_chart, line_width, loss_answer, plain
+from microscope_tui.draw.charts import course_chart, loss_answer
+from microscope_tui.draw.spans import line_width, plain
 from microscope_tui.watch import RunView, RunWatch, Window, view_of
 from tests.conftest import header, open_log, step
 

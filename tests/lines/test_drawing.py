@@ -8,10 +8,12 @@ from hypothesis import given, strategies as st
 from msgspec.structs import replace
 
 from microscope_tui.diagnosis import Severity, key_of
-from microscope_tui.lines import MIN_COLUMNS, Glyphs, first_visible, fit, frame, table, words
-from microscope_tui.lines.glyphs import bar, load_glyph, load_level, merged, spark
-from microscope_tui.lines.snapshot import snapshot_text
-from microscope_tui.lines.spans import Span, crop, line_width, pad, plain, width_of, wrap
+from microscope_tui.draw import frame, table, words
+from microscope_tui.draw.frame import MIN_COLUMNS
+from microscope_tui.draw.glyphs import Glyphs, bar, load_glyph, load_level, merged, spark
+from microscope_tui.draw.spans import Span, crop, line_width, pad, plain, width_of, wrap
+from microscope_tui.draw.table import first_visible, fit
+from microscope_tui.screens.main.as_text import snapshot_text
 from microscope_tui.watch import Column, RunWatch, view_of
 
 Synthetic = Callable[..., RunWatch]

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from microscope_tui import measures
-from microscope_tui.lines import LoadSeries, expert_card, plain
+from microscope_tui.draw.spans import plain
+from microscope_tui.screens.expert import text as expert_card
+from microscope_tui.screens.expert.text import LoadSeries
 from microscope_tui.watch import RunWatch, Sample, samples, view_of
 from tests.conftest import header, open_log, step
 

@@ -7,10 +7,38 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui import lines
-from microscope_tui.app import SCREENS
 from microscope_tui.diagnosis import Severity
-from microscope_tui.lines import alerts, expert_card, frame, numbers, run_list, table
+from microscope_tui.draw import frame, numbers, table
+from microscope_tui.draw.charts import (
+    course_chart,
+    layer_charts,
+)
+from microscope_tui.draw.heat import (
+    Heat,
+    Look,
+    Measure,
+    Order,
+)
+from microscope_tui.draw.numbers import (
+    label_of,
+)
+from microscope_tui.draw.spans import (
+    WORD_OF_SEVERITY,
+    plain,
+)
+from microscope_tui.draw.table import (
+    fit,
+)
+from microscope_tui.kit.screen_table import SCREENS
+from microscope_tui.screens.alerts import text as alerts
+from microscope_tui.screens.expert import text as expert_card
+from microscope_tui.screens.expert.text import (
+    LoadSeries,
+)
+from microscope_tui.screens.help.glossary import (
+    glossary,
+)
+from microscope_tui.screens.runs import text as run_list
 from microscope_tui.watch import Fleet, RunView, RunWatch, state, view_of
 
 _PLAIN = """
@@ -20,7 +48,7 @@ per room run runs scale state step the to tokens why next
 PLAIN = frozenset(_PLAIN.split())
 """English that needs no explanation here."""
 
-GLOSSARY = {name: lines.glossary(row.words) for name, row in SCREENS.items() if row.words}
+GLOSSARY = {name: glossary(row.words) for name, row in SCREENS.items() if row.words}
 
 
 def names_in(text: str) -> set[str]:
@@ -43,34 +71,32 @@ def view(watch: RunWatch) -> RunView:
 
 
 def test_every_column_of_the_main_screen(view: RunView) -> None:
-    for measure, order, columns in product(lines.Measure, lines.Order, (60, 80, 100, 120, 200)):
-        layout = lines.fit(view, columns, 40)
+    for measure, order, columns in product(Measure, Order, (60, 80, 100, 120, 200)):
+        layout = fit(view, columns, 40)
         for run in (view.run, None):
-            heat = lines.Heat(lines.Look(measure=measure, order=order), run)
-            heads = lines.plain(table.column_heads(view, layout, heat))
+            heat = Heat(Look(measure=measure, order=order), run)
+            heads = plain(table.column_heads(view, layout, heat))
             assert not unexplained("main", heads), heads
 
 
 def test_every_chart(view: RunView) -> None:
     for layer in view.layers:
-        titles = [chart.name for chart in lines.layer_charts(view, layer).values()]
+        titles = [chart.name for chart in layer_charts(view, layer).values()]
         assert not unexplained("layer", *titles, "load", "bias")
-        titles = [
-            c.name for c in expert_card.expert_charts(layer, 0, lines.LoadSeries(()), "").values()
-        ]
+        titles = [c.name for c in expert_card.expert_charts(layer, 0, LoadSeries(()), "").values()]
         assert not unexplained("expert", *titles)
-    drawn = [lines.course_chart(view, name) for name in ("loss", "balance", "max-load")]
-    labels = [lines.label_of(name) for name in numbers._LABELS]
+    drawn = [course_chart(view, name) for name in ("loss", "balance", "max-load")]
+    labels = [label_of(name) for name in numbers._LABELS]
     assert not unexplained("course", *(chart.name for chart in drawn), *labels)
 
 
 def test_every_column_of_the_lists(view: RunView, tmp_path: Path) -> None:
     entries = alerts.entries_of(view, (), (), "")
-    assert not unexplained("alerts", lines.plain(alerts.fit_alerts(entries, 100).heads()))
+    assert not unexplained("alerts", plain(alerts.fit_alerts(entries, 100).heads()))
     found = [line for entry in entries for line in alerts.unfolded(entry, 80, 40) if len(line) > 1]
     assert not unexplained("alerts", *(line[0].text for line in found))
     layout = run_list.fit_list(Fleet(tmp_path).cards(), 120)
-    assert not unexplained("runs", lines.plain(layout.heads()), "open pinned")
+    assert not unexplained("runs", plain(layout.heads()), "open pinned")
 
 
 def test_every_state_badge_and_condition() -> None:
@@ -84,7 +110,7 @@ def test_every_state_badge_and_condition() -> None:
     assert not unexplained("runs", of_runs)
     assert not unexplained("main", *frame._BADGES.values(), "healthy", "seen")
     assert not unexplained("main", "not judged yet (warm-up)", "gathering evidence")
-    assert not unexplained("alerts", *alerts.AlertState, *lines.WORD_OF_SEVERITY.values())
+    assert not unexplained("alerts", *alerts.AlertState, *WORD_OF_SEVERITY.values())
     assert not unexplained("alerts", *(severity.label for severity in Severity))
     states = {expert_card.condition(load) for load in (0.0, 0.05, 0.3, 1.0, 1.8, 3.0, 9.0, 20.0)}
     assert states == {"dead", "starving", "under", "fair", "over", "hot"}

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given, strategies as st
 
-from microscope_tui.app.palette import style_of
-from microscope_tui.lines import Heat, Line, Look, Span, compare, fit, load_bars, plain, table
-from microscope_tui.lines.glyphs import CALM_TO, HOT_LEVEL, Glyphs, calm_band
-from microscope_tui.lines.heat import (
+from microscope_tui.draw import table
+from microscope_tui.draw.bars import load_bars
+from microscope_tui.draw.glyphs import CALM_TO, HOT_LEVEL, Glyphs, calm_band
+from microscope_tui.draw.heat import (
+    Heat,
+    Look,
     Measure,
     cells_of,
     heat_lines,
@@ -20,6 +22,10 @@ from microscope_tui.lines.heat import (
     highest_possible,
     legend,
 )
+from microscope_tui.draw.spans import Line, Span, plain
+from microscope_tui.draw.table import fit
+from microscope_tui.kit.palette import style_of
+from microscope_tui.screens.compare import text as compare
 from microscope_tui.watch import RunWatch, pin_at, reference_of, view_of
 
 Synthetic = Callable[..., RunWatch]

@@ -5,9 +5,14 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from microscope_tui.lines import Glyphs, line_width, mismatch_text, plain
-from microscope_tui.lines.mismatch import beside_each_other, percent
-from microscope_tui.routing.compare import LayerMismatch, MarginBin, Mismatch
+from microscope_tui.draw.glyphs import Glyphs
+from microscope_tui.draw.spans import line_width, plain
+from microscope_tui.extensions.anatomy.compare import LayerMismatch, MarginBin, Mismatch
+from microscope_tui.extensions.anatomy.mismatch_text import (
+    beside_each_other,
+    mismatch_text,
+    percent,
+)
 
 
 @st.composite

@@ -5,8 +5,36 @@ from typing import Any
 
 import pytest
 
-from microscope_tui import lines as screens
-from microscope_tui.lines import expert_card, heat, words
+from microscope_tui.draw import heat, words
+from microscope_tui.draw.bars import (
+    load_bars,
+)
+from microscope_tui.draw.charts import (
+    layer_charts,
+)
+from microscope_tui.draw.glyphs import (
+    Glyphs,
+)
+from microscope_tui.draw.heat import (
+    Heat,
+    Look,
+    Measure,
+)
+from microscope_tui.draw.spans import (
+    line_width,
+    plain,
+)
+from microscope_tui.draw.table import (
+    expert_line,
+    fit,
+)
+from microscope_tui.screens.expert import text as expert_card
+from microscope_tui.screens.expert.text import (
+    LoadSeries,
+)
+from microscope_tui.screens.main.as_text import (
+    snapshot_text,
+)
 from microscope_tui.watch import RunWatch, view_of
 from tests.conftest import header, open_log, step
 
@@ -30,7 +58,7 @@ def watched(write_log: Any, balanced: Any) -> Callable[[Any], RunWatch]:
 
 @pytest.mark.parametrize("size", [(80, 24), (120, 40)])
 def test_a_run_of_summaries_names_what_writes_counts(watched: Any, size: tuple[int, int]) -> None:
-    text = screens.snapshot_text(watched(SUMMARIES), *size)
+    text = snapshot_text(watched(SUMMARIES), *size)
     assert "no counts: only summaries; the probe writes counts (2 lines: docs/probe.md)" in text
     assert "max load 3.25" in text
     assert "E unknown" in text
@@ -52,8 +80,8 @@ def test_a_column_that_no_layer_fills_is_left_out_and_the_curve_has_its_room(
         runs[shown] = open_log(path)
     for shown, watch in runs.items():
         layout, text = (
-            screens.fit(view_of(watch), columns, 40),
-            screens.snapshot_text(watch, columns, 40),
+            fit(view_of(watch), columns, 40),
+            snapshot_text(watch, columns, 40),
         )
         heads = next(line for line in text.splitlines() if line.startswith("  layer"))
         assert [word for word in ("entropy", "drop") if word in heads] == shown.split()
@@ -62,25 +90,25 @@ def test_a_column_that_no_layer_fills_is_left_out_and_the_curve_has_its_room(
 
 
 def test_an_unknown_top_k_is_named_where_the_balance_would_be(watched: Any) -> None:
-    text = screens.snapshot_text(watched(NO_TOP_K), 80, 24)
+    text = snapshot_text(watched(NO_TOP_K), 80, 24)
     assert text.count("k unknown") == 3
     assert "use --top-k" in text
     assert "healthy" not in text
-    text = screens.snapshot_text(watched({}), 100, 30)
+    text = snapshot_text(watched({}), 100, 30)
     assert "unknown" not in text
     assert "no counts" not in text
 
 
 def test_the_charts_of_a_layer_name_what_they_need(watched: Any) -> None:
     view = view_of(watched(NO_TOP_K))
-    charts = screens.layer_charts(view, view.layers[0])
+    charts = layer_charts(view, view.layers[0])
     assert not charts["balance"].measured
     assert charts["balance"].nothing == "top_k is unknown: use --top-k"
     assert "docs/probe.md" in charts["entropy"].nothing
     nothing = words.no_counts(view_of(watched(SUMMARIES)))
-    lines = screens.load_bars(None, (40, 6), screens.Glyphs.BRAILLE, step=1, nothing=nothing)
-    assert " ".join(screens.plain(line).strip() for line in lines).count("docs/probe.md") == 1
-    assert [screens.line_width(line) for line in lines] == [40] * 6
+    lines = load_bars(None, (40, 6), Glyphs.BRAILLE, step=1, nothing=nothing)
+    assert " ".join(plain(line).strip() for line in lines).count("docs/probe.md") == 1
+    assert [line_width(line) for line in lines] == [40] * 6
 
 
 @pytest.mark.parametrize(
@@ -95,12 +123,12 @@ def test_a_share_of_the_tokens_is_not_claimed_where_k_or_the_tokens_are_unknown(
     watched: Any, header: dict[str, Any], of: str, wrong: str
 ) -> None:
     view = view_of(watched(header))
-    card = expert_card.facts(view, view.layers[0], 3, screens.LoadSeries(()), 100)
+    card = expert_card.facts(view, view.layers[0], 3, LoadSeries(()), 100)
     for text in (
-        " ".join(map(screens.plain, card)),
-        screens.expert_line(view, 0, 3, screens.Heat()),
+        " ".join(map(plain, card)),
+        expert_line(view, 0, 3, Heat()),
     ):
         assert of in text
         assert wrong not in text
-    share = heat.cells_of(view.layers[0], screens.Heat(screens.Look(measure=screens.Measure.SHARE)))
+    share = heat.cells_of(view.layers[0], Heat(Look(measure=Measure.SHARE)))
     assert (share == "top_k is unknown") == (header is NO_TOP_K)

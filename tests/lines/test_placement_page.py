@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from microscope_tui.diagnosis import Severity
-from microscope_tui.lines import (
-    Glyphs,
-    Heat,
+from microscope_tui.draw.glyphs import Glyphs
+from microscope_tui.draw.heat import Heat
+from microscope_tui.draw.spans import line_width, plain
+from microscope_tui.extensions.placement.study import Request, Study, study
+from microscope_tui.extensions.placement.text import (
     ageing_chart,
-    line_width,
     placement_lines,
-    plain,
     repair_first,
 )
-from microscope_tui.placement import Request, Study, rank_loads, study
+from microscope_tui.watch.cluster import rank_loads
 from tests.placement.simulated import counts_of, drawn, popularity
 
 RNG = np.random.default_rng(0)

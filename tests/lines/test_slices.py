@@ -6,8 +6,20 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given, strategies as st
 
-from microscope_tui.lines import Glyphs, NoTables, Ordering, SliceTable, plain, slice_table, slices
-from microscope_tui.routing import FEWEST_EXPECTED, Routing, Tables
+from microscope_tui.draw.glyphs import Glyphs
+from microscope_tui.draw.spans import plain
+from microscope_tui.extensions.anatomy import slices_text as slices
+from microscope_tui.extensions.anatomy.layout import (
+    Tables,
+)
+from microscope_tui.extensions.anatomy.routing_file import Routing
+from microscope_tui.extensions.anatomy.slices_text import (
+    NoTables,
+    Ordering,
+    SliceTable,
+    slice_table,
+)
+from microscope_tui.measures import FEWEST_EXPECTED
 from tests.probed import SLICES, class_of, texts
 
 

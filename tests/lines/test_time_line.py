@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from microscope_tui.lines import Axis, plain
-from microscope_tui.lines.time_line import ribbon
+from microscope_tui.draw.spans import plain
+from microscope_tui.draw.time_line import Axis, ribbon
 from microscope_tui.watch import RunView, RunWatch, view_of
 
 HOUR, DAY = 3600.0, 86400.0

@@ -9,9 +9,17 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from microscope_tui.lines import Flow, Place, shown_token
-from microscope_tui.lines.token_flow import CHUNK, NOTHING, pieces_of, wrapped
-from microscope_tui.routing import BadRouting, Routing, RoutingWriter, Shape
+from microscope_tui.extensions.anatomy.layout import BadRouting, Shape
+from microscope_tui.extensions.anatomy.routing_file import Routing, RoutingWriter
+from microscope_tui.extensions.anatomy.token_flow import (
+    CHUNK,
+    NOTHING,
+    Flow,
+    Place,
+    pieces_of,
+    shown_token,
+    wrapped,
+)
 
 
 def write(path: Path, texts: list[bytes], slices: list[int] | None = None) -> Routing:

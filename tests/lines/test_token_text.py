@@ -5,9 +5,12 @@ import re
 import pytest
 from hypothesis import given, strategies as st
 
-from microscope_tui.lines import Glyphs, Highlight, plain, tokens
-from microscope_tui.lines.tokens import LETTERS, busiest, colours
-from microscope_tui.routing import Choice, Routing
+from microscope_tui.draw.glyphs import Glyphs
+from microscope_tui.draw.spans import plain
+from microscope_tui.extensions.anatomy import tokens_text as tokens
+from microscope_tui.extensions.anatomy.layout import Choice
+from microscope_tui.extensions.anatomy.routing_file import Routing
+from microscope_tui.extensions.anatomy.tokens_text import LETTERS, Highlight, busiest, colours
 
 OWN = colours((5, 2))
 

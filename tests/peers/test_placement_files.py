@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from microscope_tui.placement import write_form
+from microscope_tui.extensions.placement.files import write_form
 from tests.placement.test_files import HIDDEN, LAYERS, PLACEMENTS, RANKS
 
 EXPERTS, SLOTS = 4, 6

@@ -2,8 +2,7 @@
 
 from hypothesis import strategies as st
 
-from microscope_tui.placement import Cluster
-from microscope_tui.placement.cluster import Placement
+from microscope_tui.watch.cluster import Cluster, Placement
 
 
 @st.composite

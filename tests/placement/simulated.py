@@ -5,8 +5,8 @@ from array import array
 import numpy as np
 from numpy.typing import NDArray
 
-from microscope_tui.placement import Counts, Layer
 from microscope_tui.runlog import RouterInfo, RunRecord
+from microscope_tui.watch.counted import Counts, Layer
 
 Loads = NDArray[np.float64]
 

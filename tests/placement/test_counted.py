@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.placement import NoCounts, counted, read_counts
 from microscope_tui.runlog import find_runs
+from microscope_tui.watch import counted
+from microscope_tui.watch.counted import NoCounts, read_counts
 from tests.conftest import header, step
 
 MODEL = {"layers": [0, 3], "layer_names": ["a", "b"], "num_experts": 2, "top_k": 1}

@@ -9,8 +9,13 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from hypothesis import given, strategies as st
 
-from microscope_tui.placement import FORMS, BadFile, read_form, write_form
-from microscope_tui.placement.cluster import Placement
+from microscope_tui.extensions.placement.files import (
+    FORMS,
+    BadFile,
+    read_form,
+    write_form,
+)
+from microscope_tui.watch.cluster import Placement
 
 PLACEMENTS = [[[0, 1, 2], [0, 3, 1]], [[3, 2, 1], [0, 3, 2]]]
 LAYERS, EXPERTS, RANKS, HIDDEN = [1, 2], [4, 4], 2, 3

@@ -9,8 +9,8 @@ from itertools import chain
 import pytest
 from hypothesis import given, settings
 
-from microscope_tui.placement import Cluster, published, rank_loads
-from microscope_tui.placement.cluster import copies_of
+from microscope_tui.extensions.placement.published import published
+from microscope_tui.watch.cluster import Cluster, copies_of, rank_loads
 from tests.placement.drawn import fits, groups_are_together
 
 ROWS = (

@@ -7,13 +7,15 @@ import pytest
 from hypothesis import example, given, settings
 
 from benchmarks.placement import inputs, optimum
-from microscope_tui.placement import published, rank_loads, refined
-from microscope_tui.placement.cluster import (
+from microscope_tui.extensions.placement.published import published
+from microscope_tui.extensions.placement.refine import refined
+from microscope_tui.watch.cluster import (
     Cluster,
     Placement,
     contiguous,
     copies_of,
     double_copies,
+    rank_loads,
 )
 from tests.placement.drawn import fits, groups_are_together, node_size
 

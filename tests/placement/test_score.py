@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from microscope_tui.placement import Cluster
-from microscope_tui.placement.score import even_shares, gain_of, nearest_shares
+from microscope_tui.watch.cluster import Cluster
+from microscope_tui.watch.score import even_shares, gain_of, nearest_shares
 
 
 def test_the_interval_holds_the_mean_of_a_series_whose_neighbours_are_alike() -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from microscope_tui.placement import BadCluster, Cluster, published, rank_loads
-from microscope_tui.placement.cluster import contiguous
-from microscope_tui.placement.study import Request, Study, study
+from microscope_tui.extensions.placement.published import published
+from microscope_tui.extensions.placement.study import Request, Study, study
+from microscope_tui.watch.cluster import BadCluster, Cluster, contiguous, rank_loads
 from tests.placement.simulated import balancedness, counts_of, drawn, popularity
 
 FOUR = Request(ranks=4)

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from benchmarks.families.tiny import build
 from microscope_tui.commands.options import ProbeOptions
-from microscope_tui.commands.probe import probe as command
+from microscope_tui.extensions.anatomy.probe_command import probe as command
 from moe_model import WEIGHTS, LanguageModel, ModelConfig, write_description, write_tensors
 from moe_model.tokenizer import CharTokenizer, character_files
 

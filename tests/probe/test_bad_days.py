@@ -12,8 +12,8 @@ from unittest import mock
 
 import pytest
 
+from microscope_tui.commands.check.format_check import check_format, format_text
 from microscope_tui.probe import RunRecorder, TrainingLog
-from microscope_tui.report.format_check import check_format, format_text
 from tests.probe.layers import records
 from tests.probe.replay import collapsing, episodes_of, open_recorder, replay, watch, written
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from microscope_tui.commands.check.report import judge, verdict_text
 from microscope_tui.diagnosis import Diagnosis
 from microscope_tui.probe import Alert
-from microscope_tui.report import judge, verdict_text
 from microscope_tui.runlog import RunFile, RunReader, StepEntry
 from tests.probe import replay as replays
 from tests.probe.replay import HEADER, Record, collapsing, open_recorder, replay, step, watch

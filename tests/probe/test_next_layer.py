@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from microscope_tui.probe import find_sites, load
-from microscope_tui.report import slices_json
-from microscope_tui.routing import Routing
+from microscope_tui.extensions.anatomy.as_json import slices_json
+from microscope_tui.extensions.anatomy.checkpoints import load
+from microscope_tui.extensions.anatomy.routing_file import Routing
+from microscope_tui.probe import find_sites
 from tests.probe.folders import family, own, probe, text
 
 WINDOW, TOKENS = 16, 53

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from microscope_tui.probe.texts import CharacterPieces, TokenizerPieces
+from microscope_tui.extensions.anatomy.texts import CharacterPieces, TokenizerPieces
 from moe_model import CharTokenizer
 from tests.probe.real_text import tokenizer
 

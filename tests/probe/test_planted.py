@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from microscope_tui.probe.tables import MOST_TELLING
-from microscope_tui.routing import Routing
+from microscope_tui.extensions.anatomy.routing_file import Routing
+from microscope_tui.extensions.anatomy.tables import MOST_TELLING
 from tests.probe.folders import CHARACTERS, CLASSES, expert_of, planted, probe
 
 LENGTH = 40_000

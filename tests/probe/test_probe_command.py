@@ -23,10 +23,15 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralForCausalLM
 
-from microscope_tui.probe import load, probing
-from microscope_tui.probe.probed_model import CannotProbe, folder_of, out_of_memory
-from microscope_tui.report import judge
-from microscope_tui.routing import Routing
+from microscope_tui.commands.check.report import judge
+from microscope_tui.extensions.anatomy import probing
+from microscope_tui.extensions.anatomy.checkpoints import load
+from microscope_tui.extensions.anatomy.probed_model import (
+    CannotProbe,
+    folder_of,
+    out_of_memory,
+)
+from microscope_tui.extensions.anatomy.routing_file import Routing
 from microscope_tui.runlog import RunFile
 from moe_model import CharTokenizer
 from tests.probe.folders import CHARACTERS, change, family, own, planted, probe, save, text
@@ -259,7 +264,7 @@ def test_progress_never_shares_a_line_with_a_message(run: Run, monkeypatch: Any)
     alarm = partial(logging.getLogger("microscope_tui.probe").warning, "step 2: COLLAPSE")
     monkeypatch.setattr(probing, "batches", in_third_batch(alarm))
     seconds = SimpleNamespace(monotonic=count().__next__)
-    monkeypatch.setattr("microscope_tui.commands.probe.time", seconds)
+    monkeypatch.setattr("microscope_tui.extensions.anatomy.probe_command.time", seconds)
     monkeypatch.setattr(logging.root, "handlers", [])
     monkeypatch.setattr(logging, "lastResort", None)
     screen, printed = pyte.Screen(300, 20), StringIO()
@@ -293,7 +298,9 @@ def test_a_signal_while_tables_are_computed_leaves_them_out(
         if what == "layers":
             send(signal.SIGINT)
 
-    monkeypatch.setattr("microscope_tui.commands.probe._Progress", lambda: signalled)
+    monkeypatch.setattr(
+        "microscope_tui.extensions.anatomy.probe_command._Progress", lambda: signalled
+    )
     assert run() == 130
     with Routing(out / "routing.bin") as routing:
         assert (routing.tokens, routing.tables.counts) == (400, [])
@@ -301,7 +308,7 @@ def test_a_signal_while_tables_are_computed_leaves_them_out(
 
 def test_a_full_disk_is_one_line(model: Path, words: Path, out: Path, monkeypatch: Any) -> None:
     full = OSError(28, "No space left on device", str(out))
-    finish = "microscope_tui.routing.file.RoutingWriter.finish"
+    finish = "microscope_tui.extensions.anatomy.routing_file.RoutingWriter.finish"
     monkeypatch.setattr(finish, mock.Mock(side_effect=full))
     refused(model, words, why="out: cannot be written .No space", code=3, output=out)
     assert os.listdir(out) == ["metrics.jsonl"]
@@ -391,6 +398,7 @@ def test_the_default_folder_names_model_and_time(
     model: Path, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     assert probe(model, words) == 0
     (folder,) = (tmp_path / "logs").iterdir()
     assert re.fullmatch(r"probe-planted-\d{4}-\d\d-\d\d-\d{6}", folder.name)

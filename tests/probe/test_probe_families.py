@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from benchmarks.families.oracle import Oracle
-from microscope_tui.probe import find_sites, load
-from microscope_tui.routing import Routing
+from microscope_tui.extensions.anatomy.checkpoints import load
+from microscope_tui.extensions.anatomy.routing_file import Routing
+from microscope_tui.probe import find_sites
 from moe_model import read_checkpoint
 from tests.probe.folders import CHARACTERS, family, own, probe, text
 from tests.problems import problems_in

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from microscope_tui.probe import tables
+from microscope_tui.extensions.anatomy import tables
+from microscope_tui.probe.held_out import SHUFFLES, held_out_slices, noise_level
 
 
 @st.composite
@@ -130,15 +131,15 @@ def test_noise_is_that_of_slices_which_do_not_differ() -> None:
     found = tables.shuffled_ratios(ids, slices, 2, 8)
     # Var of a share p of n tokens in half of 2n is p(1−p)/2n; 2.576 sigma are the 99 % point.
     expected = 2.576 * math.sqrt(7 / 8 * 8 / 64_000) / math.log(2)
-    assert [tables.noise_level(one) for one in found] == pytest.approx([expected] * 2, rel=0.25)
+    assert [noise_level(one) for one in found] == pytest.approx([expected] * 2, rel=0.25)
 
 
 def test_neighbours_that_are_alike_make_more_noise() -> None:
     made = np.random.default_rng(0)
     runs = np.repeat(made.integers(0, 8, 1000), 64)[:, None]
     slices = np.repeat([0, 1], 32_000)
-    alike = tables.noise_level(tables.shuffled_ratios(runs, slices, 2, 8)[0])
-    apart = tables.noise_level(tables.shuffled_ratios(made.permutation(runs), slices, 2, 8)[0])
+    alike = noise_level(tables.shuffled_ratios(runs, slices, 2, 8)[0])
+    apart = noise_level(tables.shuffled_ratios(made.permutation(runs), slices, 2, 8)[0])
     assert alike > 5 * apart
 
 
@@ -153,15 +154,15 @@ def test_an_expert_without_enough_pairs_is_no_noise() -> None:
     ids = np.zeros((1000, 1), dtype=np.int64)
     ids[:3] = 1
     (found,) = tables.shuffled_ratios(ids, np.zeros(1000, dtype=np.int64), 1, 3)
-    assert len(found) == tables.SHUFFLES
-    assert tables.noise_level(found) == 0.0
+    assert len(found) == SHUFFLES
+    assert noise_level(found) == 0.0
 
 
 def test_held_out_counts_are_sums_by_source_beside_what_shuffled_sequences_reach() -> None:
     made = np.random.default_rng(0)
     counts_NLE = made.poisson(20, (60, 2, 8))
     counts_NLE[20:, 1, 3] += 20
-    found = tables.held_out_slices(["a", "b"], [20, 40], counts_NLE)
+    found = held_out_slices(["a", "b"], [20, 40], counts_NLE)
     assert found["names"] == ["a", "b"]
     assert found["counts"] == [counts_NLE[:20].sum(0).tolist(), counts_NLE[20:].sum(0).tolist()]
     shares_NE = counts_NLE[:, 1] / counts_NLE[:, 1].sum(-1, keepdims=True)

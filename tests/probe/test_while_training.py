@@ -15,8 +15,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from microscope_tui.commands.check.format_check import check_format, exit_code
 from microscope_tui.probe import Adapter, attach
-from microscope_tui.report.format_check import check_format, exit_code
 from tests.probe import layers
 from tests.probe.layers import PAIRS, ROUTERS, TOP_K, Block, Model, records, sums, tokens, watched
 from tests.probe.real_text import Pieces, small_mixtral

@@ -8,11 +8,15 @@ import pytest
 from hypothesis import given, strategies as st
 
 from benchmarks.coverage import covered
-from microscope_tui import report
-from microscope_tui.placement import NoCounts, read_counts
-from microscope_tui.report import coverage
+from microscope_tui.extensions.anatomy import coverage
+from microscope_tui.extensions.anatomy.coverage import (
+    coverage_json,
+    coverage_of,
+    coverage_text,
+)
 from microscope_tui.runlog import RunFile
 from microscope_tui.runlog.decode import decode_means
+from microscope_tui.watch.counted import NoCounts, read_counts
 from tests.conftest import header, step
 
 MODEL = {"layers": [1, 2], "layer_names": ["L1", "L2"], "num_experts": 4, "top_k": 1}
@@ -61,7 +65,7 @@ def covering(write_log: Any) -> Callable[..., Any]:
 
     def cover(wanted: int, steps: Sequence[Any], **changes: Any) -> Any:
         log = write_log([header(**({"model": MODEL, "profile": "eval"} | changes)), *steps])
-        return report.coverage_of(RunFile("probe", log, 0.0), wanted)
+        return coverage_of(RunFile("probe", log, 0.0), wanted)
 
     return cover
 
@@ -89,18 +93,18 @@ def test_a_training_run_is_covered_by_its_last_counted_steps_that_survive(write_
     new = [step(n, [[0, 0, n, 5]], n + 5) for n in range(251, 253)]
     again = header(model=ONE_LAYER, resumed_at_step=251)
     path = write_log([header(model=ONE_LAYER), *old, again, *new])
-    found = report.coverage_of(RunFile("run", path, 0.0), 1)
+    found = coverage_of(RunFile("run", path, 0.0), 1)
     assert (found.first_step, found.last_step, found.steps) == (53, 252, 200)
     counts = [expert.tokens for expert in found.layers[0].experts]
     assert counts == [sum(range(53, 251)), 198 * 10_000, 251 + 252, 10]
-    some = report.coverage_of(RunFile("run", path, 0.0), 1, 10, 12)
+    some = coverage_of(RunFile("run", path, 0.0), 1, 10, 12)
     assert [expert.tokens for expert in some.layers[0].experts] == [33, 30_000, 0, 0]
 
 
 def test_experts_that_appear_later_cost_no_earlier_step(write_log: Any) -> None:
     records = [step(1, [[6, 4]], 10), header(model=ONE_LAYER), step(2, [[1, 2, 3, 4]], 10)]
     path = write_log([header(model=ONE_LAYER | {"num_experts": 2}), *records])
-    found = report.coverage_of(RunFile("run", path, 0.0), 1)
+    found = coverage_of(RunFile("run", path, 0.0), 1)
     assert [expert.tokens for expert in found.layers[0].experts] == [7, 6, 3, 4]
     placed = read_counts(RunFile("run", path, 0.0))
     assert placed.layers[0].counts.tolist() == [6, 4, 0, 0, 1, 2, 3, 4]
@@ -134,7 +138,7 @@ def test_saliency_is_the_mean_over_the_pairs_of_all_steps(covering: Any) -> None
     assert experts[1].mean_weight == pytest.approx(0.4)
     assert experts[2].saliency is None
     assert found.layers[1].experts[0].mean_weight is None
-    assert "product" in report.coverage_text(found)
+    assert "product" in coverage_text(found)
 
 
 @pytest.mark.parametrize(
@@ -160,12 +164,12 @@ def test_shares_become_tokens_where_their_number_is_known(covering: Any) -> None
 
 def test_an_expert_without_a_hit_never_gets_a_finite_estimate(covering: Any) -> None:
     found = covering(500, [step(1, [[40, 60, 0, 900], [250] * 4], 1000)])
-    text = report.coverage_text(found)
+    text = coverage_text(found)
     assert "more than" in text
     assert "1 expert was never chosen" in text
     assert "Rarely used does not mean useless" in text
     assert max(map(len, text.splitlines())) <= 80
-    of_layer = report.coverage_json(found)["layers"][0]["experts"]
+    of_layer = coverage_json(found)["layers"][0]["experts"]
     assert [one["more_tokens"] for one in of_layer][2:] == [None, 0]
     assert of_layer[2]["more_tokens_high"] is None
     assert of_layer[2]["more_tokens_low"] > 100_000

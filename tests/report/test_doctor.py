@@ -8,9 +8,17 @@ from hypothesis import given, strategies as st
 from msgspec.structs import replace
 from rich.console import Console
 
-from microscope_tui.lines import Glyphs, fit
-from microscope_tui.report import Terminal, colours_of, doctor_text, in_multiplexer
-from microscope_tui.report.doctor import ROOMY_ROWS, layout_of, recommended
+from microscope_tui.commands.doctor import (
+    ROOMY_ROWS,
+    Terminal,
+    colours_of,
+    doctor_text,
+    in_multiplexer,
+    layout_of,
+    recommended,
+)
+from microscope_tui.draw.glyphs import Glyphs
+from microscope_tui.draw.table import fit
 from microscope_tui.watch import view_of
 from tests.conftest import open_log
 

@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 
+from microscope_tui.commands.check.report import (
+    Judgement,
+    exit_code,
+    worst_code,
+)
 from microscope_tui.diagnosis import WHOLE_RUN, Episode, Severity, group
-from microscope_tui.report import worst_code
-from microscope_tui.report.check import Judgement, exit_code
 from microscope_tui.runlog import RouterInfo
 
 INFO, WARN, CRITICAL, ERROR = Severity.INFO, Severity.WARN, Severity.CRITICAL, Severity.ERROR

@@ -2,8 +2,8 @@
 
 import pytest
 
+from microscope_tui.commands.explain import explained, rule_text
 from microscope_tui.diagnosis import RULES, changed_limits
-from microscope_tui.report import explained, rule_text
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, strategies as st
 from msgspec.structs import replace
 
-from microscope_tui.app.out import free_name, write_new
-from microscope_tui.report import judge, verdict_json, view_csv, view_json, write_csv
-from microscope_tui.report.export import VIEW_COLUMNS
+from microscope_tui.commands.check.report import judge, verdict_json
+from microscope_tui.draw.export import VIEW_COLUMNS, view_csv, view_json, write_csv
+from microscope_tui.kit.out import free_name, write_new
 from microscope_tui.runlog import RunFile, safe_text
 from microscope_tui.scenarios import Shape, write_run
 from microscope_tui.watch import RunView, view_of

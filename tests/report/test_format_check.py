@@ -13,9 +13,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from microscope_tui.commands.check.format_check import (
+    check_format,
+    exit_code,
+    format_json,
+    format_text,
+)
+from microscope_tui.commands.check.report import judge
 from microscope_tui.probe import RunRecorder
-from microscope_tui.report import judge
-from microscope_tui.report.format_check import check_format, exit_code, format_json, format_text
 from microscope_tui.runlog import RunFile, records as tables, safe_text, tail, validate
 from microscope_tui.runlog.problems import SAID_IN_FULL
 from tests.conftest import header
@@ -122,7 +127,7 @@ def test_the_cut_of_the_bytes_changes_nothing(write_log: Any, monkeypatch: Any, 
     lines = [b"\xef\xbb\xbf" + json.dumps(header()).encode(), b"\0\0\0x", b"", b"[1]"]
     path = write_log([*lines, header()])
     path.write_bytes(path.read_bytes() + b'{"kind": "st')
-    monkeypatch.setattr("microscope_tui.report.format_check._CHUNK_BYTES", chunk)
+    monkeypatch.setattr("microscope_tui.commands.check.format_check._CHUNK_BYTES", chunk)
     report = check_format(path)
     found = {(p.line, p.code) for p in report.problems}
     expected = {(1, "bom"), (2, "nul"), (2, "json"), (3, "empty"), (4, "object")}

@@ -6,9 +6,14 @@ from typing import Any
 
 import pytest
 
+from microscope_tui.commands.check.report import (
+    CheckRequest,
+    Judgement,
+    judge,
+    verdict_json,
+    verdict_text,
+)
 from microscope_tui.diagnosis import Criteria
-from microscope_tui.report import CheckRequest, judge, verdict_json, verdict_text
-from microscope_tui.report.check import Judgement
 from microscope_tui.runlog import RunFile
 from microscope_tui.watch import RunWatch
 from tests.conftest import header, step

@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from microscope_tui.lines import Glyphs, mismatch_text, plain
-from microscope_tui.routing import Mismatch, NotComparable, Routing, RoutingWriter, Shape, compare
+from microscope_tui.draw.glyphs import Glyphs
+from microscope_tui.draw.spans import plain
+from microscope_tui.extensions.anatomy.compare import Mismatch, NotComparable, compare
+from microscope_tui.extensions.anatomy.layout import Shape
+from microscope_tui.extensions.anatomy.mismatch_text import mismatch_text
+from microscope_tui.extensions.anatomy.routing_file import Routing, RoutingWriter
 
 Ids = list[list[list[int]]]
 

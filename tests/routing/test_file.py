@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from microscope_tui.routing import Routing, RoutingWriter
-from microscope_tui.routing.layout import PREAMBLE, BadRouting, Shape, Tables
+from microscope_tui.extensions.anatomy.layout import PREAMBLE, BadRouting, Shape, Tables
+from microscope_tui.extensions.anatomy.routing_file import Routing, RoutingWriter
 
 TEXTS = [b"The ", b"quick ", b"br", b"own ", b"\x1b[2J", b"fox"]
 

@@ -5,7 +5,7 @@ import unicodedata
 import pytest
 from hypothesis import given, strategies as st
 
-from microscope_tui.lines import width_of
+from microscope_tui.draw.spans import width_of
 from microscope_tui.runlog import safe_text
 
 

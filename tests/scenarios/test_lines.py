@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.scenarios.variants import APART
-from microscope_tui.report.format_check import check_format, format_text
+from microscope_tui.commands.check.format_check import check_format, format_text
 from microscope_tui.runlog import RunReader, RunRecord, StepEntry
 from microscope_tui.scenarios import Shape, lines, write_run
 

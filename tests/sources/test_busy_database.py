@@ -11,14 +11,22 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from microscope_tui.commands.check import _newest, _read_on
-from microscope_tui.lines import Glyphs
-from microscope_tui.lines.frame import header, verdict
-from microscope_tui.lines.run_list import fit_list, run_line
-from microscope_tui.lines.spans import Line, plain
-from microscope_tui.report import gauges_text, judge
+from microscope_tui.commands.check.command import _newest, _read_on
+from microscope_tui.commands.check.prometheus import gauges_text
+from microscope_tui.commands.check.report import judge
+from microscope_tui.draw.frame import header, verdict
+from microscope_tui.draw.glyphs import Glyphs
+from microscope_tui.draw.spans import Line, plain
 from microscope_tui.runlog import NoRuns
-from microscope_tui.sources import Keys, Search, catalogue, databases, sqlite, translated_log
+from microscope_tui.screens.runs.text import fit_list, run_line
+from microscope_tui.sources import (
+    Keys,
+    Search,
+    catalogue,
+    databases,
+    sqlite,
+    translated_log,
+)
 from microscope_tui.watch import Fleet, RunWatch, why_no_verdict
 from microscope_tui.watch.view import view_of
 from tests.conftest import Call

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from microscope_tui import sources
+from microscope_tui.extensions.dumps import megatron
 from microscope_tui.runlog import NoRuns
-from microscope_tui.sources import dumps, megatron, step_rows, streamlit
+from microscope_tui.sources import dumps, step_rows, streamlit
 from microscope_tui.sources.reader import RecordReader
 from tests.sources.reading import counts_of, drained, header_of, model_of, restarted, settle
 from tests.sources.sound import RUN, SOUND, Sound

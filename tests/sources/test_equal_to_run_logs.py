@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from microscope_tui import sources
+from microscope_tui.commands.check.report import judge
 from microscope_tui.probe import RunRecorder
-from microscope_tui.report import judge
 from microscope_tui.runlog import RunFile, RunReader, StepEntry, encode_record
 from microscope_tui.sources.reader import Record
 from microscope_tui.sources.records import counts_of_shares, run_record, step_record

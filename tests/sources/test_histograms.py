@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from microscope_tui.report import judge
+from microscope_tui.commands.check.report import judge
 from microscope_tui.sources import Keys, Search, SourceRequest, rules_of
 from microscope_tui.sources.databases import TrackioReader
 from microscope_tui.sources.histograms import NotChoices, choices

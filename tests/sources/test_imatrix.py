@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.sources import imatrix as reader
+from microscope_tui.extensions.dumps import imatrix as reader
+from microscope_tui.extensions.dumps.imatrix import GgufHeader, ImatrixReader
 from microscope_tui.sources.dumps import opened
-from microscope_tui.sources.imatrix import GgufHeader, ImatrixReader
 from microscope_tui.sources.reader import Record, SourceRequest, Unreadable
 from tests.peers import test_imatrix as peer
 from tests.peers.test_imatrix import CHUNKS, EXPERTS, GOLDEN, LAYERS, TOP_K

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.sources import megatron
-from microscope_tui.sources.megatron import MegatronReader
+from microscope_tui.extensions.dumps import megatron
+from microscope_tui.extensions.dumps.megatron import MegatronReader
 from microscope_tui.sources.reader import Record, SourceRequest, Unreadable
 from tests.sources import reading
 from tests.sources.reading import counts_of, drained, header_of, model_of, restarted, settle

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from microscope_tui.routing import Routing, Shape
+from microscope_tui.extensions.anatomy.layout import Shape
+from microscope_tui.extensions.anatomy.routed_experts import convert_choices
+from microscope_tui.extensions.anatomy.routing_file import Routing
 from microscope_tui.sources import (
     FORMATS,
     SourceRequest,
     Unreadable,
-    convert_choices,
     dumps,
     plain_pickle,
 )

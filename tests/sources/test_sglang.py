@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from microscope_tui.extensions.dumps.sglang import SGLangReader
 from microscope_tui.sources import dumps
 from microscope_tui.sources.reader import Record, SourceRequest, Unreadable
-from microscope_tui.sources.sglang import SGLangReader
 from tests.sources.reading import counts_of, drained, header_of, model_of, restarted, settle
 
 LAYERS, LOGICAL, PHYSICAL, RANKS = 4, 6, 8, 2

@@ -10,9 +10,10 @@ import safetensors.torch
 import torch
 from safetensors.torch import save
 
-from microscope_tui.sources import SourceRequest, Unreadable, tensorrt_llm
+from microscope_tui.extensions.dumps import tensorrt_llm
+from microscope_tui.extensions.dumps.tensorrt_llm import TensorRTReader
+from microscope_tui.sources import SourceRequest, Unreadable
 from microscope_tui.sources.dumps import opened
-from microscope_tui.sources.tensorrt_llm import TensorRTReader
 from tests.sources.reading import counts_of, drained, header_of, model_of, restarted, settle
 
 EXPERTS, K, TOKENS = 8, 2, 20

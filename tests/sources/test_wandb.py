@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from microscope_tui.lines import plain
-from microscope_tui.lines.run_list import fit_list, run_line
+from microscope_tui.draw.spans import plain
+from microscope_tui.screens.runs.text import fit_list, run_line
 from microscope_tui.sources import Unreadable
 from microscope_tui.sources.keys import Keys, Target, rules_of
 from microscope_tui.sources.wandb import BLOCK_BYTES, RecordSplitter, WandbReader

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.report import coverage_of
+from microscope_tui.extensions.anatomy.coverage import coverage_of
 from microscope_tui.runlog import NoRuns
 from microscope_tui.sources import Search, SourceRequest
 from microscope_tui.watch import RunWatch, pin_at

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from microscope_tui.routing import Routing
+from microscope_tui.extensions.anatomy.routing_file import Routing
 from tests.training.story import Capsys
 
 PROMPT = "the 5 of " * 3

@@ -5,10 +5,14 @@ from typing import Any
 
 import pytest
 
+from microscope_tui.commands.check.baseline import (
+    MOST_STEPS,
+    AgainstBaseline,
+    Baseline,
+    read_baseline,
+)
 from microscope_tui.diagnosis import Criteria
 from microscope_tui.runlog import RouterInfo, RunFile, RunRecord
-from microscope_tui.watch import AgainstBaseline, Baseline, read_baseline
-from microscope_tui.watch.baseline import MOST_STEPS
 from tests.conftest import header, step
 
 EVEN, ONE_DEAD = [4, 4, 4, 4], [8, 8, 0, 0]

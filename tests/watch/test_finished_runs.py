@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from microscope_tui.commands.check.report import judge
 from microscope_tui.diagnosis import ANYTHING
-from microscope_tui.lines.run_list import card_text
-from microscope_tui.report import judge
+from microscope_tui.screens.runs.text import card_text
 from microscope_tui.watch import Fleet, VerdictCache, fleet as fleet_module, view_of
 from microscope_tui.watch.fleet import MOST_FOLLOWED
 from tests.conftest import header, step

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.report import judge
+from microscope_tui.commands.check.report import judge
 from microscope_tui.runlog import RunFile
 from microscope_tui.watch import RunWatch, view_of
 from tests.conftest import open_log

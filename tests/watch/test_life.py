@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from microscope_tui.lines import Glyphs, frame, plain
-from microscope_tui.report import view_json
+from microscope_tui.draw import frame
+from microscope_tui.draw.export import view_json
+from microscope_tui.draw.glyphs import Glyphs
+from microscope_tui.draw.spans import plain
 from microscope_tui.watch import RunWatch, state, view_of
 from tests.conftest import header, open_log, step
 

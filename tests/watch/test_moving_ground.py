@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from benchmarks.bulk import write_bulk
-from microscope_tui.lines import alerts, plain
+from microscope_tui.draw.spans import plain
 from microscope_tui.runlog import RunFile, glance, sample
+from microscope_tui.screens.alerts import text as alerts
 from microscope_tui.watch import RunWatch, Window, pin_at, view_of
 from tests.conftest import header, open_log, step
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from microscope_tui.lines import fit, plain
-from microscope_tui.lines.alerts import title_line
-from microscope_tui.report import judge
+from microscope_tui.commands.check.report import judge
+from microscope_tui.draw.spans import plain
+from microscope_tui.draw.table import fit
 from microscope_tui.runlog import RunFile
+from microscope_tui.screens.alerts.text import title_line
 from microscope_tui.watch import RunState, pin, run_watch, view_of
 from tests.conftest import header, open_log, step
 

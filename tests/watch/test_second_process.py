@@ -17,8 +17,8 @@ import pytest
 
 from benchmarks.bulk import write_bulk
 from microscope_tui.diagnosis import ANYTHING, save
-from microscope_tui.lines import snapshot_text
 from microscope_tui.runlog import RunFile
+from microscope_tui.screens.main.as_text import snapshot_text
 from microscope_tui.sources import Search
 from microscope_tui.watch import RunWatch, judge
 from microscope_tui.watch.judge import Ended, Judge, SecondProcess

@@ -10,7 +10,8 @@ from unittest import mock
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from microscope_tui.diagnosis import ANYTHING, CollapseLimits, Criteria, Limits, Severity
+from microscope_tui.diagnosis import ANYTHING, Criteria, Limits, Severity
+from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.runlog import Stamp
 from microscope_tui.watch import Fleet, Trouble, Verdict, VerdictCache, verdict
 from tests.watch.test_finished_runs import judge_all, verdict_of

@@ -13,8 +13,22 @@ from msgspec.structs import replace
 
 from microscope_tui.diagnosis.bias_sign import BiasSign, SignMemory
 from microscope_tui.diagnosis.context import Context, RuleLimits
-from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Facts, Reading, Reason, Severity
-from microscope_tui.diagnosis.rules.base import BACK, Rule, listed, number, place, setting
+from microscope_tui.diagnosis.episodes import (
+    WHOLE_RUN,
+    Episode,
+    Facts,
+    Reading,
+    Reason,
+    Severity,
+)
+from microscope_tui.diagnosis.rules.base import (
+    BACK,
+    Rule,
+    listed,
+    number,
+    place,
+    setting,
+)
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.rules.meter import CONSTRUCTED
 from microscope_tui.diagnosis.signals import StepView, Trail

@@ -18,7 +18,14 @@ from microscope_tui.diagnosis.episodes import (
 from microscope_tui.diagnosis.rules.base import Rule, calm_down, number
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.rules.grad_spike import GradientLimits
-from microscope_tui.diagnosis.signals import NAN, FirstValues, Signal, StepView, Trail, median
+from microscope_tui.diagnosis.signals import (
+    NAN,
+    FirstValues,
+    Signal,
+    StepView,
+    Trail,
+    median,
+)
 from microscope_tui.runlog import RunRecord
 
 _REFRESH = 20  # lines between two medians

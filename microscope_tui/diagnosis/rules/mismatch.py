@@ -1,7 +1,14 @@
 """MISMATCH: the trainer and the engine that generates its data route differently."""
 
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Found, Reading, Readings, Severity
+from microscope_tui.diagnosis.episodes import (
+    WHOLE_RUN,
+    Episode,
+    Found,
+    Reading,
+    Readings,
+    Severity,
+)
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import NAN, FirstValues, StepView
 from microscope_tui.runlog import RunRecord

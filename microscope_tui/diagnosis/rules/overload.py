@@ -5,7 +5,14 @@ import math
 import msgspec
 
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Reason, Severity
+from microscope_tui.diagnosis.episodes import (
+    Episode,
+    Found,
+    Reading,
+    Readings,
+    Reason,
+    Severity,
+)
 from microscope_tui.diagnosis.rules.base import Rule, ids_of, number
 from microscope_tui.diagnosis.signals import FirstValues, Signal, StepView, SummedCounts
 from microscope_tui.runlog import RunRecord

@@ -19,7 +19,13 @@ from microscope_tui.diagnosis.episodes import (
     Severity,
 )
 from microscope_tui.diagnosis.rules.base import Rule, number, size_of, stronger_balance
-from microscope_tui.diagnosis.signals import StepView, SummedCounts, Suspect, median, watched
+from microscope_tui.diagnosis.signals import (
+    StepView,
+    SummedCounts,
+    Suspect,
+    median,
+    watched,
+)
 from microscope_tui.runlog import RunRecord
 
 

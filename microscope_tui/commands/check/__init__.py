@@ -1,0 +1,1 @@
+"""``moe-microscope check``: the verdict, for Slurm and CI."""

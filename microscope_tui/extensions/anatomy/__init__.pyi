@@ -1,0 +1,1 @@
+from .routing_file import Routing as Routing

@@ -1,0 +1,1 @@
+"""Files that engines and Megatron dump: exact counts of experts."""

@@ -1,0 +1,1 @@
+"""Where experts should live: a placement scored on steps that it was not fitted to."""

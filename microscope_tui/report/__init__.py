@@ -1,5 +1,0 @@
-"""Output of the commands: verdicts, news of a followed run, explanations, exports, the doctor."""
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,1 @@
+"""One folder a screen: what it shows, as text, and its keys (``screen.py``)."""

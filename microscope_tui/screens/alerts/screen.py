@@ -1,0 +1,133 @@
+"""All alerts of the run, with evidence; enter jumps to one."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from microscope_tui.diagnosis import Advice, Finding
+from microscope_tui.draw.spans import Line, Span, pad
+from microscope_tui.kit import keys
+from microscope_tui.kit.base import AIRY_FROM_ROWS, ListScreen
+from microscope_tui.kit.keys import key, pair
+from microscope_tui.screens.alerts import text as alerts
+from microscope_tui.screens.alerts.text import Entry
+from microscope_tui.watch import RunView, view_of
+
+_FRAME_LINES = 5  # header, title, track, ribbon, keys
+_LEAST_LIST = 5
+_DETAIL_LINES = 12  # height of the details below the list
+_GAP = 3
+
+
+class AlertsScreen(ListScreen):
+    CSS = """
+    #alerts-title, #track { height: 1; }
+    #alerts { height: 1fr; layout: vertical; }
+    .beside #alerts { layout: horizontal; }
+    .airy #alerts { margin: 1 0; }
+    """
+    BINDINGS: ClassVar = [
+        keys.BACK,
+        *pair(
+            "alert",
+            key("alert.up", "up,k", "move(-1)", "previous alert"),
+            key("alert.down", "down,j", "move(1)", "next alert"),
+        ),
+        *keys.in_list("alert"),
+        key("alert.open", "enter", "open_onset", "show the layer at the onset", "onset"),
+        key("alert.acknowledge", "A", "acknowledge", "mark the alert as seen", "seen"),
+        *keys.FILTER,
+        *keys.OUT,
+        *keys.EVERYWHERE,
+    ]
+    PARTS = ("header", "alerts-title", ("alerts", "alert-list", "alert-detail"), "track", "ribbon")
+
+    _entries: Sequence[Entry] = ()
+
+    def points(self) -> int:
+        return 12
+
+    async def draw(self, view: RunView, columns: int, rows: int) -> None:
+        entries = self._entries = self._found(view)
+        count = len(entries)
+        beside = columns >= alerts.BESIDE_FROM and count > 0
+        airy = rows >= AIRY_FROM_ROWS
+        self.flag(beside=beside, airy=airy)
+        room = rows - _FRAME_LINES - 2 * airy
+        width = alerts.list_width(entries, columns) if beside else columns
+        height = room
+        if count and not beside:  # the details are below the list
+            height = min(count + 1, max(min(_LEAST_LIST, room // 2), room - _DETAIL_LINES))
+        shown = self.in_view(self.at, count, height - 1 if count else height)
+        part = f"{self.first + 1:,} to {self.first + self.list_rows:,} of {count:,}"
+        said = [part if count > self.list_rows else "", self.filter_note()]
+        title = "  ·  ".join(filter(None, said))
+        self.show("alerts-title", [alerts.title_line(entries, view, columns, title)])
+        if not entries:
+            nothing: Sequence[Line] = alerts.no_alerts(view, columns)
+            if self.pattern:
+                text = Span(f"  no alert matches {self.filter_note(60)}", "dim")
+                nothing = [[], pad([text], columns)]
+            self.show("alert-list", nothing[:height], width=width, height=height)
+            self.show("alert-detail", [])
+            self.show("track", [])
+            return
+        layout = alerts.fit_alerts(entries, width)
+        lines = [alerts.entry_line(entries[at], layout, chosen=at == self.at) for at in shown]
+        self.show("alert-list", [layout.heads(), *lines], width=width, height=height)
+        chosen, gap = entries[self.at], _GAP if beside else 1
+        size = (columns - width - gap, room) if beside else (columns - gap, room - height - 1)
+        unfolded = [[Span(" " * gap), *line] for line in alerts.unfolded(chosen, *size)]
+        self.show("alert-detail", unfolded if beside else [[], *unfolded])
+        self.show("track", [alerts.track(chosen, view, columns, self.ribbon_columns())])
+
+    def _found(self, view: RunView) -> Sequence[Entry]:
+        """With those that begin after a paused step; at first one of the layer."""
+        session, watch = self.session, self.session.watch
+        known: Sequence[tuple[Finding, Advice]] = ()
+        if watch is not None and not session.time.following:
+            known = view_of(watch, 1, 1, None, range(0)).findings
+        entries = alerts.entries_of(view, known, session.seen, self.pattern)
+        routers = [{e.router_index for e in entry.finding.episodes} for entry in entries]
+        of_layer = (at for at, own in enumerate(routers) if session.selected in own)
+        self.keep_chosen((entry.id for entry in entries), start=next(of_layer, 0))
+        return entries
+
+    @property
+    def _entry(self) -> Entry | None:
+        return self._entries[self.at] if self.at < len(self._entries) else None
+
+    def copy(self, what: str) -> None:
+        entry, view = self._entry, self.session.glance()
+        if entry is not None and what != "verdict":  # of the layer that the alert is about
+            self.session.selected = max(0, entry.finding.worst.router_index)
+            self.session.expert = None
+        if what != "verdict" or entry is None or view is None:
+            super().copy(what)
+            return
+        from microscope_tui.kit import out  # only for this key
+
+        text = out.verdict_text(view, (entry.finding, entry.advice))
+        self.put_in_clipboard(text, entry.finding.rule)
+
+    async def action_acknowledge(self) -> None:
+        entry = self._entry
+        if entry is None:
+            self.show_message("no alert", "dim")
+            return
+        now = self.session.toggle_seen({entry.key})
+        self.show_message(f"{entry.finding.rule}: {now}", "accent")
+        await self.redraw()
+
+    async def action_open_onset(self) -> None:
+        entry = self._entry
+        if entry is None:
+            self.show_message("no alert to go to", "dim")
+            return
+        worst = entry.finding.worst
+        self.session.time.speed = 0
+        await self.from_disk(self.session.time.go_to, worst.onset)
+        if self.message_shown:  # the problem
+            return
+        if worst.router_index >= 0:
+            self.session.selected = worst.router_index
+        await self.app.run_action("app.go('main')")

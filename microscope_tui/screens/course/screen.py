@@ -1,0 +1,176 @@
+"""The course of a run: an overview of five charts, or any number that the log has."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from microscope_tui.draw.charts import (
+    Chart,
+    beside,
+    course_chart,
+    loss_answer,
+    names_width,
+)
+from microscope_tui.draw.numbers import (
+    COURSE,
+    OVERVIEW,
+    label_of,
+    number_line,
+    numbers_of,
+    quoted,
+)
+from microscope_tui.draw.pattern import matches
+from microscope_tui.draw.spans import Span, dim, pad
+from microscope_tui.draw.time_line import time_scale
+from microscope_tui.kit import keys
+from microscope_tui.kit.chart_screen import TABS, ChartScreen
+from microscope_tui.kit.keys import key, pair
+from microscope_tui.watch import Column, Quantity, RunView, kept_numbers, worst_of_layers
+
+_LIST_FROM = 100
+"""Columns from which the list is beside the overview too."""
+_COMPARED = 240
+"""Columns in which the loss is compared, whatever the size of the window."""
+_WORST = {"balance": Quantity.BALANCE, "max-load": Quantity.LOAD}
+
+
+class CourseScreen(ChartScreen):
+    CSS = f"""
+    {ChartScreen.CSS}
+    #body {{ layout: horizontal; height: 1fr; }}
+    #answer, #hidden {{ height: 1; }}
+    .roomy #answer, .roomy #numbers {{ margin-top: 1; }}
+    """
+    BINDINGS: ClassVar = [
+        keys.BACK,
+        *pair(
+            "number",
+            key("number.previous", "up,k", "move(-1)", "previous number"),
+            key("number.next", "down,j", "move(1)", "next number"),
+        ),
+        key("number.choose", "enter", "choose", "draw this number", "draw"),
+        key("number.second", "v", "second", "draw this number too, or no longer", "second"),
+        *keys.FILTER,
+        *keys.in_list("number"),
+        *TABS,
+        key("chart.enlarge", "z", "enlarge", "enlarge the chart", "enlarge"),
+        key("chart.smooth", "e", "smooth", "smooth the curves", "smooth"),
+        *keys.ALERTS,
+        *keys.TIME,
+        *keys.OUT,
+        *keys.EVERYWHERE,
+    ]
+    PARTS = (
+        *("header", "answer"),
+        ("body", "numbers", ("charts", *map("chart-{}".format, COURSE), "chart-number")),
+        *("hidden", "ribbon"),
+    )
+
+    pattern = ""
+    cursor = ""
+    """The number under the cursor of the list; at first the one that is drawn."""
+    _listed: Sequence[str] = (OVERVIEW,)
+    _list_of: tuple[RunView, int] | None = None
+    """What the list was drawn for: a move of the cursor draws no chart."""
+    _worst: tuple[object, Mapping[str, Sequence[Column]]] = (None, {})
+
+    @property
+    def list_width(self) -> int:
+        """Cells of the list; 0 where the charts need them."""
+        columns = self.room.width
+        used = self.session.numbers or self.pattern or self.cursor not in ("", OVERVIEW)
+        if self.enlarged or not (used or columns >= _LIST_FROM):
+            return 0
+        return max(20, min(32, columns * 2 // 5))
+
+    def columns(self) -> int:
+        return self.room.width - 1 - self.list_width
+
+    def plot_area(self) -> tuple[int, int]:
+        start, width = super().plot_area()
+        names = names_width(self.columns(), named=len(self.session.numbers) > 1)
+        return start + self.list_width, width - names
+
+    async def draw(self, view: RunView, columns: int, rows: int) -> None:
+        session, room = self.session, self.rows_of_charts(rows, 3)
+        moment = "" if session.time.following else f"{self.moment(view)} "
+        compared = session.view(_COMPARED, 1, ()) or view
+        answer = loss_answer(compared, columns - len(moment), session.selected)
+        self.show("answer", [[*answer, Span(moment, "accent")]])
+        self._list_of = view, room
+        self._draw_list(view, room)
+        charts = {name: self._chart(view, name) for name in session.numbers or COURSE}
+        if session.numbers:
+            drawn = list(charts.values())
+            charts = {"number": beside(*drawn) if len(drawn) > 1 else drawn[0]}
+        charts = {n: chart for n, chart in charts.items() if chart.measured or n not in COURSE[1:]}
+        time = time_scale(view, session.axis)
+        self.draw_charts([list(charts)], charts, time, room, view.step)
+
+    def _draw_list(self, view: RunView, room: int) -> None:
+        session, width = self.session, self.list_width
+        watch, entry = session.watch, session.shown_entry
+        assert watch is not None  # there is a view of it
+        values = entry.numbers() if entry is not None else {}
+        about = quoted(finding for finding, _ in view.findings)
+        kept = (*kept_numbers(watch), *session.numbers)
+        numbers = {OVERVIEW: None, **numbers_of(view, values, kept, about)}
+        shown = (n for n in numbers if matches(self.pattern, f"{label_of(n)} {n}"))
+        self._listed = list(shown) or [OVERVIEW]
+        self.query_one("#numbers").set_class(not width, "gone")
+        title = [dim(" numbers "), Span(self.filter_note(width - 10), "accent")]
+        lines = [pad(title, width)]
+        marks = dict(zip(session.numbers or (OVERVIEW,), "●+", strict=False))
+        at = self._at
+        for index in self.in_view(at, len(self._listed), room - 1):
+            name, chosen = self._listed[index], index == at
+            mark, severity = marks.get(name, " "), about.get(name)
+            line = number_line(name, numbers[name], severity, width - 1, mark=mark, chosen=chosen)
+            lines.append(line)
+        self.show("numbers", lines, width=width)
+
+    def _chart(self, view: RunView, name: str) -> Chart:
+        watch, points = self.session.watch, self.points()
+        assert watch is not None
+        if name in _WORST:
+            of = (watch, watch.generation, watch.version, view.window, points)
+            if self._worst[0] != of:  # it iterates over all layers
+                found = {
+                    n: worst_of_layers(watch, q, points, view.window) for n, q in _WORST.items()
+                }
+                self._worst = (of, found)
+        return course_chart(view, name, self._worst[1].get(name, ())) or self.number(view, name)
+
+    @property
+    def _at(self) -> int:
+        name = self.cursor or next(iter(self.session.numbers), OVERVIEW)
+        return self._listed.index(name) if name in self._listed else 0
+
+    async def action_move(self, by: int) -> None:
+        width = self.list_width
+        self.cursor = self._listed[max(0, min(len(self._listed) - 1, self._at + by))]
+        if self._list_of is not None and self.list_width == width:
+            self._draw_list(*self._list_of)
+            self.draw_last_line()
+        else:
+            await self.redraw()
+
+    async def action_choose(self) -> None:
+        name = self._listed[self._at]
+        if name == OVERVIEW and not matches(self.pattern, OVERVIEW):
+            self.show_message("no number matches", "dim")
+            return
+        await self._choose(() if name == OVERVIEW else (name,))
+
+    async def action_second(self) -> None:
+        """Beside the first, by default the loss; or no longer."""
+        first = self.session.numbers[0] if self.session.numbers else "loss"
+        name = self._listed[self._at]
+        if name in (first, OVERVIEW):
+            self.show_message("choose another number to draw beside the first one", "dim")
+        else:
+            await self._choose((first,) if name in self.session.numbers else (first, name))
+
+    async def _choose(self, names: tuple[str, ...]) -> None:
+        self.session.numbers = names
+        self._stop.set()  # another number is wanted now
+        await self.redraw()

@@ -1,0 +1,140 @@
+"""One layer: its experts now on the left, the layer over time on the right."""
+
+from collections.abc import Container
+from typing import ClassVar
+
+from microscope_tui.draw import words
+from microscope_tui.draw.bars import bars_width, bias_bars, load_bars
+from microscope_tui.draw.charts import (
+    Placed,
+    layer_charts,
+    plot_area,
+)
+from microscope_tui.draw.cost import layer_cost
+from microscope_tui.draw.evidence import evidence
+from microscope_tui.draw.heat import Order
+from microscope_tui.draw.numbers import OF_LAYER, quoted
+from microscope_tui.draw.spans import Line, Span, dim, spread
+from microscope_tui.draw.time_line import TimeScale, time_scale
+from microscope_tui.kit import keys
+from microscope_tui.kit.chart_screen import TABS, Charts, ChartScreen
+from microscope_tui.kit.keys import key
+from microscope_tui.screens.expert import text as expert_card
+from microscope_tui.screens.expert.screen import ExpertScreen
+from microscope_tui.watch import (
+    LayerView,
+    RunView,
+)
+from microscope_tui.watch.cost import cost_of
+
+_TWO_COSTS_FROM_ROWS = 24
+_EVIDENCE_SHARE = 4  # share of the screen's lines
+
+
+class LayerScreen(ChartScreen):
+    """Experts now on the left, the layer over time on the right."""
+
+    CSS = f"""
+    {ChartScreen.CSS}
+    LayerScreen #charts {{ layout: horizontal; }}
+    #layer-title, #evidence, #hidden {{ height: 1; }}
+    #now, #past {{ width: auto; height: auto; margin-right: 2; }}
+    .roomy #layer-title {{ margin-top: 1; }}
+    """
+    BINDINGS: ClassVar = [
+        keys.BACK,
+        keys.LAYERS[0],
+        keys.OPEN_EXPERT,
+        *keys.LAYERS[1:],
+        *keys.EXPERTS,
+        *TABS,
+        key("chart.enlarge", "z", "enlarge", "enlarge the chart"),
+        key("chart.smooth", "e", "smooth", "smooth the curves"),
+        *keys.ALERTS,
+        *keys.TIME,
+        *keys.OUT,
+        *keys.EVERYWHERE,
+    ]
+    PARTS = (
+        *("header", "layer-title", "evidence"),
+        (
+            "charts",
+            ("now", "chart-load", "chart-bias"),
+            (
+                *("past", *map("chart-{}".format, OF_LAYER)),
+                *("chart-balance", "chart-entropy", "chart-max-load", "chart-drop"),
+            ),
+        ),
+        *("hidden", "ribbon"),
+    )
+
+    expert_order = Order.ID
+    _drawn: tuple[RunView, LayerView]
+
+    def plot_area(self) -> tuple[int, int]:
+        return plot_area(self.room.width - 1, 1 if self.enlarged else 2, self.first_stack())
+
+    def first_stack(self) -> int:
+        run, selected = self.session.run, self.session.selected
+        if run is None or selected >= len(run.routers):
+            return 0
+        experts = run.routers[selected].num_experts
+        return bars_width(experts, self.room.width - 1, self.session.glyphs)
+
+    def layers_in_detail(self) -> Container[int]:
+        return (self.session.selected,)
+
+    async def draw(self, view: RunView, columns: int, rows: int) -> None:
+        if self.session.selected >= len(view.layers):
+            return
+        layer = view.layers[self.session.selected]
+        self._drawn = view, layer
+        left = [
+            Span(f"  {layer.router.name}", "title"),
+            dim(f"  {layer.index + 1} of {len(view.layers)} layers"),
+            dim(f"   {words.router_size(layer)}"),
+        ]
+        if quadrant := words.quadrant(layer):
+            left.append(Span(f"   {quadrant}", "value"))
+        moment = "" if self.session.time.following else f"{self.moment(view)} "
+        self.show("layer-title", [spread(left, [Span(moment, "accent")], columns)])
+        watch, most = self.session.watch, max(1, rows // _EVIDENCE_SHARE - 2)
+        assert watch is not None  # there is a view of it
+        said = evidence(watch, view, layer.index, columns, most)
+        cost = cost_of(watch, self.session.time.pin, self.session.preferences.cost, (layer.index,))
+        if cost is not None:
+            said += layer_cost(cost, layer.index, columns, 1 + (rows >= _TWO_COSTS_FROM_ROWS))
+        self.show("evidence", said, height=len(said))
+        here = (
+            f for f, _ in view.findings if any(e.router_index == layer.index for e in f.episodes)
+        )
+        about = quoted(here)
+        first = [name for name in OF_LAYER if f"router.{name}" in about]
+        charts = {name: self.number(view, f"router.{name}", layer.index) for name in first}
+        charts |= layer_charts(view, layer)
+        stacks = [["load", "bias"] if layer.bias else ["load"], list(charts)]
+        time = time_scale(view, self.session.axis, layer.index)
+        self.draw_charts(stacks, charts, time, self.rows_of_charts(rows, 3 + len(said)), view.step)
+
+    def drawn(self, place: Placed, charts: Charts, time: TimeScale, step: int) -> list[Line]:
+        if place.name in charts:
+            return super().drawn(place, charts, time, step)
+        view, layer = self._drawn
+        is_bias = place.name == "bias"
+        bars = bias_bars if is_bias else load_bars
+        return bars(
+            (layer.bias if is_bias else layer.load) or (),
+            (place.width, place.height),
+            self.session.glyphs,
+            "no finite value" if is_bias else words.no_counts(view),
+            step=view.counts_step or 0,
+            chosen=self.session.expert,
+            focused=place.name == self.chart_in_focus,
+        )
+
+    async def action_open_expert(self) -> None:
+        view, selected = self.session.glance(), self.session.selected
+        if view is not None and selected < len(view.layers):
+            if self.session.expert is None:
+                self.session.expert = expert_card.first_expert(view, view.layers[selected])
+            await self.app.push_screen(ExpertScreen(self.session))

@@ -1,0 +1,302 @@
+"""The main screen: one row per layer."""
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import chain
+from textwrap import wrap
+from typing import ClassVar
+
+from msgspec.structs import replace
+from textual.widget import Widget
+
+from microscope_tui.draw import frame, table, time_line, words
+from microscope_tui.draw.heat import Heat, Measure, has_legend, highest_possible, legend
+from microscope_tui.draw.spans import Line, Span, dim, line_width, pad, plain, shortened
+from microscope_tui.draw.table import TableLayout, expert_line, fit, matching
+from microscope_tui.kit import keys
+from microscope_tui.kit.base import Kind, Part
+from microscope_tui.kit.keys import key
+from microscope_tui.kit.rows import Tiles
+from microscope_tui.kit.run_screen import RunScreen
+from microscope_tui.kit.session import Session
+from microscope_tui.runlog import plural, safe_text
+from microscope_tui.watch import RunView, RunWatch, pin
+
+
+class MainScreen(RunScreen):
+    CSS = """
+    #heads, #notes, #legend { height: 1; }
+    #verdict { height: 2; }
+    #table { layout: horizontal; }
+    #balance, #entropy, #drop { margin-left: 2; }
+    MainScreen.roomy #verdict { height: 3; margin: 1 0; }
+    MainScreen #legend { display: none; }
+    MainScreen.legend #legend { display: block; }
+    MainScreen #notes { display: none; }
+    MainScreen.noted #notes { display: block; }
+    MainScreen.small #notes { display: none; }
+    """
+    BINDINGS: ClassVar = [
+        *keys.LAYERS,
+        keys.OPEN_LAYER,
+        *keys.EXPERTS,
+        *keys.ALERTS,
+        *keys.TIME,
+        key("look.overlay", "v", "look('overlay')", "load, bias, over capacity, ranks", "view"),
+        key("look.scale", "y", "look('scale')", "scale: load or share"),
+        key("look.order", "s", "look('order')", "experts by number, by load, in groups"),
+        keys.PALETTE,
+        key("look.compare", "b", "compare", "compare with this step; again: stop", "compare"),
+        *keys.FILTER,
+        *keys.OUT,
+        key("main.keys", "m", "ask('k')", "use the proposed keys of another tool's run"),
+        key("main.clear", "escape", "clear", "clear the filter and the cursor"),
+        *keys.EVERYWHERE,
+    ]
+
+    PARTS = (
+        *("header", "verdict", "heads"),
+        ("table", "label", "load", "balance", "entropy", "drop"),
+        *("loss", "legend", "ribbon", "notes", "waiting"),
+    )
+
+    layers_shown: Sequence[int] = ()
+    """Indices of the layers that the filter leaves."""
+    _drawn: RunView | None = None
+    _drawn_content: tuple[object, ...] = ()
+
+    def made(self, part: Part) -> Widget:
+        if part == "load":
+            return Tiles(self.session.glyphs, self.session.shades, id=part)
+        return super().made(part)
+
+    async def draw_all(self) -> None:
+        columns, rows = self.room
+        session = self.session
+        watch = session.watch
+        probe = session.view(1, 1, (0,))  # of one layer, what was logged at all
+        waits = not session.has_run and (self._drawn is None or session.is_blank)
+        self.set_class(waits, "waiting")
+        if waits:
+            self.flag(legend=False, noted=False)
+            self.draw_last_line()
+        if waits or probe is None:
+            return
+        self.leads_to_probe = await session.has_probe()
+        self.follow_pinned()
+        session.look_at_worst(probe)
+        self.layers_shown = matching(probe, session.filter)
+        say = session.expert is not None or bool(session.filter)
+        shown = len(self.layers_shown)
+        layout = fit(probe, columns, rows, shown=shown, noted=say, seen=session.seen)
+        self.flag(roomy=layout.roomy, noted=layout.noted, legend=layout.legend)
+        self.query_one("#verdict").styles.height = layout.verdict_lines
+        if self.draw_small(probe):
+            self._drawn = None
+            return
+        self.in_view(self.position(), len(self.layers_shown), layout.visible_layers)
+        await self.query_one(Tiles).fit(layout.heat)
+        widths = layout.label, layout.heat, layout.curve, layout.entropy, layout.drop
+        for name, width in zip(
+            ("label", "load", "balance", "entropy", "drop"), widths, strict=True
+        ):
+            part = self.query_one(f"#{name}")
+            part.display, part.styles.width = width > 0, width
+        self.query_one("#table").styles.height = layout.table_rows
+        chosen = session.expert is not None and session.selected
+        content = (  # everything that the table depends on
+            watch and (watch, watch.generation, watch.version),
+            (session.time.pin, session.time.window, session.reference, session.look),
+            (layout, tuple(self._visible()), session.steady, chosen, session.expert),
+            tuple(layer.severity for layer in probe.layers),
+        )
+        same = self._drawn if content == self._drawn_content else None
+        view = self._view(watch, layout, self._visible() if same is None else ())
+        if view is None:
+            return
+        self._draw_around(view, layout)
+        if same is not None:  # the table is unchanged
+            self._draw_labels(same, layout)
+            return
+        self._draw_table(view, layout)
+        self._drawn, self._drawn_content = view, content
+
+    def _visible(self) -> Sequence[int]:
+        return self.layers_shown[self.first : self.first + self.list_rows]
+
+    def _view(
+        self, watch: RunWatch | None, layout: TableLayout, visible: Sequence[int]
+    ) -> RunView | None:
+        """``None`` if another run was opened meanwhile."""
+        widest = layout.columns if layout.loss_rows else layout.spark
+        points = max(24, widest * self.session.glyphs.points)
+        view = self.session.view(points, self.ribbon_columns(), visible)
+        return view if self.session.watch is watch else None
+
+    def _draw_around(self, view: RunView, layout: TableLayout) -> None:
+        session, palette = self.session, self.session.look.palette
+        heat = self._heat(view)
+        lines = layout.verdict_lines
+        verdict = frame.verdict(view, layout.columns, lines, session.seen, compact=layout.compact)
+        samples = pad([], layout.columns)
+        room = layout.columns - layout.label
+        if view.layers and not any(layer.load for layer in view.layers):
+            samples = pad([Span(f" {words.no_counts(view)}", "faint")], layout.columns)
+        elif has_legend(heat, view.layers):  # what the colours mean
+            per_cell, most = layout.experts_per_cell, highest_possible(view.layers)
+            cells = legend(heat, room, per_cell=per_cell, most=most)
+            samples = [Span(" " * layout.label), *cells]
+        if not layout.legend and not plain(verdict[-1]):
+            verdict[-1] = samples
+        self.draw_header(view)
+        self.show("verdict", verdict, palette)
+        self.show("legend", [samples], palette)
+        own = bool(self._of_one_step(view))
+        heads = [table.column_heads(view, layout, heat, session.recent().steps, own)]
+        if layout.numbered:
+            heads.append(table.expert_numbers(view, layout, heat))
+        self.show("heads", heads, height=len(heads))
+        past = (session.time.past_of_pipe() or "").split(":")[0]
+        chosen = expert_line(view, session.selected, session.expert, heat)
+        if not chosen and session.filter:
+            count = f"{len(self.layers_shown)} of {len(view.layers)} layers"
+            chosen = f"filter {safe_text(session.filter, 40)}: {count}"
+        watching = [*filter(None, [past]), session.how_it_watches()]
+        notes = time_line.notes(view, layout.columns, layout.hidden, watching, chosen)
+        self.show("notes", [notes])
+        self.show("ribbon", [self.ribbon(view)])
+        loss = table.loss_curve(view, layout, session.glyphs) if layout.loss_rows else []
+        self.show("loss", loss, height=layout.loss_rows)
+        self.draw_last_line()
+
+    def _draw_table(self, view: RunView, layout: TableLayout) -> None:
+        session, glyphs, cursor = self.session, self.session.glyphs, view.cursor
+        visible = [view.layers[index] for index in self._visible()]
+        self._draw_labels(view, layout)
+        parts = {
+            "balance": [table.balance(layer, layout, glyphs, cursor) for layer in visible],
+            "entropy": [
+                table.entropy(layer, layout, glyphs, cursor, view.entropy_ends) for layer in visible
+            ],
+            "drop": [table.drop(layer, layout, glyphs) for layer in visible],
+        }
+        for name, rows in parts.items():
+            self.show(name, [*chain(*rows)])
+        recent = session.recent()
+        loads: list[Line] = []
+        heat = self._heat(view)
+        single = self._of_one_step(view)
+        for layer in visible:
+            mean, noise = recent.of(layer)
+            if heat.look.measure is Measure.BIAS:
+                noise = 0.0  # a state of the router, not of a step
+            steady = replace(heat, levels=partial(session.levels, noise=noise))
+            shown = (layer, layout, heat) if layer.index in single else (mean, layout, steady)
+            loads += table.load(*shown, session.expert if layer.index == session.selected else None)
+        if not visible:
+            loads = [pad([dim("no layer matches" if view.layers else "")], layout.heat)]
+        self.query_one(Tiles).show(loads, session.look.palette)
+
+    def _heat(self, view: RunView) -> Heat:
+        session = self.session
+        return Heat(
+            session.look,
+            view.run,
+            session.reference,
+            colour=not self.app.no_color,
+            given_ranks=session.preferences.cost.ranks,
+            glyphs=session.glyphs,
+        )
+
+    def _of_one_step(self, view: RunView) -> set[int]:
+        return table.of_one_step(view, self.session.look, self.session.recent().steps)
+
+    def _draw_labels(self, view: RunView, layout: TableLayout) -> None:
+        chosen = self.session.selected
+        single = self._of_one_step(view)
+        labels = [
+            table.label(view.layers[at], layout, at == chosen, table.MARK if at in single else " ")
+            for at in self._visible()
+        ]
+        self.show("label", [*chain(*labels)])
+
+    async def action_compare(self) -> None:
+        session, watch = self.session, self.session.watch
+        if session.reference is not None:
+            session.compare_with(None)
+            self.show_message("no comparison", "accent")
+        elif watch is not None:
+            session.compare_with(session.time.pin or pin(watch))
+            self.show_message("comparing with this step: move in time, or open 5 compare", "accent")
+        await self.redraw()
+
+    async def answered(self, kind: Kind, text: str) -> None:
+        self.show_message(self.session.confirm_keys(int(text[:5])), "accent")
+        await self.redraw()
+
+    def draw_last_line(self) -> None:
+        super().draw_last_line()
+        if self.has_class("waiting"):
+            self.show("waiting", _waiting_lines(self.session, *self.room, self.said))
+
+    async def action_clear(self) -> None:
+        self.session.filter = ""
+        self.session.expert = None
+        await self.redraw()
+
+
+def _waiting_lines(session: Session, columns: int, rows: int, said: Line) -> list[Line]:
+    text: list[Line] = [[Span("MoE Microscope", "brand")], [], *_message(session, columns), []]
+    more = len(session.fleet.runs) > 1
+    runs: Line = [Span("r", "accent"), dim(" all runs   ")] if more else []
+    text.append(said or [*runs, Span("q", "accent"), dim(" quit")])
+    lines: list[Line] = [[] for _ in range(max(0, (rows - len(text)) // 2))]
+    lines += [[Span(" " * max(0, (columns - line_width(line)) // 2)), *line] for line in text]
+    return [pad(line, columns) for line in lines[:rows]]
+
+
+def _message(session: Session, columns: int) -> list[Line]:
+    watch = session.watch
+    if watch is not None and watch.error:
+        return [[dim(watch.file.name)], [Span(watch.error, "crit")]]
+    bad: list[Line] = []
+    if watch is not None and watch.defects.count:
+        first = watch.defects.first[0] if watch.defects.first else ""
+        bad = [[Span(f"{plural(watch.defects.count, 'bad line')}, {first}", "warn")]]
+        how = "repair: moe-microscope check --format-only"
+        bad.append([dim("" if watch.file.foreign else how)])
+    if session.pipe_ended:
+        return [[Span("standard input ended without a step", "warn")], *bad]
+    if session.fleet.piped:
+        return [[dim("waiting for the first step on standard input")], *bad]
+    if watch is None:
+        where = safe_text(session.fleet.root, max(10, columns - 24))
+        return [
+            [dim("waiting for a run in "), Span(where)],
+            [dim("start one with  "), Span("python train.py", "accent")],
+            [],
+            [dim("or in your own trainer (from microscope_tui.probe import attach)")],
+            [Span(f'probe = attach(model, "{where}/mine")', "accent")],
+            [Span("probe.step(loss=loss)  # after each optimizer step", "accent")],
+        ]
+    if not watch.complete:
+        return [[dim("reading "), Span(watch.file.name)], *bad]
+    age = words.age(watch.state()[1])
+    if watch.source.missing:
+        return _unknown_keys(watch.source.missing, columns)
+    name = Span(shortened(watch.file.name, max(10, columns - 30)))
+    since = [dim("last written "), Span(age), dim(" ago")] if age else []
+    return [[dim("waiting for the first step of "), name], since, *bad]
+
+
+def _unknown_keys(text: str, columns: int) -> list[Line]:
+    """What a run of another tool holds instead of readings of routers, and how to show it."""
+    width = max(20, min(columns - 8, 100))
+    about, show, command = text.partition(" Show it with: ")
+    lines: list[Line] = [[Span(line)] for line in wrap(about, width)]
+    if show:
+        lines += [[], [Span("m", "accent"), dim(" show it so, or in a shell:")]]
+        lines += [
+            [Span(line, "accent")] for line in command.replace(" --", " \\\n  --").split("\n")
+        ]
+    return [pad(line, width) for line in lines]
