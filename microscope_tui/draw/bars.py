@@ -26,6 +26,8 @@ _NUMBER_GAP = 2
 _WIDEST_SHARE = 0.6  # of the columns of the screen
 QUADRANTS = dict(zip(product((False, True), repeat=4), " ▗▖▄▝▐▞▟▘▚▌▙▀▜▛█", strict=True))
 """By what is filled: upper left, upper right, lower left, lower right."""
+_ASCII_BLOCKS = " ___#####"
+"""``BLOCKS`` in ASCII: below half of a cell, and from there on."""
 _BLANK = (" ", "")
 
 Cell = tuple[str, str]
@@ -61,17 +63,19 @@ def load_bars(
     groups = [load[at : at + slots.experts] for at in range(0, len(load), slots.experts)]
     axis = _axis_of(load)
     own = _of_expert(load, chosen, words.decimal)
-    title = chart_name(_load_name(axis, slots, bool(own)), focused)
-    title += [*own, dim(f"{' ' if own else '   '}at {step:,}")]
+    title = [*chart_name(_load_name(axis, slots, bool(own)), focused), *own]
+    gap = " " if own else "   "
+    title.append(dim(f"{gap}at {step:,}"))
     lines = [noted(title, ["1 is fair"], width)]
     if rows < 1 or room < _LEAST_ROOM:
         return lines + [pad([], width)] * (height - 1)
     columns = -(-len(groups) // slots.bars)
     cell = max(1, min(_WIDEST, room // columns))
     dead = {at // slots.bars for at, group in enumerate(groups) if not min(group) > 0}
-    if rows == 1:
+    if rows == 1:  # no line for the marks of the dead
         dead = set()
-    rows -= 1 if dead else 0
+    elif dead:
+        rows -= 1
     body = _blank(room, rows)
     body[_row(axis, 1.0, rows)][: cell * columns] = [("┈", "faint")] * (cell * columns)
     highest = [max(group) for group in groups]
@@ -89,7 +93,9 @@ def load_bars(
 
 def _load_name(axis: Scale, slots: "_Slots", of_one: bool) -> str:
     name = "load" if slots.experts > 1 or of_one else "load per expert"
-    return _named(f"{name} (log)" if axis.log else name, slots.experts)
+    if axis.log:
+        name += " (log)"
+    return _named(name, slots.experts)
 
 
 class _Slots(NamedTuple):
@@ -124,7 +130,7 @@ def bias_bars(
     if not known:
         return _nothing("bias", nothing, size, focused)
     mean = math.fsum(known) / len(known)
-    away = [b - mean if math.isfinite(b) else math.nan for b in bias]
+    away = [b - mean for b in bias]
     per_bar = -(-len(away) // max(1, room))
     groups = [away[at : at + per_bar] for at in range(0, len(away), per_bar)]
     title = chart_name(_named("bias", per_bar, "lowest and highest"), focused)
@@ -132,7 +138,7 @@ def bias_bars(
     lines = [noted(title, [words.no_zero(f"around {mean:+.2g}")], width)]
     if rows < 2 or room < _LEAST_ROOM:
         return lines + [pad([], width)] * (height - 1)
-    most = max(abs(d) for d in away if d == d) or 1.0
+    most = max(abs(d) for d in away if math.isfinite(d)) or 1.0
     body = _blank(room, rows)
     bars = [(_swung([d / most for d in group], rows, glyphs), "curve") for group in groups]
     cell = max(1, min(_WIDEST, room // len(groups)))
@@ -155,8 +161,9 @@ def _axis_of(load: Sequence[float]) -> Scale:
     """From 0 to the highest load; logarithmic, from 1/16, where one expert dwarfs the rest."""
     alive = [x for x in load if 0 < x < math.inf] or [1.0]
     top = max(2.0, *alive)
-    log = top >= _DWARFS and top > _DWARFS * statistics.median(alive)
-    return Scale(1 / 16 if log else 0.0, top, log=log)
+    if top >= _DWARFS and top > _DWARFS * statistics.median(alive):
+        return Scale(1 / 16, top, log=True)
+    return Scale(0.0, top)
 
 
 def _row(axis: Scale, load: float, rows: int) -> int:
@@ -165,11 +172,12 @@ def _row(axis: Scale, load: float, rows: int) -> int:
 
 def _labels(axis: Scale, rows: int) -> Mapping[int, str]:
     labels = {}
+    least = "0"
     if axis.log:
-        ticks = {tick: text for tick, text in _TICKS.items() if tick < axis.top / 2}
-        labels = {_row(axis, tick, rows): text for tick, text in ticks.items()}
+        labels = {_row(axis, x, rows): text for x, text in _TICKS.items() if x < axis.top / 2}
+        least = "1/16"
     labels[0] = tick_text(axis.top, axis.top)
-    labels[rows - 1] = "1/16" if axis.log else "0"
+    labels[rows - 1] = least
     labels[_row(axis, 1.0, rows)] = "1"
     return labels
 
@@ -181,7 +189,9 @@ def _of_expert(values: Sequence[float], expert: int | None, spell: Callable[[flo
 
 
 def _named(what: str, per_bar: int, which: str = "highest") -> str:
-    return what if per_bar == 1 else f"{what}, {which} of {per_bar} experts a bar"
+    if per_bar == 1:
+        return what
+    return f"{what}, {which} of {per_bar} experts a bar"
 
 
 def _nothing(name: str, why: str, size: tuple[int, int], focused: bool) -> list[Line]:
@@ -196,19 +206,18 @@ def _role(load: float) -> str:
     level = load_level(load)
     if level is None or _STARVING < level < _OVER:
         return "curve"
-    return "accent" if level < 0 else "warn" if level < _HOT else "crit"
+    if level < 0:
+        return "accent"
+    return "warn" if level < _HOT else "crit"
 
 
 def _risen(shares: Sequence[float], loads: Sequence[float], rows: int, glyphs: Glyphs) -> list[Bar]:
     bars: list[Bar] = []
+    alphabet = _ASCII_BLOCKS if glyphs is Glyphs.ASCII else BLOCKS
     for share, load in zip(shares, loads, strict=True):
         eighths = max(int(load > 0), round(min(1.0, share) * rows * 8))
         parts = [max(0, min(8, eighths - 8 * (rows - 1 - row))) for row in range(rows)]
-        if glyphs is Glyphs.ASCII:
-            chars = ["#" if part >= 4 else "_" if part else "" for part in parts]
-        else:
-            chars = [BLOCKS[part].strip() for part in parts]
-        bars.append((chars, _role(load)))
+        bars.append(([alphabet[part].strip() for part in parts], _role(load)))
     return bars
 
 
@@ -235,7 +244,7 @@ def _paired(
 
 def _swung(shares: Sequence[float], rows: int, glyphs: Glyphs) -> list[str]:
     """A bar from the middle to the extremes of its experts, in halves of a cell."""
-    halves = [round(share * rows) for share in shares if share == share]
+    halves = [round(share * rows) for share in shares if math.isfinite(share)]
     filled = range(rows - max([0, *halves]), rows - min([0, *halves]))
     signs = {(True, True): "█#", (True, False): "▀'", (False, True): "▄_", (False, False): ("", "")}
     return [
@@ -251,14 +260,14 @@ def _blank(room: int, rows: int) -> list[list[Cell]]:
 def _place(
     body: list[list[Cell]], bars: Sequence[Bar], cell: int, per_bar: int, expert: int | None
 ) -> None:
-    chosen = None if expert is None else expert // per_bar
     gap = 2 if cell >= _WIDEST else 1
     wide = max(1, cell - gap)
     for at, (chars, role) in enumerate(bars):
-        drawn = "title" if at == chosen else role
+        if expert is not None and at == expert // per_bar:
+            role = "title"
         for row, char in zip(body, chars, strict=True):
             if char:
-                row[at * cell : at * cell + wide] = [(char, drawn)] * wide
+                row[at * cell : at * cell + wide] = [(char, role)] * wide
 
 
 def _labelled(body: Sequence[Sequence[Cell]], labels: Mapping[int, str], width: int) -> list[Line]:

@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.draw import words
@@ -15,6 +15,7 @@ from microscope_tui.draw.spans import (
     ROLE_OF_SEVERITY,
     Line,
     Span,
+    cursor,
     dim,
     first_fitting,
     line_width,
@@ -61,7 +62,10 @@ class Curve:
     def values(self) -> list[float]:
         """Non-finite values are gaps."""
         values = [float(getattr(column, self.edge)) for column in self.columns]
-        return [value if math.isfinite(value) else math.nan for value in values]
+        for at, value in enumerate(values):
+            if not math.isfinite(value):
+                values[at] = math.nan
+        return values
 
 
 class Scale(NamedTuple):
@@ -84,7 +88,9 @@ class Scale(NamedTuple):
 
     def text(self, value: float) -> str:
         """The label of a tick."""
-        return tick_text(value, 10 * value if self.log else self.top - self.bottom)
+        if self.log:
+            return tick_text(value, 10 * value)
+        return tick_text(value, self.top - self.bottom)
 
     @property
     def powers(self) -> Sequence[float]:
@@ -153,19 +159,25 @@ class Chart:
         if self.top is None and top - bottom > _WILD * (usual - bottom) > 0:
             top, beyond = usual + (usual - bottom), top
         if not top > bottom:
-            top = bottom + (0.5 if self.bottom is None else 1.0)
-            bottom -= 0.5 if self.bottom is None else 0.0
+            top = bottom + 1.0
+            if self.bottom is None:  # the only value is in the middle
+                top = bottom + 0.5
+                bottom -= 0.5
         return Scale(bottom, top, beyond)
 
     def title(self, step: int, smoothing: float, width: int, *, focused: bool) -> Line:
         """The name, the value at ``step``, and how it is drawn, in exactly ``width`` cells."""
         _, _, beyond, log = self.scale()
-        value = self.spell(self.now) if self.now is not None else ""
         line = chart_name(self.name, focused)
-        line += [Span(f"   {value}", "title"), dim(f" at {step:,}")] if value else []
-        notes = [f"peak {words.short_number(beyond)} beyond"] if beyond is not None else []
-        notes += ["log axis"] if log else []
-        notes += [f"smoothing {smoothing:g}"] if smoothing else []
+        if self.now is not None and (value := self.spell(self.now)):
+            line += [Span(f"   {value}", "title"), dim(f" at {step:,}")]
+        notes = []
+        if beyond is not None:
+            notes.append(f"peak {words.short_number(beyond)} beyond")
+        if log:
+            notes.append("log axis")
+        if smoothing:
+            notes.append(f"smoothing {smoothing:g}")
         return noted(line, [*notes, *self.notes, self.note], width)
 
 
@@ -179,23 +191,26 @@ def beside(first: Chart, second: Chart) -> Chart:
     left, right = first.scale(), second.scale()
     bottom, top = min(left.bottom, right.bottom), max(left.top, right.top)
     heights = [scale.top - scale.bottom for scale in (left, right)]
-    own = left.log or right.log or top - bottom > _ONE_AXIS * min(heights)
-    where = f"right axis{', log' if right.log else ''}" if own else ""
+    where = ""
+    axes: dict[str, Any] = {"bottom": bottom, "top": top}
+    if left.log or right.log or top - bottom > _ONE_AXIS * min(heights):
+        where = "right axis, log" if right.log else "right axis"
+        axes = {"right": right}
     now = f"and {second.name} {second.spell(second.now)}"
-    both = replace(
+    return replace(
         first,
         curves=[
             *(replace(curve, name=first.name) for curve in first.curves),
             *(replace(curve, name=second.name, role=SECOND) for curve in second.curves),
         ],
         notes=[now, where, second.note],
+        **axes,
     )
-    return replace(both, right=right) if own else replace(both, bottom=bottom, top=top)
 
 
 def chart_name(name: str, focused: bool) -> Line:
     """The beginning of a title, marked if keys act on this chart."""
-    return [Span("▶ " if focused else "  ", "accent"), Span(name, "accent" if focused else "value")]
+    return [cursor(focused), Span(name, "accent" if focused else "value")]
 
 
 def noted(line: Line, notes: Sequence[str], width: int) -> Line:
@@ -228,7 +243,7 @@ def tick_text(value: float, span: float) -> str:
     if abs(value) < 0.001 or 0 < span < 0.005:
         texts = (f"{value:.{n}e}".replace("e-0", "e-").replace("e+0", "e+") for n in (1, 0))
         return first_fitting(texts, 6, "")
-    digits = 0 if span >= 50 else 1 if span >= 5 else 2 if span >= 0.05 else 3
+    digits = sum(not span >= least for least in (50, 5, 0.05))
     text = f"{value:.{digits}f}"
     return words.no_zero(text) if 0 < abs(value) < 1 else text
 
@@ -282,7 +297,9 @@ def arranged(
 
 def plot_area(columns: int, stacks: int = 1, first: int = 0) -> tuple[int, int]:
     """Start and width of the time axis in the last of ``stacks``."""
-    *others, last = _stack_widths(columns, stacks if columns >= _TWO_STACKS_FROM else 1, first)
+    if columns < _TWO_STACKS_FROM:
+        stacks = 1
+    *others, last = _stack_widths(columns, stacks, first)
     return sum(others) + len(others) * _GAP + GUTTER, max(1, last - GUTTER)
 
 
@@ -351,9 +368,12 @@ def course_chart(view: RunView, name: str, worst: Sequence[Column] = ()) -> Char
     record, steps = view.record, view.axis
     if name == "loss":
         validated = [(at, x) for at, x in view.evaluations if x is not None and math.isfinite(x)]
-        at, value = validated[-1] if validated else (0, None)
-        note = f"● validation {words.decimal(value)} at {at:,}" if validated else ""
-        now, losses = record.loss if record else None, [Curve(steps, view.loss_history)]
+        note = ""
+        if validated:
+            at, value = validated[-1]
+            note = f"● validation {words.decimal(value)} at {at:,}"
+        losses = [Curve(steps, view.loss_history)]
+        now = record.loss if record else None
         return Chart(name, losses, now, note, bottom=None, points=validated)
     if name == "balance":
         lowest, layer = min(known(view, "judged_balance"), default=(None, ""))
@@ -384,7 +404,8 @@ def loss_answer(view: RunView, width: int, layer: int = -1) -> Line:
     if onsets:
         chosen = [pair for pair in onsets if pair[1].router_index == layer]
         finding, episode = (chosen or onsets)[0]
-        where = f" in {episode.router.name if episode.router is not None else ''}"
+        name = episode.router.name if episode.router is not None else ""
+        where = f" in {name}"
         since, rest = f" since {episode.onset:,}   ", _compared(view, episode.onset)
     else:
         rest = [dim("  no alert in any router")]

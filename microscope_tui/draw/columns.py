@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from msgspec.structs import replace
 
-from microscope_tui.draw.spans import Line, Span, pad
+from microscope_tui.draw.spans import Line, Span, dim, pad
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -60,8 +60,11 @@ class Table(msgspec.Struct, frozen=True):
 
     def heads(self) -> Line:
         """The line above the table."""
-        texts = {c.name: c.name if c.head is None else c.head for c in self.columns}
-        return self.line({name: [Span(text, "dim")] for name, text in texts.items()})
+        cells = {}
+        for column in self.columns:
+            head = column.name if column.head is None else column.head
+            cells[column.name] = [dim(head)]
+        return self.line(cells)
 
     def line(self, cells: Mapping[str, Sequence[Span]]) -> Line:
         """Cells of columns that are left out are ignored."""

@@ -28,7 +28,8 @@ def layer_cost(cost: Cost, index: int, columns: int, most: int) -> list[Line]:
         whole = f"{short} (model {_part(cost.model)}{_whole_step(cost)})"
         long = joined([f"{whole}, busiest rank ({one.busiest_rank}) {ratio}", *_notes(cost)], room)
         texts = [[long or whole, f"{short}, busiest {ratio}", short.partition(" of ")[0]]]
-        texts += [[_decode(one.decode)]] if one.decode is not None else []
+        if one.decode is not None:
+            texts.append([_decode(one.decode)])
     fitting = [first_fitting(choices, room, choices[-1]) for choices in texts[:most]]
     heads = label, " " * len(label)
     lines = [head + text for head, text in zip(heads, fitting, strict=False)]
@@ -37,9 +38,11 @@ def layer_cost(cost: Cost, index: int, columns: int, most: int) -> list[Line]:
 
 def cost_lines(cost: Cost | None, columns: int, *, whole: bool) -> list[Line]:
     """Of the model: the ``whole`` text, or one line."""
-    text = f"cost: {model_cost(cost)}" if cost is not None else ""
-    lines = [[Span(f" {part}")] for part in (wrap(text, columns - 2) if whole else [text])]
-    return [crop(line, columns) for line in lines if text]
+    if cost is None:
+        return []
+    text = f"cost: {model_cost(cost)}"
+    parts = wrap(text, columns - 2) if whole else [text]
+    return [crop([Span(f" {part}")], columns) for part in parts]
 
 
 def model_cost(cost: Cost) -> str:
@@ -58,7 +61,9 @@ def model_cost(cost: Cost) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "?" if share is None else f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
+    if share is None:
+        return "?"
+    return f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
 
 
 def _part(of: Uneven) -> str:
@@ -82,8 +87,10 @@ def _decode(of: Reads) -> str:
 
 
 def _notes(cost: Cost) -> list[str]:
-    nodes = f"busiest node {cost.node_ratio:.2f} x mean" if cost.node_ratio else ""
-    if cost.nodes > 1 and not nodes:
+    nodes = ""
+    if cost.node_ratio:
+        nodes = f"busiest node {cost.node_ratio:.2f} x mean"
+    elif cost.nodes > 1:
         nodes = f"they do not divide by {cost.nodes} nodes"
     steps = f"mean of {cost.steps} steps" if cost.steps > 1 else f"step {cost.first_step:,}"
     return [text for text in (nodes, steps, _COUNTS.get(cost.counts, "")) if text]

@@ -9,8 +9,8 @@ import io
 import math
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import zip_longest
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, repeat, zip_longest
 from typing import Any, TextIO
 
 import msgspec
@@ -42,6 +42,7 @@ VIEW_COLUMNS = (
 )
 _FORMULA = "=+-@"
 Cell = str | float | None
+_INFINITE: Mapping[Cell, str] = {math.inf: "Infinity", -math.inf: "-Infinity"}
 Row = Sequence[Cell]
 
 
@@ -98,7 +99,7 @@ def _layer(layer: LayerView, view: RunView) -> dict[str, Any]:
         "num_experts": router.num_experts or None,
         "top_k": router.top_k or None,
         **_values(layer, "balance", "judged_balance"),
-        "without_experts": None if layer.without is None else list(layer.without),
+        "without_experts": layer.without,
         "effective_experts": effective_experts(layer, view),
         **_values(layer, "entropy", "mean_entropy", "max_load", "drop_rate"),
         "severity": layer.severity.label if layer.severity else None,
@@ -130,9 +131,9 @@ def _cell(value: Cell) -> Cell:
         # A full-width = is a formula as well.
         first = unicodedata.normalize("NFKC", value.lstrip()[:1])
         return f"'{value}" if first and first in _FORMULA else value
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
+    if value is not None and math.isnan(value):
+        return "NaN"
+    return _INFINITE.get(value, value)
 
 
 def rows_of(file: RunFile, *, experts: bool = False) -> Iterator[Row]:
@@ -186,7 +187,7 @@ def _of_routers(run: RunRecord, entry: StepEntry) -> Iterator[Row]:
             *(run.run, record.step, index, router.name, router.depth),
             *of_step,
             balance_now(summary, index, router).balance,
-            *(None if one is None else one[index] for one in values),
+            *(value_at(one, index) for one in values),
         )
 
 
@@ -195,8 +196,8 @@ def _of_experts(run: RunRecord, entry: StepEntry) -> Iterator[Row]:
         return
     matrices = entry.matrices()
     for index, router in enumerate(run.routers):
-        counts = matrices.tokens_per_expert[index]
-        bias = matrices.expert_bias[index] or ()
-        for expert, count in enumerate(counts or ()):
-            place = (run.run, entry.record.step, index, router.name, router.depth, expert)
-            yield (*place, count, bias[expert] if expert < len(bias) else None)
+        place = (run.run, entry.record.step, index, router.name, router.depth)
+        biases = chain(matrices.expert_bias[index] or (), repeat(None))
+        counts = matrices.tokens_per_expert[index] or ()
+        for expert, (count, bias) in enumerate(zip(counts, biases, strict=False)):
+            yield (*place, expert, count, bias)

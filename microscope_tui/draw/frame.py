@@ -58,7 +58,9 @@ def header(
 ) -> Line:
     """A long name is cut first. ``others``: critical runs; they replace the speed."""
     gap = Span("   " if width >= 72 else "  ")
-    left: Line = [Span("MoE Microscope", "brand"), gap] if brand and width >= _WIDE else []
+    left: Line = []
+    if brand and width >= _WIDE:
+        left = [Span("MoE Microscope", "brand"), gap]
     right = _critical(others, width // 2 - 2)
     room, rest = 0, list[Span]()
     for parts in range(_PARTS, -1, -1):
@@ -88,10 +90,12 @@ def _critical(others: Sequence[str], room: int) -> Line:
 def _after_name(view: RunView, width: int, gap: Span, glyphs: Glyphs, parts: int) -> Line:
     """With more ``parts``: the step, the loss, the plan, a remark on the state."""
     line = [gap, *_state(view, remark=parts == _PARTS), gap]
-    loss = [gap, dim("loss "), Span(_loss(view))] if parts > 1 else []
     run = view.run
     if not parts:
         return line[:-1]
+    loss = []
+    if parts > 1:
+        loss = [gap, dim("loss "), Span(_loss(view))]
     if run is not None and is_one_step(run):
         return [*line, Span("evaluation"), *loss]
     if run is not None and "force_collapse" in run.balance:
@@ -108,9 +112,12 @@ def _after_name(view: RunView, width: int, gap: Span, glyphs: Glyphs, parts: int
 def _state(view: RunView, *, remark: bool) -> Line:
     state, word, more = view.life
     role, age = STATE_ROLES.get(state, "dim"), words.age(view.age_s)
-    over = state.ended and state != RunState.CRASHED and age
-    text = f"{word} {age}{' ago' if over else ''}".rstrip()
-    return [Span("● ", role), Span(f"{text} ({more})" if more and remark else text, role)]
+    text = f"{word} {age}".rstrip()
+    if age and state.ended and state != RunState.CRASHED:
+        text += " ago"
+    if more and remark:
+        text += f" ({more})"
+    return [Span("● ", role), Span(text, role)]
 
 
 def _planned(step: int, steps: int, width: int, glyphs: Glyphs) -> Line:
@@ -145,12 +152,9 @@ def verdict(
     else:
         finding, advice = worst
         role = "dim" if view.life.outdated else ROLE_OF_SEVERITY[finding.severity]
-        badge = Span(f" {_BADGES[finding.severity]} ", f"badge-{role}" if role != "dim" else "dim")
-        active, known = len(view.alerts), f"{len(view.alerts) - len(unseen)} seen"
-        counts = [f"1 of {active} alerts"] if active > 1 else []
-        counts += [known if unseen else "seen"] if len(unseen) < active else []
-        counts += [view.busy] if view.busy else []
-        more = [dim(f"{'  '.join(counts)} ")] if counts else []
+        of_badge = "dim" if role == "dim" else f"badge-{role}"
+        badge = Span(f" {_BADGES[finding.severity]} ", of_badge)
+        more = _beside_badge(view, len(unseen))
         if compact or lines < 3:
             text = Span(f" {advice.cause_first(advice.short)}")
             first = crop([Span(" "), badge, text], width - line_width(more) - 1)
@@ -162,6 +166,19 @@ def verdict(
             rows = [[Span(" "), Span("▌", role), *line] for line in rows]
     rows += [[]] * (lines - len(rows))
     return [pad(row, width) for row in rows]
+
+
+def _beside_badge(view: RunView, unseen: int) -> Line:
+    """How many alerts there are, how many of them are seen, and what still goes on."""
+    active = len(view.alerts)
+    texts = []
+    if active > 1:
+        texts.append(f"1 of {active} alerts")
+    if unseen < active:
+        texts.append(f"{active - unseen} seen" if unseen else "seen")
+    if view.busy:
+        texts.append(view.busy)
+    return [dim(f"{'  '.join(texts)} ")] if texts else []
 
 
 def _in_full(texts: tuple[list[str], ...], lines: int, width: int) -> list[Line]:

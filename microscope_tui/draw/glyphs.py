@@ -40,6 +40,8 @@ def glyphs_for(choice: str, stream: object) -> Glyphs:
 
 
 _BRAILLE_DOTS = ((0x40, 0x04, 0x02, 0x01), (0x80, 0x20, 0x10, 0x08))  # bottom to top; left, right
+_NO_DOTS = 0x2800
+"""The first braille character; the others follow by their dots."""
 BLOCKS = " ▁▂▃▄▅▆▇█"
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _Ends = tuple[float, float]
@@ -95,7 +97,9 @@ def shade_level(load: float, per_cell: int = 1) -> int | None:
     if level != 0 or per_cell > 1:
         return level
     octaves = math.log2(load)
-    return -1 if octaves < -FAIR_WITHIN else 1 if octaves > FAIR_WITHIN else 0
+    if octaves < -FAIR_WITHIN:
+        return -1
+    return int(octaves > FAIR_WITHIN)
 
 
 def is_calm(level: int | None) -> bool:
@@ -109,12 +113,16 @@ def load_glyph(level: int | None) -> str:
         return "x"
     if level < -1:
         return "-"
-    return "." if level <= 1 else "+" if level < HOT_LEVEL else "#"
+    if level <= 1:
+        return "."
+    return "+" if level < HOT_LEVEL else "#"
 
 
 def load_mark(level: int | None) -> str:
     """The mark of a dead expert or of a hot one, beside the colour; a blank for all others."""
-    return "×" if level is None else "▴" if level >= HOT_LEVEL else " "
+    if level is None:
+        return "×"
+    return "▴" if level >= HOT_LEVEL else " "
 
 
 def ends_of(levels: Sequence[int | None]) -> tuple[int | None, int | None]:
@@ -137,8 +145,10 @@ def spark(
     columns: Sequence[Column], width: int, ends: _Ends, glyphs: Glyphs, height: int = 1
 ) -> list[str]:
     """More columns than fit are merged, fewer are repeated; gaps (NaN) stay blank."""
-    cells, points = merged(columns, width * glyphs.points), width * glyphs.points
-    cells = [cells[at * len(cells) // points] for at in range(points)] if cells else cells
+    points = width * glyphs.points
+    cells = merged(columns, points)
+    if cells:
+        cells = [cells[at * len(cells) // points] for at in range(points)]
     if glyphs is Glyphs.BRAILLE:
         return _braille(cells, width, ends, height)
     if glyphs is Glyphs.BLOCK:
@@ -152,7 +162,7 @@ def bar(share: float, width: int, glyphs: Glyphs) -> str:
     if glyphs is Glyphs.ASCII:
         return ("#" * round(eighths / 8)).ljust(width)
     full, rest = divmod(eighths, 8)
-    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(width)
+    return ("█" * full + _EIGHTHS[rest].strip()).ljust(width)
 
 
 def merged(columns: Sequence[Column], count: int) -> Sequence[Column]:
@@ -163,9 +173,11 @@ def merged(columns: Sequence[Column], count: int) -> Sequence[Column]:
     found = []
     for first, end in pairwise(cuts):
         some = [column for column in columns[first:end] if column.low == column.low]
-        mean = sum(column.mean for column in some) / max(1, len(some))
-        ends = (min(c.low for c in some), mean, max(c.high for c in some)) if some else ()
-        found.append(Column(*ends) if ends else columns[first])
+        if not some:  # a gap stays one
+            found.append(columns[first])
+            continue
+        mean = sum(column.mean for column in some) / len(some)
+        found.append(Column(min(c.low for c in some), mean, max(c.high for c in some)))
     return found
 
 
@@ -175,7 +187,8 @@ def _braille(cells: Sequence[Column], width: int, ends: _Ends, height: int) -> l
     for at, cell in enumerate(cells):
         for level in _span(cell, ends, levels):
             masks[height - 1 - level // 4][at // 2] |= _BRAILLE_DOTS[at % 2][level % 4]
-    return ["".join(chr(0x2800 + mask) if mask else " " for mask in line) for line in masks]
+    texts = ["".join(chr(_NO_DOTS + mask) for mask in line) for line in masks]
+    return [text.replace(chr(_NO_DOTS), " ") for text in texts]
 
 
 def _block(cells: Sequence[Column], width: int, ends: _Ends, height: int) -> list[str]:
@@ -191,8 +204,10 @@ def _ascii(cells: Sequence[Column], width: int, ends: _Ends) -> str:
     out, before = "", None
     for cell in cells:
         level = next(iter(_span(cell, ends, 3)), None)
-        if level is None or before is None or level == before:
-            out += " " if level is None else "_--"[level]
+        if level is None:
+            out += " "
+        elif before is None or level == before:
+            out += "_--"[level]
         else:
             out += "\\" if level < before else "/"
         before = level

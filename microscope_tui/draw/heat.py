@@ -135,8 +135,10 @@ class Heat(msgspec.Struct, frozen=True):
     @property
     def known_ranks(self) -> int:
         """Ranks of expert parallelism as given or logged; 0 if unknown."""
-        size = self.run.expert_parallel_size if self.run is not None else 1
-        return self.given_ranks or (size if size > 1 else 0)
+        if self.given_ranks or self.run is None:
+            return self.given_ranks or 0
+        size = self.run.expert_parallel_size
+        return size if size > 1 else 0
 
     @property
     def ranks(self) -> int:
@@ -159,9 +161,17 @@ def order_of(layer: LayerView, order: Order) -> Sequence[int]:
         return range(len(load))
     if order is Order.LOAD:
         return sorted(range(len(load)), key=lambda e: (-load[e], e))
-    levels = [load_level(x) for x in load]
-    groups = [3 if v is None else 0 if v > 0 else 1 if v == 0 else 2 for v in levels]
+    groups = [_group_of(load_level(x)) for x in load]
     return sorted(range(len(load)), key=lambda e: (groups[e], e))
+
+
+def _group_of(level: int | None) -> int:
+    """The place of a load in ``Order.GROUP``."""
+    if level is None:
+        return 3
+    if level == 0:
+        return 1
+    return 0 if level > 0 else 2
 
 
 def cells_of(layer: LayerView, heat: Heat) -> Sequence[float] | str:
@@ -189,7 +199,9 @@ def _ratios(layer: LayerView, load: Sequence[float], heat: Heat) -> Sequence[flo
             if not bias or len(bias) != len(load):
                 return "no bias"
             mean = sum(bias) / len(bias)  # on the same scale in every layer
-            away = [4.0 * (b - mean) / FULL_BIAS if math.isfinite(mean) else 0.0 for b in bias]
+            if not math.isfinite(mean):
+                return [1.0] * len(bias)
+            away = [4.0 * (b - mean) / FULL_BIAS for b in bias]
             return [2.0 ** max(-4.0, min(4.0, octaves)) for octaves in away]
         case Measure.DIFFERENCE:
             if (then := heat.reference_load(layer)) is None:
@@ -204,16 +216,22 @@ def _shares(layer: LayerView, load: Sequence[float], heat: Heat) -> Sequence[flo
         room = heat.run.capacity_factor if heat.run is not None else None
         if not room:
             return "no capacity in the header"
-        return [max(0.0, 1.0 - room / x) if x > 0 else 0.0 for x in load]
+        return [_overflow(x, room) for x in load]
     if not router.top_k:
         return "top_k is unknown"
     fair = router.top_k / max(1, router.num_experts)
     return [min(1.0, x * fair) for x in load]
 
 
+def _overflow(load: float, room: float) -> float:
+    return max(0.0, 1.0 - room / load) if load > 0 else 0.0
+
+
 def _ratio(now: float, then: float) -> float:
     """1 if both are zero, 0 if now is zero, 16 if then was zero."""
-    return 1.0 if now == then else 16.0 if not then > 0 else now / then
+    if now == then:
+        return 1.0
+    return now / then if then > 0 else 16.0
 
 
 def heat_lines(
@@ -246,15 +264,10 @@ def _pairs(key: Hashable, values: Sequence[float], heat: Heat, per_cell: int) ->
     measure = heat.look.measure
     if measure in _SHARES:
         shares = [min(_TOP, int(16 * max(0.0, value))) for value in values]
-        highest_only = measure is Measure.OVERFLOW
-        return [
-            (max(some), max(some) if highest_only else min(some))
-            for some in _grouped(shares, per_cell)
-        ]
+        lower = max if measure is Measure.OVERFLOW else min
+        return [(max(some), lower(some)) for some in _grouped(shares, per_cell)]
     # First the levels, then the extremes: they are steady as their experts are.
     levels = heat.levels(key, values, per_cell)
-    if measure is Measure.BIAS:
-        levels = [-16 if level is None else level for level in levels]
     return [ends_of(some) for some in _grouped(levels, per_cell)]
 
 
@@ -282,7 +295,8 @@ def _one(level: int | None, heat: Heat, cell: int, *, marked: bool = False) -> S
         return Span(_cell(glyph, cell), role)
     if not heat.colour:
         return Span(_cell(load_glyph(level), cell), role)
-    return Span((load_mark(level) if marked else " ").center(cell), role)
+    mark = load_mark(level) if marked else " "
+    return Span(mark.center(cell), role)
 
 
 def _role(level: int | None, heat: Heat) -> str:
@@ -316,8 +330,9 @@ def heat_titles(heat: Heat, experts: int, per_cell: int, steps: int = 1) -> list
         few = f"{per_cell}/cell"
         parts = [f"{mean}, {halves}", f"{mean}, {cells}", f"{mean}, {few}", f", {cells}"]
         return [*(what + part for part in parts), few]
-    per = "" if mean else " per expert"
-    per = per if look.measure in (Measure.LOAD, Measure.SHARE) else ""
+    per = ""
+    if not mean and look.measure in (Measure.LOAD, Measure.SHARE):
+        per = " per expert"
     order = {Order.LOAD: ", by load", Order.GROUP: ", in groups", Order.ID: ""}[look.order]
     if not order and look.measure is Measure.LOAD and experts:
         order = f", 0 to {experts - 1}"
@@ -349,19 +364,20 @@ _ASCII_LABELS = {"¼": ".25", "½": ".5"}
 
 
 def _ratio_samples(heat: Heat, most: float, per_cell: int) -> Sequence[Sample]:
-    difference = heat.look.measure is Measure.DIFFERENCE
-    fair = "same" if difference else "fair"
-    top = f"{most:.3g} x" if difference else f"{most:.3g} x fair"
+    fair = "fair"
+    top = f"{most:.3g} x fair"
+    if heat.look.measure is Measure.DIFFERENCE:
+        fair = "same"
+        top = f"{most:.3g} x"
     over = [sample for sample in _OVER_SAMPLES if sample[0] <= 0.75 * most]
     samples: list[Sample]
     if per_cell == 1:
         samples = [((None,), "0"), ((-8,), "¼"), ((-4,), "½"), ((-1, 0, 1), fair)]
     else:
         over = [sample for sample in over if shade_level(sample[0], per_cell)]
-        # Where a cell shows two values, a × means that no expert of it has a token.
-        samples = [((None,), "all 0" if heat.halves else "some 0")]
-        if heat.halves:
-            samples.append((((0, None),), "some 0"))
+        samples = [((None,), "some 0")]
+        if heat.halves:  # a × means that no expert of the cell has a token
+            samples = [((None,), "all 0"), (((0, None),), "some 0")]
         samples += [((-8,), "¼"), ((0,), fair)]
     samples += [((shade_level(ratio),), text) for ratio, text in over]
     return [*samples, ((shade_level(most),), top)]
@@ -398,7 +414,9 @@ def _samples(samples: Sequence[Sample], heat: Heat, gap: int) -> Line:
         if not heat.colour:  # neighbours that look alike are one
             cells = [next(group) for _, group in groupby(cells, key=lambda cell: cell.text)]
         label = _ASCII_LABELS.get(text, text) if heat.glyphs is Glyphs.ASCII else text
-        line += [*([Span(" " * gap, "")] if line else []), *cells, Span(f" {label}", "dim")]
+        if line:
+            line.append(Span(" " * gap, ""))
+        line += [*cells, Span(f" {label}", "dim")]
     return line
 
 

@@ -64,8 +64,9 @@ def label_of(name: str) -> str:
 def quoted(findings: Iterable[Finding]) -> Mapping[str, Severity]:
     """The numbers that active findings are about, the gravest first."""
     found: dict[str, Severity] = {}
-    for finding in sorted(findings, key=lambda one: -one.severity):
-        for name in _QUOTED.get(finding.rule, ()) if finding.active else ():
+    active = [finding for finding in findings if finding.active]
+    for finding in sorted(active, key=lambda one: -one.severity):
+        for name in _QUOTED.get(finding.rule, ()):
             found.setdefault(name, finding.severity)
     return found
 
@@ -75,7 +76,8 @@ def numbers_of(
 ) -> dict[str, float | None]:
     """The loss, those of ``first``, then all others; ``kept``: names that have a course."""
     now: dict[str, float | None] = dict.fromkeys(kept)
-    now |= {name: x if isinstance(x, float) else mean_of(x) for name, x in values.items()}
+    for name, value in values.items():
+        now[name] = value if isinstance(value, float) else mean_of(value)
     now["balance"] = min(known(view, "judged_balance"), default=(None, ""))[0]
     now["max-load"] = max(known(view, "max_load"), default=(None, ""))[0]
     every = ["loss", *(name for name in first if name in now), *sorted(now, key=_place)]
@@ -100,7 +102,8 @@ def number_line(
 ) -> Line:
     """``mark``: whether its curve is drawn; ``chosen``: under the cursor."""
     said = words.significant(value)
-    line = [Span(f"{'▶' if chosen else ' '}{mark} ", "accent")]
+    pointer = "▶" if chosen else " "
+    line = [Span(f"{pointer}{mark} ", "accent")]
     if severity is None:
         line.append(Span("  "))
     else:
@@ -129,11 +132,11 @@ def number_chart(
     if isinstance(value, list):
         value = mean_of(value) if router is None else value_at(value, router)
     whose = "mean of the layers" if name.startswith("router.") and router is None else ""
-    spikes = name in _SPIKES or _has_spike(columns)
+    edge = "high" if name in _SPIKES or _has_spike(columns) else "mean"
     from_zero = name in (*_SPIKES, "learning_rate") and not any(c.low < 0.0 for c in columns)
     return Chart(
         label_of(name),
-        [Curve(steps, columns, edge="high" if spikes else "mean")],
+        [Curve(steps, columns, edge=edge)],
         value,
         said or whose,
         bottom=0.0 if from_zero else None,

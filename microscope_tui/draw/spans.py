@@ -36,19 +36,25 @@ def role_of(trouble: Finding | Episode) -> str:
     return ROLE_OF_SEVERITY[trouble.severity] if trouble.active else "dim"
 
 
+def cursor(here: bool) -> Span:
+    """The first two cells of a row, which show whether the cursor is on it."""
+    return Span("▶ " if here else "  ", "accent")
+
+
 def row_label(name: str, severity: Severity | None, width: int, *, chosen: bool) -> Line:
     """Cursor, name and alert letter of a layer."""
-    name = shortened(name, width - 4)
-    return [
-        Span("▶ " if chosen else "  ", "accent"),
-        *pad([Span(name, "value" if chosen or severity else "dim")], width - 3),
-        Span(severity.letter, ROLE_OF_SEVERITY[severity]) if severity else Span(" "),
-    ]
+    role = "value" if chosen or severity else "dim"
+    letter = Span(" ")
+    if severity:
+        letter = Span(severity.letter, ROLE_OF_SEVERITY[severity])
+    return [cursor(chosen), *pad([Span(shortened(name, width - 4), role)], width - 3), letter]
 
 
 def in_turn(*texts: str, role: str = "value") -> Line:
     """Dim labels and values in ``role`` in turn."""
-    return [Span(text, role) if at % 2 else dim(text) for at, text in enumerate(texts)]
+    line = [Span(text, role) for text in texts]
+    line[::2] = map(dim, texts[::2])
+    return line
 
 
 def placed(cells: list[tuple[str, str]], at: int, text: str, role: str, margin: int = 0) -> bool:
@@ -75,10 +81,13 @@ def width_of(text: str) -> int:
     """Terminal cells of a text from ``safe_text``."""
     if text.isascii():
         return len(text)
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in text
-    )
+    return sum(map(_cells_of, text))
+
+
+def _cells_of(char: str) -> int:
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
 def line_width(line: Iterable[Span]) -> int:
@@ -140,10 +149,11 @@ def labelled(
     word: str, parts: Iterable[str], width: int, role: str = "value", of_word: str = "dim"
 ) -> list[Line]:
     """Lines behind a word, which has ``width`` cells of the first one."""
-    return [
-        [Span(f"  {'' if at else word:<{width - 2}}", of_word), Span(part, role)]
-        for at, part in enumerate(parts)
-    ]
+    lines = []
+    for part in parts:
+        lines.append([Span(f"  {word:<{width - 2}}", of_word), Span(part, role)])
+        word = ""  # on the first line only
+    return lines
 
 
 def faded(span: Span) -> Span:

@@ -52,10 +52,12 @@ class SteadyLevels:
         if len(before) != len(loads):
             levels = [shade_level(load, per_cell) for load in loads]
         else:
-            levels = [
-                old if kept[old][0] <= load <= kept[old][1] else _moved(old, load, per_cell, kept)
-                for old, load in zip(before, loads, strict=True)
-            ]
+            levels = []
+            for level, load in zip(before, loads, strict=True):
+                low, high = kept[level]
+                if not low <= load <= high:
+                    level = _moved(level, load, per_cell, kept)
+                levels.append(level)
         self._shown[place] = levels  # moved to the end: the least recently used is first
         if len(self._shown) > MOST_KEYS:
             del self._shown[next(iter(self._shown))]
@@ -96,7 +98,9 @@ def _kept(held: float, per_cell: int) -> Mapping[int | None, tuple[float, float]
         ends[-level] = (-high, min(-low, calm_from), reach, reach)
     found: dict[int | None, tuple[float, float]] = {None: (-math.inf, 0.0)}
     for level, (low, high, below, above) in ends.items():
-        up_to = high + above if level >= HOT_LEVEL else min(high + above, _HOT)
+        up_to = high + above
+        if level < HOT_LEVEL:
+            up_to = min(up_to, _HOT)
         found[level] = 2.0 ** (low - below), 2.0**up_to
     found[16] = found[16][0], math.inf
     found[-16] = math.ulp(0.0), found[-16][1]

@@ -114,19 +114,22 @@ class TableLayout(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def curve(self) -> int:
         """Width of the column of the balance: the number, and its curve if there is room."""
-        return 4 + (self.spark + 1 if self.spark else 0)
+        return _with_curve(self.spark)
 
     @property
     def entropy(self) -> int:
         """Width of the column; 0 where no layer has an entropy."""
-        if not self.has_entropy:
-            return 0
-        return 4 + (self.entropy_spark + 1 if self.entropy_spark else 0)
+        return _with_curve(self.entropy_spark) if self.has_entropy else 0
 
     @property
     def visible_layers(self) -> int:
         """At least one."""
         return max(1, self.table_rows // self.row_height)
+
+
+def _with_curve(spark: int) -> int:
+    """Width of a number and of its curve, if there is room for one."""
+    return 5 + spark if spark else 4
 
 
 def fit(
@@ -197,23 +200,29 @@ def _widths(view: RunView, columns: int) -> TableLayout:
     drop, bar = _drop_widths(view, columns)
     has_entropy = any(_has(layer.entropy, layer.entropy_history) for layer in view.layers)
     curves = 2 if has_entropy else 1
-    room = columns - 1 - label - curves * (_GAP + 4) - (_GAP + drop if drop else 0)
+    room = columns - 1 - label - curves * (_GAP + 4)
+    if drop:
+        room -= _GAP + drop
     if any(layer.load for layer in view.layers):
         experts = max(layer.router.num_experts for layer in view.layers) or 8
         cell, per_cell, spark = _share(room, experts, curves)
         heat = -(-experts // per_cell) * cell
     else:  # a column of words
         cell, per_cell, heat = 1, 1, min(_WORDS, room)
-        spark = (room - _WORDS) // curves - 1
-        spark = min(_MAX_SPARK // curves, spark) if spark >= _MIN_SPARK else 0
-    narrow = max(min(_MIN_SPARK, spark), 2 * spark // 3) if has_entropy else 0
+        spark = min(_MAX_SPARK // curves, (room - _WORDS) // curves - 1)
+        if spark < _MIN_SPARK:
+            spark = 0
+    narrow = 0
+    if has_entropy:  # its curve gives a third to that of the balance
+        narrow = max(min(_MIN_SPARK, spark), 2 * spark // 3)
+        spark = 2 * spark - narrow
     return TableLayout(
         columns=columns,
         label=label,
         heat=heat,
         cell=cell,
         experts_per_cell=per_cell,
-        spark=2 * spark - narrow if has_entropy else spark,
+        spark=spark,
         entropy_spark=narrow,
         has_entropy=has_entropy,
         drop=drop,
@@ -259,7 +268,9 @@ def _share(room: int, experts: int, curves: int) -> tuple[int, int, int]:
     """Share ``room`` between load and curves: cells an expert, experts a cell, curve width."""
     for cell in range(_WIDE_CELL, 0, -1):
         spark = (room - experts * cell) // curves - 1
-        least = _LONG_SPARK if cell > _MAX_CELL else _GOOD_SPARK if cell > 1 else _MIN_SPARK
+        least = _GOOD_SPARK if cell > 1 else _MIN_SPARK
+        if cell > _MAX_CELL:
+            least = _LONG_SPARK
         if spark >= least:
             return cell, 1, min(_MAX_SPARK // curves, spark)
     with_curves = room - curves * (_MIN_SPARK + 1)
@@ -290,8 +301,9 @@ def load(
     """The column of the load, or why there is none; ``chosen``: the expert of the cursor."""
     values = cells_of(layer, heat)
     if isinstance(values, str):
-        longer = f"{values}, max load {words.decimal(layer.max_load)}"
-        texts = [values] if layer.load or layer.max_load is None else [longer, values]
+        texts = [values]
+        if not layer.load and layer.max_load is not None:
+            texts.insert(0, f"{values}, max load {words.decimal(layer.max_load)}")
         return _tall([Span(first_fitting(texts, layout.heat, "-"), "faint")], layout.heat, layout)
     cell, at = layout.cell, None
     if heat.look.measure is Measure.RANKS:
@@ -341,7 +353,11 @@ def entropy(
 def drop(layer: LayerView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
     """The column of dropped assignments, which has no curve."""
     rate = layer.drop_rate
-    role = "faint" if rate is None or rate < 0.02 else "warn" if rate <= 0.2 else "crit"
+    role = "crit"
+    if rate is None or rate < 0.02:
+        role = "faint"
+    elif rate <= 0.2:
+        role = "warn"
     parts: Line = []
     if layout.drop_bar:
         share = rate / FULL_DROP_BAR if rate is not None and math.isfinite(rate) else 0.0
@@ -376,7 +392,8 @@ def _curve(
     blank = [" " * width] if height >= 3 else []
     curve = spark(history, width, ends, glyphs, height - len(blank)) + blank
     past = width if cursor is None else math.ceil(cursor * width)
-    numbers = ["" if at != (height - 1) // 2 else number.text for at in range(height)]
+    numbers = [""] * height
+    numbers[(height - 1) // 2] = number.text
     return [
         [Span(text[:past], role), Span(text[past:], "faint"), Span(f" {here:>4}", number.role)]
         for here, text in zip(numbers, curve, strict=True)
@@ -384,8 +401,9 @@ def _curve(
 
 
 def _tall(line: Line, width: int, layout: TableLayout) -> list[Line]:
-    middle = (layout.row_height - 1) // 2
-    return [pad(line if at == middle else [], width) for at in range(layout.row_height)]
+    lines = [pad([], width) for _ in range(layout.row_height)]
+    lines[(layout.row_height - 1) // 2] = pad(line, width)
+    return lines
 
 
 def loss_curve(view: RunView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
@@ -415,16 +433,17 @@ def column_heads(
         if own:
             means = [text for text in titles if "mean" in text]
             titles = [f"{text}, {MARK} {one}" for one in ("this step", "1") for text in means]
-    wide = layout.curve >= 12
+    balance_head = "balance c" if layout.curve >= 12 else "bal."
     entropy_head = "entropy H" if layout.entropy >= 9 else "ent."
+    drop_head = "drop" if layout.drop < 8 else "dropped"
     if not view.layers:
         return pad([], layout.columns)
     line = pad([dim("  layer")], layout.label)
     for head, width, gap in (
         (first_fitting(titles, layout.heat, titles[-1]), layout.heat, 0),
-        ("balance c" if wide else "bal.", layout.curve, _GAP),
+        (balance_head, layout.curve, _GAP),
         (entropy_head, layout.entropy, _GAP),
-        ("drop" if layout.drop < 8 else "dropped", layout.drop, _GAP),
+        (drop_head, layout.drop, _GAP),
     ):
         if width:
             line += [Span(" " * gap), *pad([dim(head)], width)]

@@ -89,13 +89,16 @@ def aligned_ribbon(view: RunView, columns: int, plot: tuple[int, int], axis: Axi
 def _cells(view: RunView, width: int) -> Line:
     cells = []
     for mark in view.ribbon[:width]:
-        text, role = "▁", "faint"
-        if mark.severity is not None:
-            text, role = _HEIGHTS[mark.severity], ROLE_OF_SEVERITY[mark.severity]
-        cells.append(("╎", "accent") if mark.restart else (text, role))
-    at = column_of(view.step, view.window, len(cells)) if cells else None
-    if view.cursor is not None and at is not None:
-        cells[at] = ("┃", "accent")
+        cell = ("▁", "faint")
+        if mark.restart:
+            cell = ("╎", "accent")
+        elif mark.severity is not None:
+            cell = (_HEIGHTS[mark.severity], ROLE_OF_SEVERITY[mark.severity])
+        cells.append(cell)
+    if view.cursor is not None and cells:
+        at = column_of(view.step, view.window, len(cells))
+        if at is not None:
+            cells[at] = ("┃", "accent")
     return merged(cells)
 
 
@@ -131,8 +134,9 @@ def notes(
 ) -> Line:
     """Under the ribbon: events, or what the ``cursor`` is on, and what is ``hidden``."""
     again = view.judged_again and view.judged < 1.0  # most important first: the last are dropped
-    right = [view.parts] if view.parts else []
-    right += [*hidden, *([f"{view.judged_again}, judging again"] if again else ())]
+    right = [*filter(None, [view.parts]), *hidden]
+    if again:
+        right.append(f"{view.judged_again}, judging again")
     if left_out := words.left_out(view):
         right.append(f"* {left_out}")
     if view.defects:

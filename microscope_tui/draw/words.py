@@ -71,7 +71,9 @@ def age(seconds: float | None) -> str:
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{math.floor(seconds / size)} {unit}"
-    return f"{math.floor(seconds if seconds < 10 else seconds // 10 * 10)} s"
+    if seconds >= 10:
+        seconds = seconds // 10 * 10
+    return f"{math.floor(seconds)} s"
 
 
 def duration(seconds: float) -> str:
@@ -116,7 +118,8 @@ def judged(layer: LayerView) -> str:
         return ""
     which = "its busiest expert"
     if layer.without:
-        which = f"expert{'s' if len(layer.without) > 1 else ''} {listed(layer.without, 6)}"
+        noun = "expert" if len(layer.without) == 1 else "experts"
+        which = f"{noun} {listed(layer.without, 6)}"
     return f"without {which}: {index(layer.judged_balance)}"
 
 
@@ -135,7 +138,8 @@ def choices(top_k: int) -> str:
 def router_size(layer: LayerView) -> str:
     """``64 experts, top-8``"""
     experts = layer.router.num_experts
-    return f"{f'{experts:,} experts' if experts else 'experts ?'}, {choices(layer.router.top_k)}"
+    size = f"{experts:,} experts" if experts else "experts ?"
+    return f"{size}, {choices(layer.router.top_k)}"
 
 
 def part_of(view: RunView, layer: LayerView, expert: int) -> tuple[float, str]:
