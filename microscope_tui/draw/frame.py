@@ -169,7 +169,7 @@ def verdict(
 
 
 def _beside_badge(view: RunView, unseen: int) -> Line:
-    """How many alerts there are, how many of them are seen, and what still goes on."""
+    """How many alerts there are, how many of them are seen, and what is still being judged."""
     active = len(view.alerts)
     texts = []
     if active > 1:

@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from microscope_tui.diagnosis import value_at
 from microscope_tui.draw.export import surviving_steps
 from microscope_tui.draw.words import aligned, short_number
 from microscope_tui.runlog import (
@@ -157,8 +158,9 @@ class _Sums:
         top_k = self.router.top_k
         spent = float(tokens or 0)  # 0: unknown
         if counts == "shares":
+            if not top_k:
+                return
             row = [round(count / _SHARES * spent * top_k) for count in row]
-            spent = spent if top_k else 0
         elif tokens is None and top_k:
             spent = sum(row) / top_k
         if not 0 < spent < 2**53:
@@ -168,7 +170,9 @@ class _Sums:
         for (sums, pairs), values in zip(self.means, means, strict=True):
             for totals in (sums, pairs):
                 totals += [0.0] * (len(self.counts) - len(totals))
-            for expert, value in enumerate(values if values and len(values) == len(row) else ()):
+            if values is None or len(values) != len(row):
+                continue
+            for expert, value in enumerate(values):
                 if value is not None:
                     sums[expert] += value * row[expert]
                     pairs[expert] += row[expert]
@@ -199,7 +203,8 @@ def coverage_of(
         UnknownFormat: as ``export.rows_of``.
     """
     whole_run = first is last is None
-    low, high = first or 0, math.inf if last is None else last
+    low = first or 0
+    high = math.inf if last is None else last
     counted: _Counted | None = None
     window: deque[tuple[RunRecord, StepEntry]] = deque(maxlen=LAST_STEPS)
     for run, entry in surviving_steps(file):
@@ -228,11 +233,14 @@ class _Counted:
 
     def add(self, run: RunRecord, entry: StepEntry) -> None:
         self._steps.append(entry.record.step)
-        means, record, rows = entry.means(), entry.record, entry.matrices().tokens_per_expert
+        record = entry.record
+        means = entry.means()
+        rows = entry.matrices().tokens_per_expert
         for index, (one, row) in enumerate(zip(self._sums, rows, strict=True)):
             if row is not None and len(row) == run.routers[index].num_experts:
-                of_router = record.router.tokens[index] if record.router.tokens else None
-                tokens = of_router if of_router is not None else record.tokens
+                tokens = value_at(record.router.tokens, index)
+                if tokens is None:
+                    tokens = record.tokens
                 one.add(run.counts, row, tokens, [values[index] for values in means])
 
     def coverage(
@@ -243,7 +251,9 @@ class _Counted:
         if not sums:
             missing = "" if all(one.top_k for one in run.routers) else " or top_k (use --top-k)"
             raise NoCounts(f"counts without the number of tokens they belong to{missing}")
-        notes = [_LIMITS[run.counts]] if run.counts in _LIMITS else []
+        notes = []
+        if run.counts in _LIMITS:
+            notes.append(_LIMITS[run.counts])
         if len(sums) < len(run.routers):
             notes.append(f"{len(run.routers) - len(sums)} layers have no counts")
         length = run.sequence_length or length_of(file)
@@ -265,9 +275,10 @@ def _layer(sums: _Sums, wanted: int, length: int | None) -> LayerCoverage:
     tokens = round(sums.tokens)
     experts = []
     for index, count in enumerate(sums.counts):
-        weight, norm = (
-            total[index] / pairs[index] if pairs[index] else None for total, pairs in sums.means
-        )
+        weight, norm = (_mean(total[index], pairs[index]) for total, pairs in sums.means)
+        saliency = None
+        if weight is not None and norm is not None:
+            saliency = weight * norm
         need = further(min(count, tokens), tokens, wanted) or Need(0, 0, 0)
         expert = ExpertCoverage(
             expert=index,
@@ -275,7 +286,7 @@ def _layer(sums: _Sums, wanted: int, length: int | None) -> LayerCoverage:
             share=count / tokens,
             mean_weight=weight,
             mean_output_norm=norm,
-            saliency=None if weight is None or norm is None else weight * norm,
+            saliency=saliency,
             more_tokens=need.tokens,
             more_tokens_low=need.low,
             more_tokens_high=need.high,
@@ -284,6 +295,10 @@ def _layer(sums: _Sums, wanted: int, length: int | None) -> LayerCoverage:
         experts.append(expert)
     router = sums.router
     return LayerCoverage(router.name, router.depth, router.top_k, tokens, experts)
+
+
+def _mean(total: float, pairs: float) -> float | None:
+    return total / pairs if pairs else None
 
 
 def coverage_text(coverage: Coverage) -> str:

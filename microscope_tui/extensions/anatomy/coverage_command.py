@@ -19,14 +19,8 @@ from microscope_tui.commands.options import (
     refuse_below,
     step_range,
 )
-from microscope_tui.extensions.anatomy.coverage import (
-    coverage_json,
-    coverage_of,
-    coverage_text,
-)
-from microscope_tui.extensions.anatomy.layout import (
-    BadRouting,
-)
+from microscope_tui.extensions.anatomy.coverage import coverage_json, coverage_of, coverage_text
+from microscope_tui.extensions.anatomy.layout import BadRouting
 from microscope_tui.extensions.anatomy.routing_file import Routing
 from microscope_tui.runlog import ROUTING_NAME, RunFile, UnknownFormat
 from microscope_tui.watch.counted import NoCounts

@@ -14,22 +14,14 @@ from microscope_tui.commands.console import (
     print_record,
     say_size,
 )
-from microscope_tui.commands.options import (
-    AsJson,
-    refuse_below,
-)
+from microscope_tui.commands.options import AsJson, refuse_below
 from microscope_tui.draw.glyphs import glyphs_for, spelled
 from microscope_tui.draw.spans import plain
 from microscope_tui.extensions.anatomy.as_json import mismatch_json
 from microscope_tui.extensions.anatomy.compare import NotComparable, compare
-from microscope_tui.extensions.anatomy.layout import (
-    BadRouting,
-)
+from microscope_tui.extensions.anatomy.layout import BadRouting
 from microscope_tui.extensions.anatomy.mismatch_text import mismatch_text
-from microscope_tui.extensions.anatomy.routed_experts import (
-    CHOICE_SUFFIXES,
-    convert_choices,
-)
+from microscope_tui.extensions.anatomy.routed_experts import CHOICE_SUFFIXES, convert_choices
 from microscope_tui.extensions.anatomy.routing_file import Routing
 from microscope_tui.runlog import ROUTING_NAME, safe_text
 from microscope_tui.sources import Unreadable
@@ -66,8 +58,8 @@ def mismatch(
         fail(f"--max-share {max_share:g}: write a share from 0 to 1", USAGE)
     with ExitStack() as opened:
         sides, engine, token_ids = _opened((a, b), top_k, opened)
-        letters = [name for name, is_engine in zip("AB", engine, strict=True) if not is_engine]
-        margins_of = letters[0] if letters else ""  # an engine has no margins
+        # An engine has no margins.
+        margins_of = next((file for file, of in zip("AB", engine, strict=True) if not of), "")
         try:
             found = compare(*sides, token_ids=token_ids, margins_of=margins_of)
         except NotComparable as error:
@@ -78,9 +70,11 @@ def mismatch(
             print_record(mismatch_json(found, *names))
             return code
         for letter, name, side, converted in zip("AB", names, sides, engine, strict=True):
-            facts = [side.model, side.dtype, "engine output" if converted else ""]
-            known = ", ".join(fact for fact in facts if fact)
-            print_data(f"{letter}  {name}: {known}" if known else f"{letter}  {name}")
+            facts = [*filter(None, (side.model, side.dtype))]
+            if converted:
+                facts.append("engine output")
+            known = f": {', '.join(facts)}" if facts else ""
+            print_data(f"{letter}  {name}{known}")
         glyphs = glyphs_for("auto", sys.stdout)
         for line in mismatch_text(found, _WIDTH, glyphs):
             print_data(spelled(plain(line), glyphs))
@@ -91,7 +85,10 @@ def _opened(
     places: tuple[Path, Path], top_k: int | None, opened: ExitStack
 ) -> tuple[list[Routing], list[bool], bool]:
     """Both sides, which of them are an engine's output, and whether both have token ids."""
-    paths = [path / ROUTING_NAME if path.is_dir() else path for path in places]
+    paths = list(places)
+    for at, path in enumerate(paths):
+        if path.is_dir():
+            paths[at] = path / ROUTING_NAME
     engine = [path.suffix in CHOICE_SUFFIXES for path in paths]
     try:
         sides, token_ids = _both(paths, engine, top_k, opened)

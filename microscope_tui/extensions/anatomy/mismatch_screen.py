@@ -11,9 +11,7 @@ from microscope_tui.extensions.anatomy.compare import (
     NotComparable,
     compare as compare_choices,
 )
-from microscope_tui.extensions.anatomy.layout import (
-    BadRouting,
-)
+from microscope_tui.extensions.anatomy.layout import BadRouting
 from microscope_tui.extensions.anatomy.opened import anatomy_of
 from microscope_tui.extensions.anatomy.routing_file import Routing
 from microscope_tui.kit import keys

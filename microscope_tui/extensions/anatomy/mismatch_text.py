@@ -5,9 +5,10 @@ from itertools import zip_longest
 
 from microscope_tui.draw.columns import Column, Table
 from microscope_tui.draw.glyphs import Glyphs, bar
-from microscope_tui.draw.spans import Line, Span, dim, pad, shortened, wrap
+from microscope_tui.draw.spans import Line, Span, cursor, dim, pad, shortened, wrap
 from microscope_tui.draw.words import listed
 from microscope_tui.extensions.anatomy.compare import LayerMismatch, Mismatch
+from microscope_tui.runlog import plural
 
 _GAP = 2
 _MOST_BAR = 100
@@ -41,8 +42,8 @@ def finding_lines(found: Mismatch, columns: int) -> list[Line]:
     texts += [text for where in _WITHOUT if (text := _without(found, *where))]
     for shift in sorted({layer.shift for layer in found.layers} - {0}):
         names = [layer.name for layer in found.layers if layer.shift == shift]
-        tokens = f"{abs(shift)} token{'s' if abs(shift) > 1 else ''}"
-        texts.append(f"B is {tokens} {'late' if shift > 0 else 'early'} in {listed(names)}")
+        word = "late" if shift > 0 else "early"
+        texts.append(f"B is {plural(abs(shift), 'token')} {word} in {listed(names)}")
     texts += [f"{file}: {layer} is a copy of {other}" for file, layer, other in found.copies]
     if found.moved:
         places = listed([f"{other} in {layer}" for layer, other in found.moved.items()])
@@ -71,12 +72,15 @@ def layer_lines(
     """
     label = min(max(len(layer.name) for layer in found.layers), columns // 3)
     labels = []
-    mark = 0 if selected is None else 2
     for index, layer in enumerate(found.layers):
-        chosen = index == selected
-        cursor = Span("▶ " if chosen else " " * mark, "accent")
-        labels.append([cursor, Span(shortened(layer.name, label), "value" if chosen else "dim")])
-    return _with_bars(labels, label + mark, [x.share for x in found.layers], columns, glyphs)
+        role = "value" if index == selected else "dim"
+        line = [Span(shortened(layer.name, label), role)]
+        if selected is not None:
+            line.insert(0, cursor(index == selected))
+        labels.append(line)
+    if selected is not None:
+        label += 2
+    return _with_bars(labels, label, [x.share for x in found.layers], columns, glyphs)
 
 
 def margin_lines(found: Mismatch, columns: int, glyphs: Glyphs) -> list[Line]:
@@ -84,7 +88,7 @@ def margin_lines(found: Mismatch, columns: int, glyphs: Glyphs) -> list[Line]:
     if not found.margins:
         return [[dim("no margins")]]
     ranges = [f"{one.low:.2g} to {one.high:.2g}" for one in found.margins]
-    shares = [one.differing / one.compared if one.compared else 0.0 for one in found.margins]
+    shares = [one.differing / one.compared for one in found.margins]
     label = min(max(map(len, ranges)), columns // 2)
     return _with_bars([[dim(text)] for text in ranges], label, shares, columns, glyphs)
 
@@ -99,8 +103,10 @@ def _with_bars(
     most = max(share or 0.0 for share in shares)
     lines = []
     room = min(_MOST_BAR, columns - label - 6 - 2 * _GAP)
-    parts = [Column("label", label, gap=0), Column("share", 6, "right"), Column("bar", room)]
-    table = Table(parts if room >= _LEAST_BAR and most else parts[:2], columns)
+    parts = [Column("label", label, gap=0), Column("share", 6, "right")]
+    if room >= _LEAST_BAR and most:
+        parts.append(Column("bar", room))
+    table = Table(parts, columns)
     for line, share in zip(labels, shares, strict=True):
         number = Span(percent(share), "value" if share else "faint")
         drawn = Span(bar((share or 0.0) / (most or 1.0), max(0, room), glyphs), "accent")
@@ -119,21 +125,20 @@ def swap_lines(
     if not swaps:
         return [[dim("none")]]
     arrow = "->" if glyphs is Glyphs.ASCII else "→"
-    name = 2 + max(len(layer.name) for layer, *_ in swaps) if named else 0
+    name = 2 + max(len(layer.name) for layer, *_ in swaps)
     size = max(len(str(expert)) for _, *pair, _ in swaps for expert in pair)
     most = max(len(f"{times:,}") for *_, times in swaps)
-    return [
-        pad(
-            [
-                *pad([dim(layer.name if named else "")], name),
-                Span(f"{old:>{size}} {arrow} {new:<{size}}  {times:>{most},} "),
-                Span("time, " if times == 1 else "times,"),
-                dim(f" {percent(times / layer.compared)} of {layer.name}'s choices"),
-            ],
-            columns,
-        )
-        for layer, old, new, times in swaps
-    ]
+    lines = []
+    for layer, old, new, times in swaps:
+        often = "time, " if times == 1 else "times,"
+        line = [
+            Span(f"{old:>{size}} {arrow} {new:<{size}}  {times:>{most},} {often}"),
+            dim(f" {percent(times / layer.compared)} of {layer.name}'s choices"),
+        ]
+        if named:
+            line = [*pad([dim(layer.name)], name), *line]
+        lines.append(pad(line, columns))
+    return lines
 
 
 def mismatch_text(found: Mismatch, columns: int, glyphs: Glyphs) -> list[Line]:

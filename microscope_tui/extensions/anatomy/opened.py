@@ -4,9 +4,7 @@ import asyncio
 from pathlib import Path
 
 from microscope_tui.extensions.anatomy.compare import Mismatch
-from microscope_tui.extensions.anatomy.layout import (
-    BadRouting,
-)
+from microscope_tui.extensions.anatomy.layout import BadRouting
 from microscope_tui.extensions.anatomy.routing_file import Routing
 from microscope_tui.extensions.anatomy.token_flow import shown_token
 from microscope_tui.kit.session import Session

@@ -231,10 +231,10 @@ def _model(folder: Path, fields: dict[str, Any], dtype: str, device: torch.devic
                 f"{folder}: out of memory while loading; choose --dtype bf16, or a device with "
                 "more memory"
             ) from error
-        lines = str(error).strip().splitlines()
+        reason = next(iter(str(error).strip().splitlines()), "")
         raise CannotProbe(
             f"{folder}: transformers {transformers.__version__} cannot load it "
-            f"({type(error).__name__}: {lines[0] if lines else ''})"
+            f"({type(error).__name__}: {reason})"
         ) from error
     missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
     if missing:

@@ -13,9 +13,7 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor, nn
 
-from microscope_tui.extensions.anatomy.layout import (
-    Tables,
-)
+from microscope_tui.extensions.anatomy.layout import Tables
 from microscope_tui.extensions.anatomy.next_layer import NextLayer
 from microscope_tui.extensions.anatomy.probed_model import (
     CannotProbe,

@@ -15,7 +15,7 @@ from microscope_tui.extensions.anatomy import (
     tokens_text as tokens,
 )
 from microscope_tui.extensions.anatomy.layout import BadRouting, Shape, Tables
-from microscope_tui.extensions.anatomy.opened import anatomy_of
+from microscope_tui.extensions.anatomy.opened import Anatomy, anatomy_of
 from microscope_tui.extensions.anatomy.routing_file import Routing
 from microscope_tui.extensions.anatomy.slices_text import (
     ExpertRow,
@@ -43,8 +43,14 @@ _SLICE_FRAME = 4  # header, two heads, keys
 class ProbeScreen(BaseScreen):
     MAIN_PART = ""
 
+    @property
+    def anatomy(self) -> Anatomy:
+        """The probe of the open run, and the cursor in it."""
+        return anatomy_of(self.session)
+
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
-        session, anatomy = self.session, anatomy_of(self.session)
+        session = self.session
+        anatomy = self.anatomy
         routing = await anatomy.open(session.watch.path) if session.watch else None
         if routing is not None:  # take over the layer and the expert that another screen chose
             if session.selected < len(view.layers):
@@ -62,9 +68,8 @@ class ProbeScreen(BaseScreen):
 
     def draw_without(self, view: RunView, columns: int, rows: int) -> None:
         """For a run without a probe: why, and how to make one."""
-        anatomy = anatomy_of(self.session)
-        empty = anatomy.routing is not None
-        self.show_alone(tokens.without_probe(columns, anatomy.problem, empty=empty))
+        empty = self.anatomy.routing is not None
+        self.show_alone(tokens.without_probe(columns, self.anatomy.problem, empty=empty))
 
     def draw_probe(self, routing: Routing, columns: int, rows: int) -> None:
         """Between header and last line."""
@@ -77,7 +82,8 @@ class ProbeScreen(BaseScreen):
         self.show(self.MAIN_PART, lines, height="1fr")
 
     async def action_move(self, by: int) -> None:
-        session, anatomy = self.session, anatomy_of(self.session)
+        session = self.session
+        anatomy = self.anatomy
         if anatomy.routing is None:
             return
         names = anatomy.routing.shape.layer_names
@@ -89,7 +95,7 @@ class ProbeScreen(BaseScreen):
         await self.redraw()
 
     def prompt_hint(self) -> tuple[str, str | None]:
-        routing = anatomy_of(self.session).routing
+        routing = self.anatomy.routing
         if self.prompt.kind == "token":
             last = routing.tokens - 1 if routing is not None else 0
             return f"0 to {last:,}, 50%, +100, or e17 for expert 17", None
@@ -98,7 +104,8 @@ class ProbeScreen(BaseScreen):
         return super().prompt_hint()
 
     async def answered(self, kind: Kind, text: str) -> None:
-        anatomy, routing = anatomy_of(self.session), anatomy_of(self.session).routing
+        anatomy = self.anatomy
+        routing = anatomy.routing
         if routing is None or not routing.tokens:
             return
         if kind == "find":
@@ -120,7 +127,8 @@ class ProbeScreen(BaseScreen):
 
     def find(self, back: bool) -> str | None:
         """To where the text begins next; the problem, if any. Reads from the disk."""
-        anatomy, routing = anatomy_of(self.session), anatomy_of(self.session).routing
+        anatomy = self.anatomy
+        routing = anatomy.routing
         if routing is None:
             return None
         if not anatomy.found:
@@ -137,7 +145,8 @@ class ProbeScreen(BaseScreen):
 
     def go_to_expert(self, back: bool) -> str | None:
         """To the next token of the expert; the problem, if any. Reads from the disk."""
-        anatomy, routing = anatomy_of(self.session), anatomy_of(self.session).routing
+        anatomy = self.anatomy
+        routing = anatomy.routing
         expert = self.session.expert
         if routing is None or expert is None:
             return None
@@ -193,18 +202,23 @@ class TokensScreen(ProbeScreen):
     @property
     def letters(self) -> bool:
         """Whether letters show the experts below the text; by default without colours."""
-        chosen = anatomy_of(self.session).letters
+        chosen = self.anatomy.letters
         return self.app.no_color if chosen is None else chosen
 
     def draw_probe(self, routing: Routing, columns: int, rows: int) -> None:
         """The text around the cursor, and the token beside it, or below in a narrow window."""
-        layer, token = anatomy_of(self.session).layer, anatomy_of(self.session).token
-        beside, airy = columns >= _BESIDE_FROM, rows >= AIRY_FROM_ROWS
+        layer = self.anatomy.layer
+        token = self.anatomy.token
+        beside = columns >= _BESIDE_FROM
+        airy = rows >= AIRY_FROM_ROWS
         self.flag(beside=beside, airy=airy)
         panel = _WIDE_PANEL if columns >= _WIDE_FROM else _PANEL
-        body = rows - 4 - 2 * airy
-        height = body if beside else body - _BRIEF_ROWS
-        width = columns - panel - _MARGIN - _GAP if beside else columns - _MARGIN
+        body = height = rows - 4 - 2 * airy
+        width = columns - _MARGIN
+        if beside:
+            width -= panel + _GAP
+        else:
+            height -= _BRIEF_ROWS
         if self._flow is None or (self._flow.routing, self._flow.width) != (routing, width):
             self._flow = Flow(routing, width)
         self.list_rows = max(1, height // 2 if self.letters else height)
@@ -232,25 +246,26 @@ class TokensScreen(ProbeScreen):
         routing.release()
 
     async def _go(self, token: int) -> None:
-        routing = anatomy_of(self.session).routing
+        routing = self.anatomy.routing
         if routing is not None and routing.tokens:
-            anatomy_of(self.session).token = max(0, min(routing.tokens - 1, token))
+            self.anatomy.token = max(0, min(routing.tokens - 1, token))
             await self.redraw()
 
     async def action_token(self, by: int) -> None:
-        await self._go(anatomy_of(self.session).token + by)
+        await self._go(self.anatomy.token + by)
 
     async def action_line(self, by: int) -> None:
         if self._flow is not None:
-            await self._go(self._flow.token_below(anatomy_of(self.session).token, by))
+            await self._go(self._flow.token_below(self.anatomy.token, by))
 
     async def action_page(self, direction: int) -> None:
         await self.action_line(direction * max(1, self.list_rows - 1))
 
     async def action_next_of_expert(self, direction: int) -> None:
-        if self.session.expert is None:
-            self.session.expert = self._expert_here()
-        if self.session.expert is None:
+        session = self.session
+        if session.expert is None:
+            session.expert = self._expert_here()
+        if session.expert is None:
             self.show_message("no expert was chosen here", "dim")
             return
         await self.from_disk(self.go_to_expert, direction < 0)
@@ -264,14 +279,14 @@ class TokensScreen(ProbeScreen):
         await self.from_disk(self.find, by < 0)
 
     async def action_letters(self) -> None:
-        anatomy_of(self.session).letters = not self.letters
+        self.anatomy.letters = not self.letters
         await self.redraw()
 
     def _expert_here(self) -> int | None:
-        anatomy = anatomy_of(self.session)
-        if anatomy.routing is None or not anatomy.routing.tokens:
+        routing = self.anatomy.routing
+        if routing is None or not routing.tokens:
             return None
-        return next(iter(anatomy.routing.choice(anatomy.layer, anatomy.token).experts), None)
+        return next(iter(routing.choice(self.anatomy.layer, self.anatomy.token).experts), None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -347,13 +362,14 @@ class SlicesScreen(ProbeScreen):
         if held_out is None:
             super().draw_without(view, columns, rows)
             return
-        anatomy_of(self.session).layer = min(self.session.selected, len(held_out.shape.layers) - 1)
+        self.anatomy.layer = min(self.session.selected, len(held_out.shape.layers) - 1)
         self.draw_probe(held_out, columns, rows)
 
     def draw_probe(self, routing: Routing | HeldOut, columns: int, rows: int) -> None:
         """The table of the chosen layer, and the expert at the cursor."""
-        anatomy, names = anatomy_of(self.session), routing.slices
-        layer, shape, glyphs = anatomy.layer, routing.shape, self.session.glyphs
+        names = routing.slices
+        layer = self.anatomy.layer
+        shape = routing.shape
         try:
             table = _table(routing, layer)
         except NoTables as error:
@@ -369,13 +385,14 @@ class SlicesScreen(ProbeScreen):
         airy = rows >= AIRY_FROM_ROWS
         self.flag(airy=airy)
         detail_rows = 6 if airy else 3
-        which, name = f"{layer + 1} of {len(shape.layers)}", shape.layer_names[layer]
-        top = [
-            slices.summary(table, names, name, which, columns),
-            slices.takers(table, names, routing.step, columns)
-            if isinstance(routing, HeldOut)
-            else slices.identity(routing.tables, layer, shape.layer_names, glyphs, columns),
-        ]
+        which = f"{layer + 1} of {len(shape.layers)}"
+        top = [slices.summary(table, names, shape.layer_names[layer], which, columns)]
+        if isinstance(routing, HeldOut):
+            top.append(slices.takers(table, names, routing.step, columns))
+        else:
+            glyphs = self.session.glyphs
+            found = slices.identity(routing.tables, layer, shape.layer_names, glyphs, columns)
+            top.append(found)
         if (ahead := slices.found_ahead(routing.tables, layer, table, shape.top_k)) is not None:
             top.append(slices.ahead_line(ahead, columns))
         room = max(1, rows - _SLICE_FRAME - len(top) - detail_rows - 3 * airy)
@@ -385,7 +402,7 @@ class SlicesScreen(ProbeScreen):
         colour = not self.app.no_color
         lines = [
             slices.expert_line(
-                self._order[at], layout, anatomy.name_of, chosen=at == self._at, colour=colour
+                self._order[at], layout, self.anatomy.name_of, chosen=at == self._at, colour=colour
             )
             for at in shown
         ]
@@ -396,14 +413,16 @@ class SlicesScreen(ProbeScreen):
         blank = spare > 0 and not airy
         height = detail_rows + spare
         detail = slices.detail(
-            self._order[self._at], table, names, anatomy.name_of, columns, height - blank
+            self._order[self._at], table, names, self.anatomy.name_of, columns, height - blank
         )
-        self.show("slice-detail", [[], *detail] if blank else detail, height=height)
+        if blank:
+            detail.insert(0, [])
+        self.show("slice-detail", detail, height=height)
 
     async def action_move(self, by: int) -> None:
-        if anatomy_of(self.session).routing is None and self._held_out is not None:
+        if self.anatomy.routing is None and self._held_out is not None:
             most = len(self._held_out.shape.layers) - 1
-            self.session.selected = max(0, min(most, anatomy_of(self.session).layer + by))
+            self.session.selected = max(0, min(most, self.anatomy.layer + by))
             await self.redraw()
         else:
             await super().action_move(by)
@@ -429,7 +448,7 @@ class SlicesScreen(ProbeScreen):
         """Show the next token of the expert at the cursor, with only this expert highlighted."""
         if not self._order:
             return
-        if anatomy_of(self.session).routing is None:
+        if self.anatomy.routing is None:
             self.show_message("its tokens are in a probe: moe-microscope probe MODEL TEXT")
             return
         self.session.expert = self._order[self._at].expert

@@ -9,12 +9,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain, repeat
+from typing import TypeVar
 
 from microscope_tui.draw import words
 from microscope_tui.draw.glyphs import BLOCKS, Glyphs
 from microscope_tui.draw.spans import (
     Line,
     Span,
+    cursor,
     dim,
     first_fitting,
     in_turn,
@@ -26,9 +29,7 @@ from microscope_tui.draw.spans import (
     width_of,
     wrap,
 )
-from microscope_tui.extensions.anatomy.layout import (
-    Tables,
-)
+from microscope_tui.extensions.anatomy.layout import Tables
 from microscope_tui.measures import FEWEST_EXPECTED
 
 CHANCE_BEYOND = 0.01
@@ -45,6 +46,7 @@ _NAMED = 4
 _GLUE = "\N{NO-BREAK SPACE}"
 
 Named = Callable[[int], str]
+_Row = TypeVar("_Row")
 
 
 class Ordering(StrEnum):
@@ -150,18 +152,23 @@ def slice_table(tables: Tables, layer: int, slices: int, experts: int) -> SliceT
     """
     counts = _counts_of(tables, layer, slices, experts)
     sizes = [sum(row) for row in counts]
-    total = sum(sizes)
-    known = [*tables.noise[:slices], *[math.inf] * (slices - len(tables.noise))]
-    noise = [limit if limit > 0 else math.inf for limit in known]
-    lifts = tables.lifts[layer] if layer < len(tables.lifts) else ()
+    total = sum(sizes) or 1
+    noise = [math.inf] * slices
+    for at, limit in enumerate(tables.noise[:slices]):
+        if limit > 0:
+            noise[at] = limit
+    lifts = chain(_of_layer(tables.lifts, layer) or (), repeat(()))
     rows = []
-    for expert in range(experts):
+    for expert, telling in zip(range(experts), lifts, strict=False):
         own = [row[expert] for row in counts]
-        share = sum(own) / total if total else 0.0
+        share = sum(own) / total
         expected = [size * share for size in sizes]
-        cells = [*map(Cell.of, own, expected, noise)]
-        rows.append(ExpertRow(expert, share, cells, lifts[expert] if expert < len(lifts) else ()))
+        rows.append(ExpertRow(expert, share, [*map(Cell.of, own, expected, noise)], telling))
     return SliceTable(rows, noise, sizes)
+
+
+def _of_layer(rows: Sequence[_Row], layer: int) -> _Row | None:
+    return rows[layer] if layer < len(rows) else None
 
 
 def _counts_of(tables: Tables, layer: int, slices: int, experts: int) -> Sequence[Sequence[int]]:
@@ -177,9 +184,13 @@ def _counts_of(tables: Tables, layer: int, slices: int, experts: int) -> Sequenc
 
 def explained(tables: Tables, layer: int) -> tuple[float | None, float | None]:
     """The part of the routing that token identity explains, and what chance would."""
-    both = [x[layer] if layer < len(x) else None for x in (tables.identity, tables.identity_noise)]
-    value, noise = (x if x is not None and math.isfinite(x) else None for x in both)
-    return value, noise
+    found = []
+    for shares in (tables.identity, tables.identity_noise):
+        share = _of_layer(shares, layer)
+        if share is not None and not math.isfinite(share):
+            share = None
+        found.append(share)
+    return found[0], found[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +234,8 @@ def summary(table: SliceTable, names: Sequence[str], layer: str, at: str, width:
     elif not any(math.isfinite(one) for one in table.noise):
         line.append(Span("   no shuffled baseline: nothing to compare with", "warn"))
     elif line_width(line) + 16 < width:
-        line.append(dim(f"   by chance {chance:.{1 if chance < 10 else 0}f}"))
+        digits = 1 if chance < 10 else 0
+        line.append(dim(f"   by chance {chance:.{digits}f}"))
     read = [row.slice_read for row in table.rows]
     preferred: Line = [dim("   preferred:")]
     for number, name in enumerate(names):
@@ -279,7 +291,7 @@ def found_ahead(
     tables: Tables, layer: int, table: SliceTable, top_k: int
 ) -> Mapping[str, float] | None:
     """``Tables.next_layer`` of a layer, beside what its k most popular experts and chance reach."""
-    found = tables.next_layer[layer] if layer < len(tables.next_layer) else None
+    found = _of_layer(tables.next_layer, layer)
     if found is None:
         return None
     popular = sum(sorted(row.share for row in table.rows)[-top_k:])
@@ -305,22 +317,27 @@ def heads(
         top += [Span(" "), _centred(shortened(names[at], layout.cell), layout.cell, "value")]
         limit = table.noise[at]
         text = words.no_zero(f"±{limit:.2f}") if math.isfinite(limit) else "-"
-        text = "few" if all(row.cells[at].few for row in table.rows) else text
+        if all(row.cells[at].few for row in table.rows):
+            text = "few"
         below += [Span(" "), _centred(text, layout.cell, "dim")]
     room = layout.columns - line_width(top) - 4
     what: Sequence[str] = ("most telling tokens, with counts", "most telling tokens", "tokens")
     if not table.has_tokens:
         what = ("", "", "")
     scale = ("log2 of share in the slice ÷ share overall", "log2 of share ÷ share overall", "log2")
-    hidden = f"{layout.hidden} more slices: tab" if layout.hidden else ""
-    if hidden:
-        fits = width_of(what[1]) + width_of(hidden) + 3 <= room
-        what, hidden = (what[1:], hidden) if fits else ((hidden, f"{layout.hidden} more: tab"), "")
+    hidden = ""
+    if layout.hidden:  # at the right end, or instead of the heading of the tokens
+        hidden = f"{layout.hidden} more slices: tab "
+        if width_of(what[1]) + width_of(hidden) + 2 <= room:
+            what = what[1:]
+        else:
+            what = (hidden[:-1], f"{layout.hidden} more: tab")
+            hidden = ""
     top.append(dim(f"   {first_fitting(what, room)}"))
     below.append(dim(f"   {first_fitting(scale, room)}"))
     room = layout.columns - line_width(top) - 2
-    right = [dim(f"{hidden} " if hidden else "")]
-    if not hidden or width_of(hidden) + len(ordering) + 4 <= room:
+    right = [dim(hidden)]
+    if not hidden or width_of(hidden) + len(ordering) + 3 <= room:
         right.append(Span(f"  {ordering} ", "faint"))
     return [spread(top, right, layout.columns), pad(below, layout.columns)]
 
@@ -334,7 +351,7 @@ def expert_line(
     """
     number = pad([Span(f"{row.expert}", "title" if chosen else "value")], _EXPERT - 4, "right")
     share = pad([dim(_percent(row.share))], _SHARE, "right")
-    line: Line = [Span("▶ " if chosen else "  ", "accent"), *number, Span("  "), *share]
+    line: Line = [cursor(chosen), *number, Span("  "), *share]
     for at in layout.shown:
         line += [Span(" "), _ratio(row.cells[at], row.share, layout.cell, colour=colour)]
     for token_id, count, _ in row.lifts:
@@ -349,11 +366,12 @@ def detail(
     row: ExpertRow, table: SliceTable, names: Sequence[str], named: Named, width: int, rows: int
 ) -> list[Line]:
     """The expert at the cursor in words and in full: each slice and token with its ratio."""
-    ratios = [
-        f"{shortened(names[at], 16)} {cell.ratio:+.1f} ({cell.count:,} of {table.sizes[at]:,})"
-        + ("" if cell.beyond else " few" if cell.few else " chance")
-        for at, cell in enumerate(row.cells[:64])
-    ]
+    ratios = []
+    for name, size, cell in zip(names, table.sizes, row.cells[:64], strict=False):
+        text = f"{shortened(name, 16)} {cell.ratio:+.1f} ({cell.count:,} of {size:,})"
+        if not cell.beyond:
+            text += " few" if cell.few else " chance"
+        ratios.append(text)
     tokens = [
         f"{named(token_id)} {count:,}× lift {lift:.3g}" for token_id, count, lift in row.lifts
     ]
@@ -377,8 +395,10 @@ def in_words(row: ExpertRow, table: SliceTable, names: Sequence[str], most: int)
     parts = [f"{shortened(names[at], 16)} {_often(row.cells[at])}" for _, at in found[:most]]
     if not parts:
         return f"Expert {row.expert} reads every slice about as often as chance allows."
-    parts[0] += " as overall" if parts[0].endswith("often") else ""
-    return f"Expert {row.expert} reads {', '.join(parts)}{' …' if found[most:] else '.'}"
+    if parts[0].endswith("often"):
+        parts[0] += " as overall"
+    end = " …" if found[most:] else "."
+    return f"Expert {row.expert} reads {', '.join(parts)}{end}"
 
 
 def _often(cell: Cell) -> str:
@@ -389,7 +409,7 @@ def _often(cell: Cell) -> str:
 
 
 def _listed(head: str, role: str, parts: Sequence[str], width: int) -> list[Line]:
-    label = 2 + (12 if len(head) < 12 else len(head) + 2)
+    label = 14 if len(head) < 12 else len(head) + 4
     glued = "   ".join(part.replace(" ", _GLUE) for part in parts)
     texts = wrap(glued, max(20, width - label - 1)) or [""]
     lines = labelled(
@@ -399,14 +419,15 @@ def _listed(head: str, role: str, parts: Sequence[str], width: int) -> list[Line
 
 
 def _ratio(cell: Cell, share: float, width: int, *, colour: bool) -> Span:
-    if not share > 0 or not cell.beyond:
+    if not cell.beyond:
         return _centred("·" if share > 0 else "-", width, "faint")
-    level = round(_LEVELS_PER_OCTAVE * cell.ratio)
-    level = max(-_STRONGEST, min(_STRONGEST, level))
-    level = max(_FAINTEST, level) if cell.ratio > 0 else min(-_FAINTEST, level)
-    text = "none" if not cell.count else f"{cell.ratio:+.1f}"
-    dark = level < 2 * _FAINTEST
-    return _centred(text, width, f"{'num' if dark else 'heat'}:{level}" if colour else "value")
+    text = f"{cell.ratio:+.1f}" if cell.count else "none"
+    if not colour:
+        return _centred(text, width, "value")
+    strength = round(_LEVELS_PER_OCTAVE * abs(cell.ratio))
+    level = int(math.copysign(max(_FAINTEST, min(_STRONGEST, strength)), cell.ratio))
+    ink = "num" if level < 2 * _FAINTEST else "heat"  # light on a dark cell
+    return _centred(text, width, f"{ink}:{level}")
 
 
 def _level(
@@ -418,8 +439,10 @@ def _level(
     share = value / top if top > 0 else 0.0
     eighths, tenths = max(0, min(8, round(8 * share))), max(0, min(9, int(10 * share)))
     text = str(tenths) if glyphs is Glyphs.ASCII else BLOCKS[max(1, eighths)]
+    if here:
+        return Span(text, "accent")
     chance = noise is not None and value <= noise
-    return Span(text, "accent" if here else "faint" if chance else "curve")
+    return Span(text, "faint" if chance else "curve")
 
 
 def _centred(text: str, width: int, role: str) -> Span:
@@ -428,4 +451,6 @@ def _centred(text: str, width: int, role: str) -> Span:
 
 
 def _percent(share: float) -> str:
-    return "never" if not share > 0 else "<.1%" if share < 0.001 else f"{share:.1%}"
+    if not share > 0:
+        return "never"
+    return "<.1%" if share < 0.001 else f"{share:.1%}"

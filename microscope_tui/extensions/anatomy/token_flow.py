@@ -55,7 +55,7 @@ def pieces_of(
         number = bisect_right(starts, at) - 1  # the token in which it begins
         if 0 <= number < len(texts):
             chars[number] += char
-        at += 1 if char.isascii() else len(char.encode("utf-8", "surrogateescape"))
+        at += len(char.encode("utf-8", "surrogateescape"))
     return [piece for number, own in enumerate(chars, first) for piece in _of_token(number, own)]
 
 
@@ -84,7 +84,8 @@ def _of_token(token: int, chars: str) -> Iterator[Piece]:
             marks += 1
             if not text:
                 text, width = _BASE, 1
-            text += cell if marks <= _MOST_MARKS else ""
+            if marks <= _MOST_MARKS:
+                text += cell
             continue
         marks = 0
         if cell == REPLACEMENT and text.endswith(REPLACEMENT):

@@ -15,6 +15,7 @@ from microscope_tui.draw.glyphs import Glyphs, bar
 from microscope_tui.draw.spans import (
     Line,
     Span,
+    cursor,
     dim,
     in_turn,
     line_width,
@@ -32,6 +33,9 @@ _SAMPLE = 1 << 15
 _REST = "dim"
 _NUMBER, _WEIGHT = 4, 6
 _MARGIN_IS_SMALL = 0.01
+_HERE = ("value", "accent", "dim")
+_ELSEWHERE = ("dim", "value", "faint")
+"""Roles of a layer's name, of its first expert, and of the others."""
 
 
 @lru_cache(maxsize=1)
@@ -125,13 +129,18 @@ def text_lines(
 def legend(light: Highlight, shares: Mapping[int, float], width: int, *, letters: bool) -> Line:
     """Experts with a colour, and as many of the busiest as fit."""
     line: Line
+    largest = also = rest = ""
+    if letters:
+        largest = "^ "
+        also = "' "
+        rest = ". "
     if light.expert is not None:
         line = [
             dim("  only expert "),
             Span(f" {light.expert} ", f"lit:{light.colour}"),
-            dim("   " + ("^ " if letters else "")),
+            dim(f"   {largest}"),
             Span("largest weight", f"lit:{light.colour}"),
-            dim("   " + ("' " if letters else "")),
+            dim(f"   {also}"),
             Span("also chosen", f"also:{light.colour}"),
             Span("   not chosen", _REST),
         ]
@@ -142,7 +151,7 @@ def legend(light: Highlight, shares: Mapping[int, float], width: int, *, letters
         text = f" {LETTERS[colour]} {expert} " if letters else f" {expert} "
         of_all = f" {shares[expert]:.0%} " if with_shares else ""
         line += [Span(" "), Span(text, f"token:{colour}"), dim(of_all)]
-    line.append(Span(f"  {'. ' if letters else ''}others", _REST))
+    line.append(Span(f"  {rest}others", _REST))
     for at, (expert, share) in enumerate([*shares.items()][: len(LETTERS)]):
         head = dim("" if at else "   busiest")
         part = [head, Span(f"  {expert}"), dim(f" {share:.0%}")]
@@ -262,16 +271,16 @@ def _layers(
     shown = _around(layer, len(names), room - 1)
     more = len(names) - len(shown)
     lines: list[Line] = [[dim(f"  {'layer':<{label}}experts")]]
-    lines[0] += [Span(f"  {more} more", "faint")] if more else []
+    if more:
+        lines[0].append(Span(f"  {more} more", "faint"))
     for at in shown:
-        here, experts = at == layer, choices[at].experts
-        line: Line = [
-            Span("▶ " if here else "  ", "accent"),
-            *pad([Span(names[at], "value" if here else "dim")], label),
-            Span(f"{experts[0]:>3}" if experts else "-", "accent" if here else "value"),
-        ]
+        experts = choices[at].experts
+        of_name, of_first, of_others = _HERE if at == layer else _ELSEWHERE
+        first = f"{experts[0]:>3}" if experts else "-"
+        name = pad([Span(names[at], of_name)], label)
+        line: Line = [cursor(at == layer), *name, Span(first, of_first)]
         for expert in experts[1:]:
-            part = Span(f" {expert:>3}", "dim" if here else "faint")
+            part = Span(f" {expert:>3}", of_others)
             if line_width(line) + len(part.text) > width:
                 break
             line.append(part)

@@ -122,7 +122,9 @@ class TraceFile:
             identity.append(tables.identity_share(vocabulary, ids_TK, E))
             shuffled.append(tables.identity_share(vocabulary, ids_TK, E, shuffled=True))
             lifts.append(tables.telling_tokens(vocabulary, ids_TK, E, most))
-        noise = [noise_level(np.concatenate(rows)) if rows else 0.0 for rows in ratios]
+        noise = [0.0] * S
+        if S > 1:
+            noise = [noise_level(np.concatenate(rows)) for rows in ratios]
         return Tables(
             counts=counts, noise=noise, identity=identity, identity_noise=shuffled, lifts=lifts
         )

@@ -153,15 +153,18 @@ class SGLangReader(DumpReader):
     def _run_of(self, counted: Counted, paths: Sequence[Path], layers: int) -> ExactCounts:
         if self._run is not None:
             return self._run
-        alone = self._kind is list and misses_ranks(self, self._returned)
+        of_ranks = "exact"
         note = UNORDERED if self._kind is Tensor else ""
+        if self._kind is list and misses_ranks(self, self._returned):
+            of_ranks = "local_rank"
+            note = ONE_RANK
         times = [time for path in paths if (time := _time_of(path)[0])]
         return self._begin(
             "sglang",
             profile="eval",
-            counts="local_rank" if alone else "exact",
+            counts=of_ranks,
             top_k=counted.top_k,
-            note=ONE_RANK if alone else note,
+            note=note,
             time=min(times, default=None),
             hidden_layers=layers,
         )

@@ -75,14 +75,18 @@ class TensorRTReader(DumpReader):
                     meta = _meta(data)
         files = _by_rank(paths)
         ranks = _ranks(files)
-        is_complete = list(files) == list(range(len(files)))
+        counts = "exact"
+        note = ""
+        if list(files) != list(range(len(files))):
+            counts = "local_rank"
+            note = MISSING
         run = self._begin(
             "tensorrt-llm",
             profile="eval",
-            counts="exact" if is_complete else "local_rank",
+            counts=counts,
             top_k=meta.num_experts_per_token,
             num_experts=meta.num_experts or 0,
-            note="" if is_complete else MISSING,
+            note=note,
         )
         top_k = self._request.top_k or meta.num_experts_per_token
         iterations = sorted({iteration for rank in ranks for iteration in rank.tensors})

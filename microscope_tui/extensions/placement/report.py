@@ -52,7 +52,7 @@ def placement_text(study: Study, sick: str = "") -> str:
         "are read.",
         verdict,
     ]
-    lines = (textwrap.wrap(text, _WIDTH) if len(text) > _WIDTH else [text] for text in paragraphs)
+    lines = (textwrap.wrap(text, _WIDTH) or [text] for text in paragraphs)
     return "\n".join(line for some in lines for line in some)
 
 
@@ -79,12 +79,14 @@ def _ageing(study: Study) -> list[str]:
         return ["Ageing is not measured: the run has too few counted steps."]
     lags = "steps since the fit", *(f"{aged.lag:,}" for aged in study.ageing)
     won = "lost time won back", *(f"{aged.won:z.0%}" for aged in study.ageing)
-    interval = study.interval
-    text = "There is no gain to keep."
-    if interval is not None:
-        text = f"A tenth of it is lost again after about {interval:,.0f} steps: refit by then."
-    if interval == math.inf:
+    if study.interval is None:
+        text = "There is no gain to keep."
+    elif study.interval == math.inf:
         text = "At least 90 % of it is left after all of these steps."
+    else:
+        text = (
+            f"A tenth of it is lost again after about {study.interval:,.0f} steps: refit by then."
+        )
     return [*aligned([lags, won]), text]
 
 

@@ -320,10 +320,15 @@ def _interval(curve: Sequence[Aged]) -> float | None:
 
 
 def _windows(counts: Counts, request: Request) -> tuple[range, range]:
-    number, middle = len(counts.steps), (len(counts.steps) + 1) // 2
-    fit, score = (None if w == OPEN else counts.between(*w) for w in (request.fit, request.score))
-    if fit is None:
-        fit = range(min(middle, score.start)) if score is not None else range(middle)
+    number = len(counts.steps)
+    middle = (number + 1) // 2
+    score = None if request.score == OPEN else counts.between(*request.score)
+    if request.fit != OPEN:
+        fit = counts.between(*request.fit)
+    elif score is not None:
+        fit = range(min(middle, score.start))
+    else:
+        fit = range(middle)
     if score is None:
         score = range(fit.stop, number)
     there = f"counts are of steps {counts.steps[0]:,} to {counts.steps[-1]:,}"
