@@ -2,16 +2,7 @@
 
 import re
 
-from microscope_tui.draw.spans import (
-    Line,
-    Span,
-    crop,
-    first_fitting,
-    in_turn,
-    joined,
-    pad,
-    wrap,
-)
+from microscope_tui.draw.spans import Line, Span, crop, first_fitting, in_turn, joined, pad, wrap
 from microscope_tui.watch.cost import Cost, Reads, Uneven
 
 _NUMBERS = re.compile(r"(\d[\d.,]*%?)")

@@ -1,15 +1,6 @@
 """The evidence for the alerts of one layer, as lines."""
 
-from microscope_tui.draw.spans import (
-    Line,
-    Span,
-    dim,
-    labelled,
-    line_width,
-    pad,
-    role_of,
-    wrap,
-)
+from microscope_tui.draw.spans import Line, Span, dim, labelled, line_width, pad, role_of, wrap
 from microscope_tui.runlog import plural
 from microscope_tui.watch import RunView, RunWatch, findings_of
 

@@ -3,11 +3,7 @@
 import math
 from typing import Any
 
-from microscope_tui.diagnosis import (
-    Advice,
-    Episode,
-    Finding,
-)
+from microscope_tui.diagnosis import Advice, Episode, Finding
 from microscope_tui.diagnosis.rules.base import ids_of
 
 

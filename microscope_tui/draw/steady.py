@@ -8,13 +8,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
 
-from microscope_tui.draw.glyphs import (
-    FAIR_WITHIN,
-    HOT_LEVEL,
-    calm_band,
-    is_calm,
-    shade_level,
-)
+from microscope_tui.draw.glyphs import FAIR_WITHIN, HOT_LEVEL, calm_band, is_calm, shade_level
 
 HYSTERESIS = 0.125
 """Octaves beyond its edge to which a level is kept: half of a level."""

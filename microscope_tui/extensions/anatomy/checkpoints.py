@@ -3,8 +3,6 @@
 The only module of the probe that imports ``moe_model``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,11 +19,7 @@ from microscope_tui.extensions.anatomy.probed_model import (
     load_published,
 )
 from microscope_tui.extensions.anatomy.probing import run_probe
-from microscope_tui.extensions.anatomy.texts import (
-    CharacterPieces,
-    TokenizerPieces,
-    Window,
-)
+from microscope_tui.extensions.anatomy.texts import CharacterPieces, TokenizerPieces, Window
 from moe_model import DESCRIPTION, CharTokenizer, CheckpointError, read_checkpoint
 from moe_model.sampling import generate
 

@@ -4,8 +4,6 @@ The input of router l goes through router l + 1 too; its best k and 2k are compa
 l + 1 chooses in the same pass, if the same rule finds these with its own input.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """The model that is probed: how to run it and how to read its tokens."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import re

@@ -2,8 +2,6 @@
 batch) and ``routing.bin``. An interrupted probe leaves the same files with fewer tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,11 +13,7 @@ from torch import Tensor, nn
 
 from microscope_tui.extensions.anatomy.layout import Tables
 from microscope_tui.extensions.anatomy.next_layer import NextLayer
-from microscope_tui.extensions.anatomy.probed_model import (
-    CannotProbe,
-    ProbedModel,
-    out_of_memory,
-)
+from microscope_tui.extensions.anatomy.probed_model import CannotProbe, ProbedModel, out_of_memory
 from microscope_tui.extensions.anatomy.texts import Window, batches, tensors
 from microscope_tui.extensions.anatomy.trace_file import TraceFile
 from microscope_tui.probe.attaching import attach

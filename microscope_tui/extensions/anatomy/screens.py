@@ -10,10 +10,7 @@ from typing import ClassVar
 
 from microscope_tui.draw.heat import after
 from microscope_tui.draw.spans import Span, pad
-from microscope_tui.extensions.anatomy import (
-    slices_text as slices,
-    tokens_text as tokens,
-)
+from microscope_tui.extensions.anatomy import slices_text as slices, tokens_text as tokens
 from microscope_tui.extensions.anatomy.layout import BadRouting, Shape, Tables
 from microscope_tui.extensions.anatomy.opened import Anatomy, anatomy_of
 from microscope_tui.extensions.anatomy.routing_file import Routing

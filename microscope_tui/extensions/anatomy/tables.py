@@ -6,8 +6,6 @@ Shapes: T tokens, K choices of a token (a value that is not an expert is an empt
 S slices, V different tokens, P shuffled pieces of text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Writes ``routing.bin`` while a probe runs, batch by batch, and its tables at the end."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

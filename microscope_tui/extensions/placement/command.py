@@ -30,12 +30,7 @@ from microscope_tui.commands.options import (
     step_range,
 )
 from microscope_tui.draw.words import listed
-from microscope_tui.extensions.placement.files import (
-    FORMS,
-    BadFile,
-    read_form,
-    write_form,
-)
+from microscope_tui.extensions.placement.files import FORMS, BadFile, read_form, write_form
 from microscope_tui.extensions.placement.report import placement_json, placement_text
 from microscope_tui.extensions.placement.study import BadWindow, Request, Study, study
 from microscope_tui.extensions.placement.text import repair_first

@@ -8,11 +8,7 @@ from textual.worker import get_current_worker
 from microscope_tui.draw.heat import Heat
 from microscope_tui.draw.spans import Span, wrap
 from microscope_tui.extensions.placement.study import BadWindow, Request, Study, study
-from microscope_tui.extensions.placement.text import (
-    ageing_chart,
-    placement_lines,
-    repair_first,
-)
+from microscope_tui.extensions.placement.text import ageing_chart, placement_lines, repair_first
 from microscope_tui.kit import keys
 from microscope_tui.kit.figure import figure
 from microscope_tui.kit.run_screen import RunScreen
