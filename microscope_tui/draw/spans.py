@@ -5,11 +5,11 @@ Roles: ``value`` ``dim`` ``faint`` ``ok`` ``warn`` ``crit`` ``accent`` ``brand``
 ``token:N`` ``also:N`` ``lit:N`` ``ink:N`` for expert colour N of a text.
 """
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from microscope_tui.diagnosis import Episode, Finding, Severity
+from microscope_tui.runlog import cells_of
 
 
 class Span(NamedTuple):
@@ -81,13 +81,7 @@ def width_of(text: str) -> int:
     """Terminal cells of a text from ``safe_text``."""
     if text.isascii():
         return len(text)
-    return sum(map(_cells_of, text))
-
-
-def _cells_of(char: str) -> int:
-    if unicodedata.combining(char):
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+    return sum(map(cells_of, text))
 
 
 def line_width(line: Iterable[Span]) -> int:

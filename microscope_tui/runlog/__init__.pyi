@@ -53,7 +53,12 @@ from .records import (
     one_or_each as one_or_each,
     seconds_between as seconds_between,
 )
-from .safe_text import REPLACEMENT as REPLACEMENT, plural as plural, safe_text as safe_text
+from .safe_text import (
+    REPLACEMENT as REPLACEMENT,
+    cells_of as cells_of,
+    plural as plural,
+    safe_text as safe_text,
+)
 from .signals import on_stop_signals as on_stop_signals
 from .tail import (
     EVERYTHING as EVERYTHING,

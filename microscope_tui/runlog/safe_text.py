@@ -36,10 +36,10 @@ def safe_text(text: object, max_cells: int = 80) -> str:
         if category in _FORBIDDEN_CATEGORIES:
             char = REPLACEMENT
         marks = 0
-        width = _cells(char)
+        width = cells_of(char)
         if cells + width > max_cells:
             while out and cells > max_cells - 1:
-                cells -= _cells(out.pop())
+                cells -= cells_of(out.pop())
             out.append("…")
             break
         out.append(char)
@@ -52,7 +52,8 @@ def plural(count: int, noun: str, several: str = "") -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {several or noun + 's'}"
 
 
-def _cells(char: str) -> int:
+def cells_of(char: str) -> int:
+    """Terminal cells of a character; 0 for a mark on the one before."""
     if unicodedata.combining(char):
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1

@@ -23,18 +23,28 @@ _MOST_SWAPS = 100
 
 def slices_json(routing: Routing, layer: int) -> str:
     """The slices of one layer as JSON; ``why`` explains it if there are none."""
-    document = _head(routing, layer)
+    shape = routing.shape
     identity, shuffled = explained(routing.tables, layer)
-    document |= {"identity": identity, "identity_shuffled": shuffled}
+    document: dict[str, Any] = {
+        "schema_version": 1,
+        "model": routing.model,
+        "layer": shape.layer_names[layer],
+        "depth": shape.layers[layer],
+        "num_experts": shape.num_experts,
+        "top_k": shape.top_k,
+        "num_tokens": routing.tokens,
+        "identity": identity,
+        "identity_shuffled": shuffled,
+    }
     try:
-        table = slice_table(routing.tables, layer, len(routing.slices), routing.shape.num_experts)
+        table = slice_table(routing.tables, layer, len(routing.slices), shape.num_experts)
     except NoTables as error:
         return encode_record({**document, "slices": [], "experts": [], "why": str(error)}).decode()
     slices = [
         {"slice": name, "choices": size, "noise": finite(noise)}
         for name, size, noise in zip(routing.slices, table.sizes, table.noise, strict=True)
     ]
-    document["next_layer"] = found_ahead(routing.tables, layer, table, routing.shape.top_k)
+    document["next_layer"] = found_ahead(routing.tables, layer, table, shape.top_k)
     experts = [
         {
             "expert": row.expert,
@@ -55,19 +65,6 @@ def slices_json(routing: Routing, layer: int) -> str:
         for row in table.rows
     ]
     return encode_record({**document, "slices": slices, "experts": experts}).decode()
-
-
-def _head(routing: Routing, layer: int) -> dict[str, Any]:
-    shape = routing.shape
-    return {
-        "schema_version": 1,
-        "model": routing.model,
-        "layer": shape.layer_names[layer],
-        "depth": shape.layers[layer],
-        "num_experts": shape.num_experts,
-        "top_k": shape.top_k,
-        "num_tokens": routing.tokens,
-    }
 
 
 def _text(text: bytes | None) -> str | None:

@@ -11,7 +11,7 @@ rule of three.
 
 import math
 import textwrap
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
@@ -144,11 +144,12 @@ class Coverage(msgspec.Struct, frozen=True):
 
 class _Sums:
     def __init__(self, router: RouterInfo) -> None:
-        zeros = [0.0] * router.num_experts
         self.router = router
         self.counts = [0] * router.num_experts
         self.tokens = 0.0
-        self.means = [(zeros[:], zeros[:]) for _ in range(2)]
+        self.means = [
+            (defaultdict[int, float](float), defaultdict[int, float](float)) for _ in range(2)
+        ]
         """Weight, then output norm: per expert the sum over pairs, and the pairs."""
 
     def add(
@@ -168,8 +169,6 @@ class _Sums:
         self.tokens += spent
         self.counts = list(map(sum, zip_longest(self.counts, row, fillvalue=0)))
         for (sums, pairs), values in zip(self.means, means, strict=True):
-            for totals in (sums, pairs):
-                totals += [0.0] * (len(self.counts) - len(totals))
             if values is None or len(values) != len(row):
                 continue
             for expert, value in enumerate(values):

@@ -77,11 +77,11 @@ class MismatchScreen(RunScreen):
         if (their_stamp := _stamp(theirs)) is None:
             return f"A, {pinned.file.name}, has no probe (no {ROUTING_NAME} beside its log)."
         key = (theirs, their_stamp, mine, stamp)
-        known = anatomy_of(self.session).mismatches.get(key)
-        if known is None and self._asked != key:
+        found = anatomy_of(self.session).mismatches
+        if key not in found and self._asked != key:
             self._asked = key
             self.run_worker(self._compare(key, theirs, mine), group="mismatch", exclusive=True)
-        return known if known is not None else "comparing the choices of both probes …"
+        return found.get(key, "comparing the choices of both probes …")
 
     async def _compare(self, key: _Key, theirs: Path, mine: Path) -> None:
         anatomy_of(self.session).mismatches[key] = await asyncio.to_thread(_compared, theirs, mine)

@@ -39,7 +39,14 @@ def finding_lines(found: Mismatch, columns: int) -> list[Line]:
             f"{origin.name} is the first layer that differs in {origin.first:,} of the "
             f"{found.tokens_differing:,} tokens"
         )
-    texts += [text for where in _WITHOUT if (text := _without(found, *where))]
+    for files, what in (
+        ("A", "choices in B and none in A"),
+        ("B", "choices in A and none in B"),
+        ("AB", "no choices in A and B"),
+    ):
+        if names := found.layers_without(files):
+            verb = "has" if len(names) == 1 else "have"
+            texts.append(f"{listed(names)} {verb} {what}")
     for shift in sorted({layer.shift for layer in found.layers} - {0}):
         names = [layer.name for layer in found.layers if layer.shift == shift]
         word = "late" if shift > 0 else "early"
@@ -49,19 +56,6 @@ def finding_lines(found: Mismatch, columns: int) -> list[Line]:
         places = listed([f"{other} in {layer}" for layer, other in found.moved.items()])
         texts.append(f"B has the choices that A has for {places}")
     return [[Span(line)] for text in texts for line in wrap(text, columns)]
-
-
-_WITHOUT = (
-    ("A", "choices in B and none in A"),
-    ("B", "choices in A and none in B"),
-    ("AB", "no choices in A and B"),
-)
-
-
-def _without(found: Mismatch, files: str, what: str) -> str:
-    names = found.layers_without(files)
-    verb = "has" if len(names) == 1 else "have"
-    return f"{listed(names)} {verb} {what}" if names else ""
 
 
 def layer_lines(

@@ -13,9 +13,7 @@ from microscope_tui.runlog import ROUTING_NAME, safe_text
 
 def anatomy_of(session: Session) -> "Anatomy":
     """What this extension remembers of a session, from the first use on."""
-    if "anatomy" not in session.extensions:
-        session.extensions["anatomy"] = Anatomy()
-    found = session.extensions["anatomy"]
+    found = session.extensions.setdefault("anatomy", Anatomy())
     assert isinstance(found, Anatomy)
     return found
 

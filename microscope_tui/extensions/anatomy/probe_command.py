@@ -131,12 +131,18 @@ def _run(
         say(note)
     longest = max(len(window.ids) for window in reading.windows)
     size = options.batch_size or max(1, _BATCH_TOKENS.get(subject.device.type, 2048) // longest)
-    ahead = options.next_layer
-    if ahead:  # without padding
+    if options.next_layer:  # without padding
         size = 1
     folder = options.output or _default_folder(subject.name)
-    probed = subject, reading.windows, slices, folder
-    outcome = run_probe(*probed, batch_size=size, next_layer=ahead, progress=_Progress())
+    outcome = run_probe(
+        subject,
+        reading.windows,
+        slices,
+        folder,
+        batch_size=size,
+        next_layer=options.next_layer,
+        progress=_Progress(),
+    )
     show_progress("")
     if not outcome.tokens:
         fail(f"{subject.name}: {outcome.problem}", NO_VERDICT)

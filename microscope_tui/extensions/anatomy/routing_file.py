@@ -150,10 +150,11 @@ class Routing:
         if start >= end:
             return []
         ids = self._numbers("ids", layer, start, (end - start) * k)
-        if max(ids) >= (experts := self.shape.num_experts):  # empty slots
-            rows = (ids[at : at + k] for at in range(0, len(ids), k))
-            return [tuple(one for one in row if one < experts) for row in rows]
-        return [ids[at : at + k] for at in range(0, len(ids), k)]
+        rows = [ids[at : at + k] for at in range(0, len(ids), k)]
+        experts = self.shape.num_experts
+        if max(ids) < experts:  # no empty slots
+            return rows
+        return [tuple(one for one in row if one < experts) for row in rows]
 
     @property
     def id_code(self) -> str:
@@ -377,7 +378,7 @@ class RoutingWriter:
             "layers": shape.layers,
             "layer_names": shape.layer_names,
             "text_bytes": self._text_bytes,
-            "tables": {name: getattr(tables, name) for name in tables.__struct_fields__},
+            "tables": tables,
         }
         encoded = msgspec.json.encode(header)
         at = self.places.text + self._text_bytes

@@ -14,15 +14,7 @@ from microscope_tui.extensions.anatomy import slices_text as slices, tokens_text
 from microscope_tui.extensions.anatomy.layout import BadRouting, Shape, Tables
 from microscope_tui.extensions.anatomy.opened import Anatomy, anatomy_of
 from microscope_tui.extensions.anatomy.routing_file import Routing
-from microscope_tui.extensions.anatomy.slices_text import (
-    ExpertRow,
-    NoTables,
-    Ordering,
-    SliceTable,
-    slice_table,
-)
 from microscope_tui.extensions.anatomy.token_flow import Flow, Place
-from microscope_tui.extensions.anatomy.tokens_text import Highlight
 from microscope_tui.kit import keys
 from microscope_tui.kit.base import AIRY_FROM_ROWS, BaseScreen, Kind
 from microscope_tui.kit.keys import key, pair
@@ -109,9 +101,9 @@ class ProbeScreen(BaseScreen):
             anatomy.found = text
             await self.from_disk(self.find, False)
             return
-        count, experts = routing.tokens, routing.shape.num_experts
+        experts = routing.shape.num_experts
         try:
-            place = parse_token(text, shown=anatomy.token, tokens=count, experts=experts)
+            place = parse_token(text, shown=anatomy.token, tokens=routing.tokens, experts=experts)
         except BadPlace as error:
             self.show_message(str(error))
             return
@@ -225,7 +217,7 @@ class TokensScreen(ProbeScreen):
         first = min(token, shown[0].first)
         chosen = routing.chosen(layer, first, max(last, token) + 1)
         own = tokens.colours(chosen[token - first])
-        light = Highlight(first, chosen, own, token, self.session.expert)
+        light = tokens.Highlight(first, chosen, own, token, self.session.expert)
         text = tokens.text_lines(shown, light, routing.slices, width, letters=self.letters)
         margined = [[Span(" " * _MARGIN), *line] for line in text][:height]
         self.show("token-text", margined, width=width + _MARGIN + _GAP, height=height)
@@ -348,8 +340,8 @@ class SlicesScreen(ProbeScreen):
     PARTS = ("header", "slice-top", "slice-heads", "slice-rows", "slice-detail")
     MAIN_PART = "slice-rows"
 
-    _ordering = Ordering.TELLING
-    _order: Sequence[ExpertRow] = ()
+    _ordering = slices.Ordering.TELLING
+    _order: Sequence[slices.ExpertRow] = ()
     _at = _first_slice = 0
 
     _held_out: HeldOut | None = None
@@ -369,7 +361,7 @@ class SlicesScreen(ProbeScreen):
         shape = routing.shape
         try:
             table = _table(routing, layer)
-        except NoTables as error:
+        except slices.NoTables as error:
             self._order = ()
             said = [("", ""), (f"  {error}", "warn"), ("  its tokens can be read with 7", "dim")]
             self.show_alone([pad([Span(text, role)], columns) for text, role in said])
@@ -434,7 +426,7 @@ class SlicesScreen(ProbeScreen):
         await self.action_expert(direction * self.list_rows)
 
     async def action_order(self) -> None:
-        self._ordering = after(self._ordering, list(Ordering))
+        self._ordering = after(self._ordering, list(slices.Ordering))
         await self.redraw()
 
     async def action_more_slices(self, by: int) -> None:
@@ -455,6 +447,6 @@ class SlicesScreen(ProbeScreen):
 
 
 @lru_cache(maxsize=1)
-def _table(routing: Routing | HeldOut, layer: int) -> SliceTable:
+def _table(routing: Routing | HeldOut, layer: int) -> slices.SliceTable:
     experts = routing.shape.num_experts
-    return slice_table(routing.tables, layer, len(routing.slices), experts)
+    return slices.slice_table(routing.tables, layer, len(routing.slices), experts)

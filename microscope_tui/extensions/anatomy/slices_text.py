@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain, repeat
-from typing import TypeVar
 
 from microscope_tui.draw import words
 from microscope_tui.draw.glyphs import BLOCKS, Glyphs
@@ -46,7 +45,6 @@ _NAMED = 4
 _GLUE = "\N{NO-BREAK SPACE}"
 
 Named = Callable[[int], str]
-_Row = TypeVar("_Row")
 
 
 class Ordering(StrEnum):
@@ -157,18 +155,14 @@ def slice_table(tables: Tables, layer: int, slices: int, experts: int) -> SliceT
     for at, limit in enumerate(tables.noise[:slices]):
         if limit > 0:
             noise[at] = limit
-    lifts = chain(_of_layer(tables.lifts, layer) or (), repeat(()))
+    lifts = tables.lifts[layer] if layer < len(tables.lifts) else ()
     rows = []
-    for expert, telling in zip(range(experts), lifts, strict=False):
+    for expert, telling in zip(range(experts), chain(lifts, repeat(())), strict=False):
         own = [row[expert] for row in counts]
         share = sum(own) / total
         expected = [size * share for size in sizes]
         rows.append(ExpertRow(expert, share, [*map(Cell.of, own, expected, noise)], telling))
     return SliceTable(rows, noise, sizes)
-
-
-def _of_layer(rows: Sequence[_Row], layer: int) -> _Row | None:
-    return rows[layer] if layer < len(rows) else None
 
 
 def _counts_of(tables: Tables, layer: int, slices: int, experts: int) -> Sequence[Sequence[int]]:
@@ -184,13 +178,12 @@ def _counts_of(tables: Tables, layer: int, slices: int, experts: int) -> Sequenc
 
 def explained(tables: Tables, layer: int) -> tuple[float | None, float | None]:
     """The part of the routing that token identity explains, and what chance would."""
-    found = []
-    for shares in (tables.identity, tables.identity_noise):
-        share = _of_layer(shares, layer)
-        if share is not None and not math.isfinite(share):
-            share = None
-        found.append(share)
-    return found[0], found[1]
+    return _known(tables.identity, layer), _known(tables.identity_noise, layer)
+
+
+def _known(shares: Sequence[float | None], layer: int) -> float | None:
+    share = shares[layer] if layer < len(shares) else None
+    return share if share is not None and math.isfinite(share) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +284,7 @@ def found_ahead(
     tables: Tables, layer: int, table: SliceTable, top_k: int
 ) -> Mapping[str, float] | None:
     """``Tables.next_layer`` of a layer, beside what its k most popular experts and chance reach."""
-    found = _of_layer(tables.next_layer, layer)
+    found = tables.next_layer[layer] if layer < len(tables.next_layer) else None
     if found is None:
         return None
     popular = sum(sorted(row.share for row in table.rows)[-top_k:])

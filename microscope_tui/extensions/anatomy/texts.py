@@ -265,11 +265,12 @@ def tensors(batch: Sequence[Window], device: torch.device) -> tuple[Tensor, Tens
 
     ``None`` instead of the second if all are.
     """
-    longest = max(len(window.ids) for window in batch)
+    lengths = [len(window.ids) for window in batch]
+    longest = max(lengths)
     ids_BS = torch.tensor([one.ids + [one.ids[0]] * (longest - len(one.ids)) for one in batch])
-    if all(len(window.ids) == longest for window in batch):
+    if min(lengths) == longest:
         return ids_BS.to(device), None
-    lengths_B = torch.tensor([len(window.ids) for window in batch])
+    lengths_B = torch.tensor(lengths)
     return ids_BS.to(device), (torch.arange(longest) < lengths_B[:, None]).to(device)
 
 

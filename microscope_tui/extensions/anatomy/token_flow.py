@@ -20,6 +20,7 @@ from microscope_tui.runlog import REPLACEMENT, safe_text
 
 CHUNK = 512
 NEWLINE, RETURN, TAB, NOTHING = "↵", "␍", "→   ", "·"
+_VISIBLE = {"\n": NEWLINE, "\r": RETURN, "\t": TAB}
 _BASE = "\N{DOTTED CIRCLE}"
 _MOST_MARKS = 2
 _MOST_BLANKS = 4
@@ -101,13 +102,9 @@ def _of_token(token: int, chars: str) -> Iterator[Piece]:
 @lru_cache(maxsize=1 << 14)
 def _shown(char: str) -> tuple[str, int]:
     """What is shown for a character, and its ``_cells``."""
-    match char:
-        case "\n":
-            return NEWLINE, 1
-        case "\r":
-            return RETURN, 1
-        case "\t":
-            return TAB, len(TAB)
+    if char in _VISIBLE:
+        shown = _VISIBLE[char]
+        return shown, len(shown)
     if not _cells(char):
         return safe_text(_BASE + char, 2)[1:], 0  # a variation selector is left out
     safe = safe_text(char, 2)

@@ -94,8 +94,12 @@ class TraceFile:
         ids_TK[:, : one.ids_TK.shape[1]] = one.ids_TK.cpu().numpy()
         ids_TK[ids_TK < 0] = empty
         weights_TK[:, : one.ids_TK.shape[1]] = one.weights_TK.cpu().numpy()
-        arrays: dict[str, Any] = {"ids": ids_TK, "weights": weights_TK}
-        arrays |= {"margins": one.margin_T.cpu().numpy(), "entropies": one.entropy_T.cpu().numpy()}
+        arrays: dict[str, Any] = {
+            "ids": ids_TK,
+            "weights": weights_TK,
+            "margins": one.margin_T.cpu().numpy(),
+            "entropies": one.entropy_T.cpu().numpy(),
+        }
         with np.errstate(over="ignore"):  # beyond half precision: infinite
             return {name: row.astype(self._types[name]).tobytes() for name, row in arrays.items()}
 

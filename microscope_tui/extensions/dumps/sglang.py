@@ -183,11 +183,11 @@ def _load(data: Bytes, path: Path) -> Tensor | list[Pass]:
     The numbers stay in the file; unused passes of the former are zero. ``Unreadable``: as
     ``torch_file.load``, or it is not such a dump.
     """
-    content = torch_file.load(data)
-    if isinstance(content, dict) and "logical_count" in content:
-        return _counts(data, content["logical_count"], 3)
-    if isinstance(content, dict) and isinstance(content.get("records"), list):
-        return _passes(data, path, content)
+    match torch_file.load(data):
+        case {"logical_count": counts}:
+            return _counts(data, counts, 3)
+        case {"records": list()} as content:
+            return _passes(data, path, content)
     raise data.broken(
         "not a dump of SGLang's expert distribution recorder: neither logical_count nor records"
     )

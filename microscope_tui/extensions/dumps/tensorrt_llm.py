@@ -10,7 +10,7 @@ step is the iteration + 1 (iterations completed). A file of the folder means the
 import math
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -74,7 +74,7 @@ class TensorRTReader(DumpReader):
                 with opened(path) as data:
                     meta = _meta(data)
         files = _by_rank(paths)
-        ranks = _ranks(files)
+        ranks = _ranks(files.values())
         counts = "exact"
         note = ""
         if list(files) != list(range(len(files))):
@@ -108,11 +108,11 @@ class TensorRTReader(DumpReader):
         return {router: row for router, row in total.items() if any(row)}
 
 
-def _ranks(files: "Mapping[int, tuple[Path, bool]]") -> "list[_Rank]":
+def _ranks(paths: Iterable[Path]) -> "list[_Rank]":
     ranks: list[_Rank] = []
     number = 0
-    for path, is_raw in files.values():
-        ranks.append(_Rank(path, is_raw))
+    for path in paths:
+        ranks.append(_Rank(path))
         number += sum(map(len, ranks[-1].tensors.values()))
         if number > MOST_ENTRIES:
             raise Unreadable(f"more than {MOST_ENTRIES:,} tensors; record fewer iterations")
@@ -120,9 +120,9 @@ def _ranks(files: "Mapping[int, tuple[Path, bool]]") -> "list[_Rank]":
 
 
 class _Rank:
-    def __init__(self, path: Path, is_raw: bool) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._is_raw = is_raw
+        self._is_raw = path.stem.endswith("_raw")
         self.tensors: dict[int, list[tuple[int, Tensor]]] = {}
         """By iteration, with their layers."""
         with opened(path) as data:
@@ -158,12 +158,12 @@ class _Rank:
             yield layer, row
 
 
-def _by_rank(paths: Sequence[Path]) -> dict[int, tuple[Path, bool]]:
-    found: dict[int, tuple[Path, bool]] = {}
+def _by_rank(paths: Sequence[Path]) -> dict[int, Path]:
+    found: dict[int, Path] = {}
     for path in paths:
         match = TensorRTReader.names.fullmatch(path.name)
         if match is not None and match[1] and (match[2] is None or int(match[1]) not in found):
-            found[int(match[1])] = (path, match[2] is not None)
+            found[int(match[1])] = path
     if not found:
         raise Unreadable(
             "meta_info.json without a rank*.safetensors: copy the files of all ranks beside it"
