@@ -248,8 +248,7 @@ def tick_text(value: float, span: float) -> str:
     return words.no_zero(text) if 0 < abs(value) < 1 else text
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(NamedTuple):
     """A chart in a stack, and its size in cells."""
 
     name: str
@@ -260,8 +259,7 @@ class Placed:
     """Last of its stack: the axis labels are below it."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChartLayout:
+class ChartLayout(NamedTuple):
     stacks: Sequence[Sequence[Placed]]
     """From left to right; in each from the top."""
     hidden: Sequence[str]

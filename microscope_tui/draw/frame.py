@@ -225,7 +225,7 @@ def _cut(text: str, width: int, lines: int) -> list[str]:
 def _without_alert(view: RunView) -> Line:
     line = _all_well(view)
     if view.busy:
-        line = [*line, dim(f"; {view.busy}")]
+        line.append(dim(f"; {view.busy}"))
     return list(map(faded, line)) if view.life.outdated else line
 
 

@@ -291,10 +291,10 @@ class _Piece:
         self._flags = flags
         self._a, self._b = (one.raw("ids", layer, start, end) for one in (a, b))
         self._k = a.shape.top_k
-        self._code = a.id_code
+        self._code = a.places.sections["ids"].code
         self._row = struct.Struct(f"<{self._k}{self._code}")
         self._experts = a.shape.num_experts
-        self._empty = 0xFF if self._code == "B" else 0xFFFF
+        self._empty = a.places.empty_slot
 
     def into(self, layer: LayerMismatch) -> tuple[list[int], list[int]]:
         """Returns tokens that differ, and tokens not routed by both."""

@@ -126,7 +126,8 @@ class Routing:
         self.model = safe_text(header.model, 80)
         self.dtype = safe_text(header.dtype, 20)
         self.tables = header.known_tables()
-        self._places = places
+        self.places = places
+        """Where the numbers of every section are."""
         self._text_bytes = header.text_bytes
 
     def choice(self, layer: int, token: int) -> Choice:
@@ -156,16 +157,11 @@ class Routing:
             return rows
         return [tuple(one for one in row if one < experts) for row in rows]
 
-    @property
-    def id_code(self) -> str:
-        """A code of ``struct``: ``B`` or ``H``."""
-        return self._places.sections["ids"].code
-
     def raw(self, name: str, layer: int, start: int, end: int) -> bytes:
         """The bytes of a section for tokens ``start`` to before ``end``: comparisons at C speed."""
         at = self._place(name, layer, start)
         count = min(end, self.tokens) - start
-        return self._map[at : at + count * self._places.sections[name].row]
+        return self._map[at : at + count * self.places.sections[name].row]
 
     def next_of(self, layer: int, expert: int, token: int, *, back: bool = False) -> int | None:
         """The next token after (or before) ``token`` for which ``expert`` is among the chosen.
@@ -183,7 +179,7 @@ class Routing:
     def _find(
         self, name: str, layer: int, number: int, low: int, high: int, *, back: bool = False
     ) -> int | None:
-        size = self._places.sections[name].itemsize
+        size = self.places.sections[name].itemsize
         wanted = number.to_bytes(size, "little")
         first = self._place(name, layer, 0)
         start, end = first + low * size, first + high * size
@@ -223,7 +219,7 @@ class Routing:
                     f"{self.path}: the text of token {start + len(pieces):,} is damaged"
                 )
             cut = one if most is None else min(one, before + most)
-            pieces.append(self._map[self._places.text + before : self._places.text + cut])
+            pieces.append(self._map[self.places.text + before : self.places.text + cut])
             before = one
         return pieces
 
@@ -241,7 +237,7 @@ class Routing:
         """
         if not wanted or not self.tokens:
             return None
-        start = self._places.text
+        start = self.places.text
         end = start + self._text_bytes
         if back:
             before = self._number("text_ends", token - 1) if token else 0
@@ -266,9 +262,9 @@ class Routing:
     def _place(self, name: str, layer: int, token: int) -> int:
         if not 0 <= token < max(1, self.tokens):
             raise IndexError(f"token {token:,} of {self.tokens:,}")
-        if self._places.sections[name].per_layer and not 0 <= layer < len(self.shape.layers):
+        if self.places.sections[name].per_layer and not 0 <= layer < len(self.shape.layers):
             raise IndexError(f"layer {layer} of {len(self.shape.layers)}")
-        return self._places.at(name, layer, token)
+        return self.places.at(name, layer, token)
 
     def _span(self, name: str, start: int, end: int) -> tuple[int, ...]:
         count = min(end, self.tokens) - start
@@ -279,7 +275,7 @@ class Routing:
 
     def _numbers(self, name: str, layer: int, token: int, count: int) -> tuple[Any, ...]:
         at = self._place(name, layer, token)
-        return struct.unpack_from(f"<{count}{self._places.sections[name].code}", self._map, at)
+        return struct.unpack_from(f"<{count}{self.places.sections[name].code}", self._map, at)
 
 
 class RoutingWriter:
@@ -354,8 +350,8 @@ class RoutingWriter:
         """Append the next tokens; returns the number of the first. Call it before ``put``."""
         first = self.tokens
         self._write(b"".join(texts), self.places.text + self._text_bytes)
-        _, *ends = accumulate(map(len, texts), initial=self._text_bytes)
-        self._text_bytes = ends[-1] if ends else self._text_bytes
+        begin, *ends = accumulate(map(len, texts), initial=self._text_bytes)
+        self._text_bytes = max(ends, default=begin)
         numbers = {"token_ids": ids, "text_ends": ends, "slices": slices, "windows": windows}
         for name, values in numbers.items():
             code = self.places.sections[name].code

@@ -79,7 +79,7 @@ class Vocabulary:
         ends_V = np.cumsum(self.counts_V)
         for first in range(0, len(self.ids_V), rows):
             counts_V = self.counts_V[first : first + rows]
-            start = ends_V[first - 1] if first else 0
+            start = ends_V[first] - counts_V[0]
             part_TK = ids_TK[start : start + counts_V.sum()]
             numbers_T = np.repeat(np.arange(len(counts_V)), counts_V)
             yield first, count_slices(part_TK, numbers_T, len(counts_V), E)

@@ -65,8 +65,8 @@ def shown_token(text: bytes, most: int = 24) -> str:
     pieces = pieces_of([text], 0)
     joined = "".join(piece.text for piece in pieces).replace(TAB, "→")
     word = joined.strip(f" {NEWLINE}→")
-    before, _, after = joined.partition(word) if word else (joined, "", "")
-    around = (_BLANKS.sub(_counted, part) for part in (before, after))
+    at = joined.find(word)
+    around = (_BLANKS.sub(_counted, part) for part in (joined[:at], joined[at + len(word) :]))
     return safe_text(word.join(around), most)
 
 
