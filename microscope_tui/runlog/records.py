@@ -6,7 +6,7 @@ NaN is a value: a measurement that was not a number.
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeAlias, TypeVar, get_type_hints
 
 import msgspec
@@ -39,6 +39,8 @@ class Number(msgspec.Struct, frozen=True):
     integer: bool = False
     non_finite: bool = False
     """A measurement that can fail: ``"NaN"`` and the infinities are values."""
+    most: Callable[[int], float] | None = None
+    """The highest value for a router of so many experts, with what rounding may add."""
 
     def fits(self, value: Any) -> bool:
         """Whether the value is a finite number that is allowed."""
@@ -46,12 +48,29 @@ class Number(msgspec.Struct, frozen=True):
             return False
         return self.low <= value <= self.high  # NaN and the infinities are in no range
 
+    def fits_all(self, values: list[Any]) -> bool:
+        """Whether each of some values fits, at the speed of C."""
+        kinds = {int} if self.integer else {int, float}
+        if not set(map(type, values)) <= kinds:
+            return False
+        return bool(self.low <= min(values) and max(values) <= self.high)
+
 
 class PerRouter(msgspec.Struct, frozen=True):
     """A list with one entry per router, which may be ``None``; if ``shared`` also one for all."""
 
     rule: "Rule"
     shared: bool = False
+
+
+class PerExpert(msgspec.Struct, frozen=True):
+    """A row of a matrix: a number for every expert."""
+
+    rule: Number
+    otherwise: str = "[]"
+    """What is written where there is no row."""
+    null: str = ""
+    """Code of the problem that an entry is ``None``; empty where that is allowed."""
 
 
 class Each(msgspec.Struct, frozen=True):
@@ -64,10 +83,19 @@ class Each(msgspec.Struct, frozen=True):
 
 Rule: TypeAlias = (
     "Number | type[str] | type[dict[str, Any]] | type[bool] | tuple[str, ...]"
-    " | PerRouter | Each | Mapping[str, Rule] | None"
+    " | PerRouter | PerExpert | Each | Mapping[str, Rule] | None"
 )
 """What a field may be: a number, a text, any object, a truth value, one of some texts, an object
 with these fields; ``None`` is anything, or what needs a check of its own."""
+
+
+def _all_experts(experts: int) -> float:
+    return experts * (1 + SLACK)
+
+
+def _all_nats(experts: int) -> float:
+    return math.log(experts) * 1.005 + 1e-6  # bf16 has eight bits
+
 
 COUNT = Number("an integer of at least 0", 0, 2**62, integer=True)
 POSITIVE = Number("an integer of at least 1", 1, 2**62, integer=True)
@@ -78,10 +106,11 @@ MEASURED = Number("a number of at least 0", 0, non_finite=True)
 ANY = Number("a number", non_finite=True)
 NATS = Number("nats a token", non_finite=True)
 _ZERO = -1e-6  # an entropy or a margin of zero, computed in fp32
-ENTROPY = Number("nats, 0 to ln E", _ZERO, non_finite=True)
+ENTROPY = Number("nats, 0 to ln E", _ZERO, non_finite=True, most=_all_nats)
 MARGIN = Number("a number of at least 0", _ZERO, non_finite=True)
-EFFECTIVE = Number("a number from 1 to num_experts", 1 - SLACK)
-LARGEST = Number("max ÷ mean of the counts, at least 1", 1 - SLACK)
+EFFECTIVE = Number("a number from 1 to num_experts", 1 - SLACK, most=_all_experts)
+LARGEST = Number("max ÷ mean of the counts, 1 to num_experts", 1 - SLACK, most=_all_experts)
+EXPERTS = Number("an integer from 0 to num_experts", 0, 2**62, integer=True, most=_all_experts)
 SHARE = Number("a share in [0, 1]", 0, 1)
 MASS = Number("a share in [0, 1]", 0, 1 + SLACK, non_finite=True)
 
@@ -160,8 +189,8 @@ class RouterSummary(msgspec.Struct, gc=False):
     mean_entropy: Annotated[Values | None, ENTROPY] = None
     effective_experts: Annotated[Values | None, EFFECTIVE] = None
     max_load: Annotated[Values | None, LARGEST] = None
-    dead_experts: Annotated[Values | None, COUNT] = None
-    starved_experts: Annotated[Values | None, COUNT] = None
+    dead_experts: Annotated[Values | None, EXPERTS] = None
+    starved_experts: Annotated[Values | None, EXPERTS] = None
     drop_rate: Annotated[Values | None, SHARE] = None
     z_loss: Annotated[Values | None, MEASURED] = None
     max_logit: Annotated[Values | None, ANY] = None

@@ -1,80 +1,56 @@
 """Validates a log against the format; strict where the reader is tolerant.
 
-The validator reports line by line what breaks the format (``error``) and what is valid but probably
-not intended (``hint``): first every field, in one walk over the tables of ``records``, then the
-parts of a step against each other. A trainer that counts twice, counts after the drop or computes a
+The validator reports line by line what breaks the format (``error``) and what a reader leaves out
+although it is valid (``hint``): every field, in one walk over the tables of ``records``, the order
+of the steps, and the counts. A trainer that counts twice, counts after the drop or computes a
 summary from another step writes valid JSON: a row of counts has to sum to tokens × k, and summaries
 can be recomputed from counts.
 """
 
-import math
+import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Mapping
+from difflib import get_close_matches
+from itertools import islice
+from typing import Any, cast
+
+import msgspec
 
 from microscope_tui import measures
 from microscope_tui.runlog import records as form
-from microscope_tui.runlog.decode import pair_of
+from microscope_tui.runlog.decode import decode_line, pair_of
 from microscope_tui.runlog.problems import Problem, Problems
+from microscope_tui.runlog.reader import StepEntry
+from microscope_tui.runlog.records import (
+    Each,
+    Number,
+    PerExpert,
+    PerRouter,
+    RouterSummary,
+    Rule,
+    RunRecord,
+    StepRecord,
+)
+from microscope_tui.runlog.safe_text import REPLACEMENT, safe_text
 
 SUM_OF_SHARES = 1_000_000
 _KINDS = ("run", "step", "event")
-_CLOCK_SLACK_S = 1.0  # times are rounded, and clocks are set
-_ENTROPY_SLACK = 5e-3  # relative: bf16 has eight bits
-_ZERO_SLACK = 1e-6
+_MAX_UNKNOWN_KEYS = 100
+_MAX_KEY_LENGTH = 64
 _SUMMARIES = form.numbers_of(form.RouterSummary)
-_NUMBERS = {name: rule for name, rule in form.numbers_of(form.StepRecord).items() if name != "step"}
-STEP: dict[str, form.Rule] = {
-    **dict.fromkeys(("kind", "step", *form.MATRICES)),
-    **_NUMBERS,
+STEP: dict[str, Rule] = {
+    "kind": None,
+    **form.numbers_of(form.StepRecord),
     "incomplete": str,
-    "losses": form.Each(form.NATS, named=True),
-    "router": {name: form.PerRouter(rule) for name, rule in _SUMMARIES.items()},
+    "losses": Each(form.NATS, named=True),
+    "router": {name: PerRouter(rule) for name, rule in _SUMMARIES.items()},
+    **dict.fromkeys(form.MATRICES[:2], PerRouter(PerExpert(form.ANY))),
+    "expert_bias": PerRouter(PerExpert(form.ANY, null="null in expert_bias")),
+    "tokens_per_expert": PerRouter(PerExpert(form.COUNT, "null", "null in counts")),
 }
-_LIMITS: dict[str, Callable[[int], float]] = {
-    **dict.fromkeys(("entropy", "mean_entropy"), math.log),
-    **dict.fromkeys(("effective_experts", "max_load", "dead_experts", "starved_experts"), float),
-}
-"""How high a summary can be, from the number of experts of its router."""
-_IN_NATS = "write nats, and divide sigmoid scores by their sum"
-_NOT_LOOKED_AT = ": count only tensors that were looked at"
-_PARTS = {
-    ("entropy", "mean_entropy"): (
-        "entropy above mean_entropy",
-        ", which is impossible: mean_entropy is the entropy of the mean probability, entropy the "
-        "mean of the tokens' entropies",
-    ),
-    ("dead_experts", "starved_experts"): (
-        "starved below dead",
-        ": count the dead ones among the starved",
-    ),
-    ("still_tensors", "looked_tensors"): ("looked below still_tensors", _NOT_LOOKED_AT),
-    ("unchanged_tensors", "looked_tensors"): ("looked below unchanged_tensors", _NOT_LOOKED_AT),
-}
-"""A summary that is a part of another one: the class of the problem, and what to do."""
-_FORMULAS = {
-    "effective_experts": "exp(entropy of the counts)",
-    "max_load": "max ÷ mean of the counts",
-    "dead_experts": "the number of zero counts",
-}
-"""What follows from the counts of the same line, in words."""
-_ROWS = {
-    **dict.fromkeys(form.MATRICES[:2], ("means", "write [] where not measured")),
-    "expert_bias": ("biases", "write [] for a router without one"),
-    "tokens_per_expert": ("counts, or null where there are none", "write null where not counted"),
-}
-"""What a row holds, and what to write instead of one."""
-T = TypeVar("T")
-Summaries = dict[str, list[float | None]]
-"""The sound values of each summary that the step has, one per router."""
-
-
-class _Promise(NamedTuple):
-    """What the run record declares about the steps after it; ``None`` if it does not."""
-
-    num_experts: Sequence[int | None] = ()
-    top_k: Sequence[int | None] = ()
-    counts: str | None = None
+_SUMS = {"shares": "sum of shares", "local_rank": "sum of a rank"}
+"""The kind of problem, for sources other than ``exact`` and ``top1``."""
+_TYPES: dict[Any, str] = {dict: "an object", bool: "true or false", str: "a string"}
 
 
 class LogValidator(Problems):
@@ -84,308 +60,286 @@ class LogValidator(Problems):
         super().__init__()
         self.records: Counter[str] = Counter()
         """Records by kind; those of unknown kinds together as ``other``."""
-        self._promise = _Promise()
-        self._last_step: int | None = None
-        self._resumed: tuple[int, int] | None = None  # first step to come, line of its record
-        self._last_time: float | None = None  # of a step since the last run record
-        self._ended_at: int | None = None  # line of an ``end`` that nothing may follow
-        self._measured = False
+        self._header: RunRecord | None = None
+        """The last run record; ``None`` where a reader cannot use it."""
+        self._resumed_at = -1
+        """The lowest number of the next step, if a run record gives one."""
+        self._last_step = -1
 
     def check(self, line_number: int, line: bytes) -> None:
         """Add the problems of the next line; call it for every line of the log, in order."""
         self.line = line_number
-        if (record := self.strict_object(line)) is not None:
-            self._record(record)
-
-    def finish(self) -> list[Problem]:
-        """All problems in the order of the lines, then those that are known only at the end."""
-        self.found.sort(key=lambda problem: problem.line)
-        if self.records["step"] and not self._measured:
-            self.say("no load")
-        return [*self.found, *self.rest()]
-
-    def _record(self, record: dict[str, Any]) -> None:
-        kind = record.get("kind")
+        fields = self._object_of(line) if line.strip() else None
+        if fields is None:
+            return
+        kind = fields.get("kind")
         known = ", ".join(_KINDS)
         name = kind if isinstance(kind, str) and kind in _KINDS else "other"
+        if name in ("step", "event") and not self.records.keys() & _KINDS:
+            self.say("no run", kind=kind)
         self.records[name] += 1
-        is_first = self.records["step"] + self.records["event"] == 1
-        if is_first and name in ("step", "event") and not self.records["run"]:
-            self.say("no run", kind=kind, version=form.FORMAT_VERSION)
-        match kind:
+        match name:
             case "run":
-                self._run(record)
+                self._run(fields, line)
             case "step":
-                self._step(record)
+                self._step(fields, line)
             case "event":
-                self._event(record)
-            case str():
+                self._fields("", fields, form.EVENT)
+                if fields.get("event") is None:
+                    self.say("event")
+            case _ if isinstance(kind, str):
                 self.say("unknown kind", value=kind, kinds=known)
             case _:
-                expected = f"one of {known}: every record names its kind"
-                self.unexpected("kind", "kind", kind, expected)
+                self.expected("kind", "kind", kind, f"one of {known}: every record names its kind")
 
-    def _run(self, record: dict[str, Any]) -> None:
-        version = record.get("format_version")
-        if type(version) is not int or version != form.FORMAT_VERSION:
-            expected = f"{form.FORMAT_VERSION}: readers refuse the whole log otherwise"
-            self.unexpected("format_version", "format_version", version, expected)
-        said = self.checked_fields("", record, form.RUN)
-        self._training(said["training"] or {})
-        routers, before = self.routers, self._promise
-        self._promise = self._model(record.get("model"), said["source"] or {})
-        first = record.get("resumed_at_step")
-        if self.records["run"] > 1 and first is None:
-            self.say("no resumed_at_step")
-        shape = (self.routers, *self._promise[:2])
-        if routers is not None and (routers, *before[:2]) != shape:
-            self.say("another model")
-        if first is not None:
-            self._last_step = None
-            self._resumed = (first, self.line) if form.POSITIVE.fits(first) else None
-        self._last_time = self._ended_at = None
+    def finish(self) -> list[Problem]:
+        """All problems in the order of the lines, then a summary of each code with more."""
+        return [*sorted(self.found, key=lambda problem: problem.line), *self.rest()]
 
-    def _training(self, training: dict[str, Any]) -> None:
-        for name in form.PAIRS:
-            key, pair = f"training.{name}", training.get(name)
-            if pair is not None and pair_of(pair) is None:
-                self.unexpected(key, key, pair, "[trained, all], numbers of tensors")
-        if not isinstance(missing := training.get("missing_targets") or [], list):
+    def _object_of(self, line: bytes) -> dict[str, Any] | None:
+        """The object in a line; the reader tolerates some of what is reported here."""
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            self.say("utf-8", byte=line[error.start], at=error.start + 1)
+            text = line.decode(errors="replace")
+        bare: list[str] = []
+        try:
+            value = msgspec.json.decode(line)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as refusal:
+            try:
+                value = json.loads(text, parse_constant=bare.append)
+            except RecursionError:
+                self.say("depth")
+                return None
+            except ValueError as error:
+                self.say("json", why=safe_text(error).replace("line 1 ", ""))
+                return None
+            if bare:
+                self.say("bare", count=len(bare), name=bare[0])
+            elif isinstance(refusal, msgspec.MsgspecError):
+                self.say("refused", "json", why=safe_text(refusal))
+        if isinstance(value, dict):
+            return value
+        self.say("object", value=value)
+        return None
+
+    def _run(self, fields: dict[str, Any], line: bytes) -> None:
+        model = fields.get("model")
+        self._header = None
+        try:
+            self._header = cast(RunRecord, decode_line(line))
+        except form.UnknownFormat as error:
+            self.say("unusable", "format_version", why=error)
+        except form.BadLine as error:
+            code = "model.layers" if isinstance(model, dict) else "type model"
+            self.say("unusable", code, why=error)
+        self._fields("", fields, form.RUN)
+        training = fields.get("training")
+        if isinstance(training, dict):
+            for name in form.PAIRS:
+                key = f"training.{name}"
+                pair = training.get(name)
+                if pair is not None and pair_of(pair) is None:
+                    self.expected(key, key, pair, "[trained, all], numbers of tensors")
             key = "training.missing_targets"
-            self.unexpected(key, key, missing, "a list of names")
-
-    def _model(self, model: Any, source: dict[str, Any]) -> _Promise:
-        counts = source.get("counts") or "exact"
-        if not isinstance(model, dict):
-            self.routers = None
-            expected = "an object with layers, num_experts and top_k"
-            self.unexpected("type model", "model", model, expected)
-            return _Promise(counts=counts)
-        self.routers = self._depths(model.get("layers"))
-        said = self.checked_fields("model.", model, form.MODEL)
-        experts = self._sizes(model, said, "num_experts")
-        top_k = self._sizes(model, said, "top_k")
-        for index, (e, k) in enumerate(zip(experts, top_k, strict=True)):
-            if e is not None and k is not None and k > e:
-                self.say("top_k above num_experts", k=k, e=e, index=index)
-        if counts == "top1" and not {1, None}.issuperset(top_k):
-            self.say("top1")
-        return _Promise(experts, top_k, counts)
-
-    def _depths(self, layers: Any) -> int | None:
-        """Check the depths; the number of routers, ``None`` if unknown."""
-        if not isinstance(layers, list) or len(layers) > form.MAX_ROUTERS:
-            expected = f"a list of at most {form.MAX_ROUTERS:,} depths: one entry per router, "
-            expected += "in forward order, 0-based, dense layers left out"
-            self.unexpected("model.layers", "model.layers", layers, expected)
-            return None
-        for index, depth in enumerate(layers):
+            missing = training.get("missing_targets") or []
+            if not isinstance(missing, list):
+                self.expected(key, key, missing, "a list of names")
+        if isinstance(model, dict):
+            self._fields("model.", model, form.MODEL)
+            for key in ("model.num_experts", "model.top_k"):
+                if key.removeprefix("model.") not in model:
+                    self.say("missing", f"missing {key}", key=key, expected="a number, or null")
+        if self._header is None:
+            return
+        for index, router in enumerate(self._header.routers):
             key = f"model.layers[{index}]"
+            depth = cast(Any, model)["layers"][index]
             if depth is None:
-                self.unexpected("model.layers[]", key, depth, "a depth")
-            self.checked(key, depth, form.COUNT, "model.layers[]")
-        return len(layers)
+                self.expected("model.layers[]", key, depth, "a depth")
+            self._field(key, depth, form.COUNT, "model.layers[]")
+            if 0 < router.num_experts < router.top_k:
+                self.say("top_k above num_experts", router=router, index=index)
+        if self._header.resumed_at_step is not None:
+            self._resumed_at = self._header.resumed_at_step
+            self._last_step = -1
 
-    def _sizes(self, model: dict[str, Any], said: dict[str, Any], key: str) -> list[int | None]:
-        """``num_experts`` or ``top_k`` of every router.
-
-        An explicit null is valid, and 0 experts: other tools do not always log them.
-        """
-        value, routers = model.get(key), self.routers or 0
-        if key not in model:
-            expected = f"{form.POSITIVE.what}, or null"
-            self.say("missing", f"missing model.{key}", key=f"model.{key}", expected=expected)
-            return [None] * routers
-        entries = value if isinstance(value, list) else [value]
-        whole = [entry for entry in entries if type(entry) is int]
-        if None in entries or (key == "num_experts" and 0 in whole):
-            where = " for a router" if isinstance(value, list) else ""
-            self.say("unknown", f"unknown model.{key}", key=f"model.{key}", where=where)
-        known = [size or None for size in said[key] or ()] or [None]
-        return known * routers if len(known) == 1 else known[:routers]
-
-    def _step(self, record: dict[str, Any]) -> None:
-        step: Any = record.get("step")
-        time: Any = record.get("time")
-        if step is None:
+    def _step(self, fields: dict[str, Any], line: bytes) -> None:
+        self._fields("", fields, STEP)
+        if fields.get("step") is None:
             expected = "the number of optimizer steps completed, from 1"
             self.say("missing", "step", key="step", expected=expected)
-        if self.checked("step", step, form.COUNT) is not None:
-            self._order(step)
-        if form.TIME.fits(time):
-            if self._last_time is not None and time < self._last_time - _CLOCK_SLACK_S:
-                self.say("clock", time=time, back=self._last_time - time)
-            self._last_time = time
-        if self._ended_at is not None:
-            self.say("after end", line=self._ended_at)
-        self._contents(record)
-
-    def _order(self, step: int) -> None:
-        last = step if self._last_step is None else self._last_step
-        if self._resumed is not None and step < self._resumed[0]:
-            self.say("before resumed", step=step, first=self._resumed[0], line=self._resumed[1])
+        try:
+            record = cast(StepRecord, decode_line(line))
+        except form.BadLine:
+            return  # its number is missing or a problem
+        step = record.step
+        if step < self._resumed_at:
+            self.say("before resumed", step=step, first=self._resumed_at)
         elif step == self._last_step:
             self.say("twice", step=step)
-        elif step < last:
-            self.say("backwards", step=step, last=last)
+        elif step < self._last_step:
+            self.say("backwards", step=step, last=self._last_step)
         self._last_step = step
-        self._resumed = None
+        self._resumed_at = -1
+        if (header := self._header) is not None:
+            rows = StepEntry(record, line, len(header.routers)).matrices().tokens_per_expert
+            for index, row in enumerate(rows):
+                if row is not None:
+                    self._check_sum(header, index, row, record)
+                    if header.counts in ("exact", "top1", "shares") and any(row):
+                        self._compare(header.counts, index, row, record.router)
 
-    def _event(self, record: dict[str, Any]) -> None:
-        said = self.checked_fields("", record, form.EVENT)
-        if record.get("event") is None:
-            self.say("event")
-        if said["event"] == "end":
-            self._ended_at = self.line
-            if said["reason"] not in form.END_REASONS:
-                self.say("reason", value=said["reason"], known=", ".join(form.END_REASONS))
-
-    def _contents(self, record: dict[str, Any]) -> None:
-        keys = list(record)
-        present = [key for key in form.MATRICES if key in record]
-        if keys[0] != "kind" or keys[len(keys) - len(present) :] != present:
-            self.say("key order", keys=" and ".join(present) or "the matrices")
-        said = self.checked_fields("", record, STEP)
-        router = (said["router"] or {}).items()
-        summaries = {name: values for name, values in router if values is not None}
-        self._compare_limits(summaries)
-        self._compare_parts(summaries)
-        for name in form.MATRICES[:3]:
-            for _, key, row in self._rows(name, record.get(name)):
-                if not set(map(type, row)) <= {int, float}:  # at C speed: most of a line
-                    self._measurements(name, key, row)
-        counts = record.get("tokens_per_expert")
-        self._counts(counts, said["tokens"], summaries)
-        self._measured |= counts is not None or "effective_experts" in summaries
-
-    def _measurements(self, name: str, key: str, row: list[Any]) -> None:
-        for expert, value in enumerate(row):
-            place = f"{key}[{expert}]"
-            if value is None and name == "expert_bias":
-                instead = "write a number for every expert, or [] for the row"
-                self.say("null", f"null in {name}", key=place, instead=instead)
+    def _check_sum(self, header: RunRecord, index: int, row: list[int], step: StepRecord) -> None:
+        """Compare the sum of a row of counts with what its source promises."""
+        top_k = header.routers[index].top_k
+        tokens = _at(step.router.tokens, index)
+        if tokens is None:
+            tokens = step.tokens
+        expected = float(SUM_OF_SHARES)
+        if header.counts != "shares":
+            if header.counts == "none" or not top_k or tokens is None:
                 return
-            self.checked(place, value, form.ANY, name)
-
-    def _compare_limits(self, summaries: Summaries) -> None:
-        for name, limit_of in _LIMITS.items():
-            slack = _ENTROPY_SLACK if limit_of is math.log else form.SLACK
-            pairs = zip(summaries.get(name, ()), self._promise.num_experts, strict=False)
-            for index, (number, experts) in enumerate(pairs):
-                if number is None or experts is None:
-                    continue
-                limit = limit_of(experts)
-                if number <= limit * (1 + slack) + _ZERO_SLACK:
-                    continue
-                above = f"above num_experts {experts}: expected {_SUMMARIES[name].what}"
-                if limit_of is math.log:
-                    above = f"above ln {experts} = {limit:.4g}: {_IN_NATS}"
-                self._of_router(f"range router.{name}", name, index, number, above)
-
-    def _compare_parts(self, summaries: Summaries) -> None:
-        for (part, whole), (code, words) in _PARTS.items():
-            slack = _ENTROPY_SLACK if whole == "mean_entropy" else 0.0
-            pairs = zip(summaries.get(part, ()), summaries.get(whole, ()), strict=False)
-            for index, (least, number) in enumerate(pairs):
-                if least is None or number is None:
-                    continue
-                if least > number + slack * max(number, 0.1):
-                    below = f"below router.{part}[{index}] = {least:g}{words}"
-                    self._of_router(code, whole, index, number, below)
-
-    def _of_router(self, code: str, name: str, index: int, number: float, limit: str) -> None:
-        self.say("router", code, name=name, index=index, number=number, limit=limit)
-
-    def _rows(self, name: str, value: Any) -> Iterator[tuple[int, str, list[Any]]]:
-        """Index, name and entries of every row that has the right width."""
-        what, otherwise = _ROWS[name]
-        if value == [] and name == "expert_bias":
-            return  # no router has one
-        for index, row in enumerate(self.per_router(name, value) or ()):
-            key = f"{name}[{index}]"
-            experts = _at(self._promise.num_experts, index)
-            if row is None or (row == [] and "[]" in otherwise):
-                continue
-            if not isinstance(row, list):
-                self.unexpected(f"type {name}", key, row, f"a list of {what}")
-            elif not row or experts not in (None, len(row)):
-                expected = "at least one" if experts is None else f"num_experts = {experts:,}"
-                said = {"entries": len(row), "expected": expected, "otherwise": otherwise}
-                self.say("width", f"width {name}", key=key, **said)
-            else:
-                yield index, key, row
-
-    def _counts(self, value: Any, tokens: int | None, summaries: Summaries) -> None:
-        """Also checks the summaries of the same rows."""
-        counts = self._promise.counts
-        own, unrouted = (summaries.get(name, ()) for name in ("tokens", "unrouted"))
-        if isinstance(value, list) and tokens is None and not own and counts != "shares":
-            self.say("no tokens")
-        for index, key, row in self._rows("tokens_per_expert", value):
-            if set(map(type, row)) != {int} or min(row) < 0 or max(row) > form.COUNT.high:
-                self._not_counts(key, row)
-                continue
-            here = _at(own, index)
-            here = tokens if here is None else here
-            self._check_sum(index, row, here, int(_at(unrouted, index) or 0))
-            if counts in ("exact", "top1", "shares") and any(row):
-                self._compare(summaries, index, row)
-
-    def _not_counts(self, key: str, row: list[Any]) -> None:
-        if form.holds_fractions(row):
-            self.say("fractions", key=key, why=form.FRACTIONS)
-            return
-        expert = next(e for e, n in enumerate(row) if not form.COUNT.fits(n))
-        place = f"{key}[{expert}]"
-        if row[expert] is None:
-            self.say("null", "null in counts", key=place, instead="write a count, 0 for none")
-        self.checked(place, row[expert], form.COUNT, "tokens_per_expert")
-
-    def _check_sum(self, index: int, row: list[int], tokens: float | None, unrouted: int) -> None:
+            expected = tokens * top_k
         key = f"tokens_per_expert[{index}]"
-        total = sum(row) + unrouted
-        counts = self._promise.counts
-        top_k = _at(self._promise.top_k, index)
-        if counts == "shares":
-            if total != SUM_OF_SHARES:
-                self.say("sum of shares", key=key, total=total, expected=SUM_OF_SHARES)
+        total: float = sum(row)
+        if unrouted := _at(step.router.unrouted, index):
+            key += f" + router.unrouted[{index}]"
+            total += unrouted
+        if total == expected or (header.counts == "local_rank" and total < expected):
             return
-        if counts in (None, "none") or top_k is None or tokens is None:
-            return
-        expected = int(tokens) * top_k
-        if counts == "local_rank":
-            if total > expected:
-                self.say("sum of a rank", key=key, total=total, expected=expected)
-        elif total != expected:
-            advice = (
-                "count every selected pair once, all k choices, before any drop, over all ranks"
-            )
-            if expected and total and total % expected == 0:
-                advice = (
-                    f"{total // expected} times as many, count every selected pair once "
-                    "(not again in recomputed activations, not in evaluation)"
-                )
-            elif total > expected:
-                advice = "count every selected pair once, real tokens only (no padding)"
-            named = f"{key} + router.unrouted[{index}]" if unrouted else key
-            self.say("sum", key=named, total=total, expected=expected, advice=advice)
-        if max(row) > tokens:
-            expert = row.index(max(row))
-            self.say("above tokens", key=f"{key}[{expert}]", count=row[expert], tokens=int(tokens))
+        times = ""
+        if expected and total and total % expected == 0:
+            times = f"{total / expected:.0f} times as many, "
+        name = _SUMS.get(header.counts, "sum")
+        self.say(name, key=key, total=total, expected=expected, times=times)
 
-    def _compare(self, summaries: Summaries, index: int, row: list[int]) -> None:
-        for name, formula in _FORMULAS.items():
-            value = _at(summaries.get(name, ()), index)
-            expected = measures.DERIVED[name](row)
-            if value is None or expected is None:
+    def _compare(self, counts: str, index: int, row: list[int], summaries: RouterSummary) -> None:
+        """Compare the summaries of a router with its counts: readers take the summaries."""
+        for name in ("effective_experts", "max_load", "dead_experts"):
+            number = _at(getattr(summaries, name), index)
+            given = measures.DERIVED[name](row)
+            if number is None or given is None:
                 continue
-            if name == "dead_experts" and self._promise.counts == "shares":
+            if counts == "shares" and name == "dead_experts":
                 continue  # a share may round to zero
-            if abs(value - expected) > form.SLACK * max(1.0, expected):
-                limit = f"but tokens_per_expert[{index}] gives {expected:.5g}: write {formula} "
-                limit += "of the same step, or leave it out"
-                self._of_router(f"contradiction router.{name}", name, index, value, limit)
+            if abs(number - given) > form.SLACK * max(1.0, given):
+                said = {"index": index, "number": number, "given": given}
+                self.say("contradiction", f"contradiction router.{name}", name=name, **said)
+
+    def _fields(self, inside: str, record: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
+        """Check an object; unknown keys that look misspelt are reported.
+
+        ``inside``: the path of the object, with its dot.
+        """
+        for name, rule in rules.items():
+            self._field(inside + name, record.get(name), rule)
+        for key in islice((key for key in record if key not in rules), _MAX_UNKNOWN_KEYS):
+            close = get_close_matches(key[:_MAX_KEY_LENGTH].lower(), rules, 3, 0.8)
+            for likely in [name for name in close if name not in record][:1]:
+                code = f"misspelt {inside}{likely}"
+                self.say("misspelt", code, key=inside + safe_text(key, 40), likely=likely)
+
+    def _field(self, key: str, value: Any, rule: Rule, code: str = "", experts: int = 0) -> None:
+        """Check a value and all that it holds.
+
+        Args:
+            key: Where it is, as shown.
+            value: As decoded from JSON; ``None`` is never a problem.
+            rule: What the format allows there.
+            code: Of the problem where ``key`` holds an index, so that there are not too many.
+            experts: Of the router that the value is of; 0 if unknown.
+        """
+        code = code or key
+        if value is None or rule is None:
+            return
+        if isinstance(rule, Number):
+            self._number(key, value, rule, code, experts)
+        elif isinstance(rule, PerRouter):
+            self._entries(key, value, rule)
+        elif isinstance(rule, PerExpert):
+            self._row(key, value, rule, code, experts)
+        elif isinstance(rule, Each | Mapping):
+            self._object(key, value, rule)
+        else:
+            self._text(key, value, rule, code)
+
+    def _object(self, key: str, value: Any, rule: Each | Mapping[str, Rule]) -> None:
+        if not isinstance(value, dict):
+            self._text(key, value, dict, key)
+        elif not isinstance(rule, Each):
+            self._fields(f"{key}.", value, rule)
+        else:
+            for name, inner in value.items():
+                if rule.named:
+                    self._text(f"a key of {key}", name, str, key)
+                self._field(f"a {rule.noun} of {key}", inner, rule.value)
+
+    def _text(self, key: str, value: Any, rule: Any, code: str) -> None:
+        """Check a text, or a value of which only the type is checked."""
+        kind: type = rule if isinstance(rule, type) else str
+        if not isinstance(value, kind):
+            self.expected(f"type {code}", key, value, _TYPES[kind])
+        elif isinstance(value, str) and not value.isprintable() and _is_cleaned(value):
+            self.say("unprintable", key=key, value=value)
+        elif isinstance(rule, tuple) and value not in rule:
+            self.expected(f"choice {code}", key, value, f"one of {', '.join(rule)}")
+
+    def _number(self, key: str, value: Any, rule: Number, code: str, experts: int) -> None:
+        named = isinstance(value, str) and value in form.NON_FINITE
+        if named and rule.non_finite:
+            return
+        if rule.fits(value):
+            if experts and rule.most is not None and value > rule.most(experts):
+                self.expected(f"range {code}", key, value, f"{rule.what} (E = {experts})")
+        elif named or type(value) is int or (type(value) is float and not rule.integer):
+            self.expected(f"range {code}", key, value, rule.what)
+        else:
+            self.expected(f"type {code}", key, value, f"{rule.what}, or null")
+
+    def _entries(self, key: str, value: Any, rule: PerRouter) -> None:
+        """Check a list with one entry per router."""
+        routers = self._header.routers if self._header else ()
+        if rule.shared and not isinstance(value, list):
+            self._field(key, value, rule.rule)
+        elif value == [] and key == "expert_bias":
+            pass  # no router has one
+        elif not isinstance(value, list):
+            expected = "a list with one entry per router of model.layers"
+            self.expected(f"type {key}", key, value, expected)
+        elif self._header and len(routers) != len(value):
+            said = {"entries": len(value), "routers": len(routers)}
+            self.say("length", f"length {key}", key=key, **said)
+        else:
+            for index, entry in enumerate(value):
+                experts = routers[index].num_experts if routers else 0
+                self._field(f"{key}[{index}]", entry, rule.rule, key, experts)
+
+    def _row(self, key: str, row: Any, rule: PerExpert, code: str, experts: int) -> None:
+        """Check a row of a matrix."""
+        if row == [] and rule.otherwise == "[]":
+            return
+        if not isinstance(row, list):
+            self.expected(f"type {code}", key, row, f"a list, or {rule.otherwise}")
+        elif not row or (experts and len(row) != experts):
+            said = {"entries": len(row), "otherwise": rule.otherwise}
+            self.say("width", f"width {code}", key=key, **said)
+        elif rule.rule.integer and form.holds_fractions(row):
+            self.say("fractions", key=key, why=form.FRACTIONS)
+        elif not rule.rule.fits_all(row):
+            for expert, value in enumerate(row):
+                place = f"{key}[{expert}]"
+                if value is None and rule.null:
+                    self.say("null", rule.null, key=place)
+                self._field(place, value, rule.rule, code)
 
 
-def _at(values: Sequence[T], index: int) -> T | None:
-    return values[index] if index < len(values) else None
+def _is_cleaned(text: str) -> bool:
+    """Whether readers replace characters of it."""
+    return REPLACEMENT in safe_text(text, 2 * len(text))
+
+
+def _at(values: form.Values | None, index: int) -> float | None:
+    """The entry of a router; ``None`` where there is none."""
+    return values[index] if values and index < len(values) else None

@@ -130,8 +130,8 @@ def test_the_cut_of_the_bytes_changes_nothing(write_log: Any, monkeypatch: Any, 
     monkeypatch.setattr("microscope_tui.commands.check.format_check._CHUNK_BYTES", chunk)
     report = check_format(path)
     found = {(p.line, p.code) for p in report.problems}
-    expected = {(1, "bom"), (2, "nul"), (2, "json"), (3, "empty"), (4, "object")}
-    assert found == expected | {(5, "no resumed_at_step"), (6, "no newline")}
+    expected = {(1, "bom"), (2, "nul"), (2, "json"), (4, "object"), (6, "no newline")}
+    assert found == expected
     assert (report.lines, report.records["run"]) == (6, 2)
 
 
@@ -181,8 +181,8 @@ def test_however_bad_the_log_the_report_is_short_and_counts_everything(write_log
     steps = [{"kind": "step", "step": n, "loss": "x", "router": 1} for n in range(1, 101)]
     report = check_format(write_log([header(), *steps]))
     lines = format_text(report).splitlines()
-    assert len(lines) == 2 * (SAID_IN_FULL + 1) + 1 + 1
-    assert lines[-1].endswith("101 lines: 1 run record, 100 steps; 200 errors, 1 hint")
+    assert len(lines) == 2 * (SAID_IN_FULL + 1) + 1
+    assert lines[-1].endswith("101 lines: 1 run record, 100 steps; 200 errors, 0 hints")
     assert [p.count for p in report.problems if p.count > 1] == [80, 80]
 
 

@@ -113,9 +113,8 @@ def test_what_a_fast_reader_takes_from_a_line_is_what_a_careful_one_takes(
     assert repr(decode_line(spoilt)) == repr(expected).replace("losses={}", "losses=None")
 
 
-def test_means_in_another_place_are_understood_and_said() -> None:
+def test_means_in_another_place_are_understood() -> None:
     moved = {"kind": "step", "mean_weight": LINE["mean_weight"], **LINE}
-    assert any("the last, in this order" in reason for reason in check(moved))
     record = decode_line(json.dumps(moved).encode())
     assert record.loss == 2.0
 
@@ -128,8 +127,6 @@ def test_means_in_another_place_are_understood_and_said() -> None:
         ({"mean_weight": [[0.5, 0.25, 0.1, 0.5]]}, "mean_weight has 1 entries for 2 routers"),
         ({"incomplete": 3}, "incomplete is 3, expected a string"),
         ({"router": {"unrouted": [-1, 0]}}, "router.unrouted[0] is -1"),
-        ({"router": STILL | {"still_tensors": [4, 0]}}, "below router.still_tensors[0] = 4"),
-        ({"router": STILL | {"unchanged_tensors": [0, 1]}}, "looked_tensors[1] is 0, below"),
         ({"router": {"still_tensors": [0.5, 0]}}, "router.still_tensors[0] is 0.5"),
     ],
 )

@@ -93,9 +93,7 @@ STEP_DAMAGE: list[tuple[str, str, Any]] = [
     ("type loss", "loss", "nan"),
     ("type tokens", "tokens", float),
     ("range tokens", "tokens", 0),
-    ("no tokens", "tokens", ">batch"),
     ("range time", "time", 1.7e12),
-    ("clock", "time", 1.0),
     ("type losses", "losses", [0.1]),
     ("type a value of losses", "losses aux", "0.1"),
     ("unprintable", "losses aux", ">a\x1b[2J"),
@@ -103,7 +101,6 @@ STEP_DAMAGE: list[tuple[str, str, Any]] = [
     ("length router.entropy", "router entropy", [1.0]),
     ("range router.entropy", "router entropy 0", 5.0),
     ("range router.entropy", "router entropy 1", -0.1),
-    ("entropy above mean_entropy", "router mean_entropy 0", 0.0),
     ("range router.max_load", "router max_load 0", "NaN"),
     ("range router.max_load", "router max_load 0", 0.9),
     ("contradiction router.max_load", "router max_load 0", lambda v: v + 0.3),
@@ -112,13 +109,11 @@ STEP_DAMAGE: list[tuple[str, str, Any]] = [
     ("range router.dead_experts", "router dead_experts 0", 99),
     ("type router.dead_experts", "router dead_experts 0", 0.5),
     ("contradiction router.dead_experts", "router dead_experts 0", lambda v: v + 1),
-    ("starved below dead", "router dead_experts 0", lambda v: v + 3),
     ("range router.drop_rate", "router drop_rate 0", 12.0),
     ("range router.selected_mass", "router selected_mass 0", 1.2),
     ("range router.margin", "router margin 0", -0.5),
     ("sum", "tokens_per_expert 0 0", lambda n: n + 1),
     ("sum", "tokens_per_expert 1", lambda row: [2 * n for n in row]),
-    ("above tokens", "tokens_per_expert 0 0", TOKENS + 1),
     ("range tokens_per_expert", "tokens_per_expert 0 1", -3),
     ("type tokens_per_expert", "tokens_per_expert 0 1", 3.0),
     ("type tokens_per_expert", "tokens_per_expert 1", 7),
@@ -131,7 +126,6 @@ STEP_DAMAGE: list[tuple[str, str, Any]] = [
     ("width expert_bias", "expert_bias 1", [0.1]),
     ("length expert_bias", "expert_bias", lambda rows: rows[1:]),
     ("misspelt loss", "loss", ">losss"),
-    ("misspelt loss", "loss", ">lm_loss"),
     ("misspelt router.entropy", "router entropy", ">entropyy"),
 ]
 LINE_DAMAGE: list[tuple[str, Callable[[bytes], bytes]]] = [
@@ -141,7 +135,6 @@ LINE_DAMAGE: list[tuple[str, Callable[[bytes], bytes]]] = [
     ("json", lambda line: line.replace(b'"aux"', b'"\\ud800"', 1)),
     ("bare", lambda line: line.replace(b"2.5", b"NaN", 1)),
     ("utf-8", lambda line: line.replace(b"aux", b"\xe4ux", 1)),
-    ("empty", lambda line: b""),
     ("object", lambda line: b"[" + line + b"]"),
     ("depth", lambda line: b"[" * 100_000),
 ]
@@ -179,10 +172,8 @@ HEADER_DAMAGE = {
     "length model.layer_names": {"layer_names": ["L1"]},
     "type model.layer_names": {"layer_names": [1, 2]},
     "unprintable": {"layer_names": ["\x1b]0;x\x07", "L2"]},
-    "unknown model.num_experts": {"num_experts": None},
     "length model.num_experts": {"num_experts": [4]},
     "type model.num_experts": {"num_experts": "4"},
-    "unknown model.top_k": {"top_k": [None, 2]},
     "range model.top_k": {"top_k": 0},
     "top_k above num_experts": {"top_k": 5},
     "type model.norm_top_k": {"norm_top_k": 1},
@@ -193,7 +184,6 @@ HEADER_DAMAGE = {
     "choice profile": {"profile": "training"},
     "choice source.counts": {"source": {"counts": "mean"}},
     "type source": {"source": "exact"},
-    "top1": {"source": {"counts": "top1"}},
     "choice balance.update": {"balance": {"update": "signed"}},
     "type balance.names": {"balance": {"names": ["router_aux_loss_coef"]}},
     "type a name of balance.names": {"balance": {"names": {"aux_weight": 0.01}}},
@@ -212,41 +202,25 @@ def test_a_wrong_run_record_is_named_in_its_line(code: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["num_experts", "top_k"])
-def test_an_unknown_number_is_a_hint_and_a_forgotten_one_an_error(key: str) -> None:
+def test_a_forgotten_number_is_an_error_and_an_unknown_one_is_not(key: str) -> None:
     run = header()
     run["model"] = {name: value for name, value in run["model"].items() if name != key}
-    (forgotten,) = (p for p in problems([run, step(1)]) if key in p.code)
-    assert (forgotten.severity, forgotten.code) == ("error", f"missing model.{key}")
+    assert codes([run, step(1)]) == [(1, "error", f"missing model.{key}")]
     run["model"][key] = None
-    (unknown,) = (p for p in problems([run, step(1)]) if key in p.code)
-    assert (unknown.severity, unknown.code) == ("hint", f"unknown model.{key}")
-
-
-def test_matrices_belong_to_the_end_and_the_kind_to_the_start_of_a_line() -> None:
-    record = step(1)
-    rows = record.pop("tokens_per_expert")
-    early = {"kind": "step", "tokens_per_expert": rows, **record}
-    assert codes([header(), early]) == [(2, "hint", "key order")]
-    assert codes([header(), {"step": 1, **step(1)}]) == [(2, "hint", "key order")]
+    assert codes([run, step(1)]) == []
 
 
 END = {"kind": "event", "event": "end", "step": 3, "reason": "finished"}
 BEFORE = [header(), step(1), step(2), step(3)]
 RESUMED = [*BEFORE, header(resumed_at_step=2)]
-BARE = {"kind": "step", "step": 1, "loss": 2.0}
 LOGS: list[tuple[str, list[Any], list[tuple[int, str, str]]]] = [
     ("starts with a run record", [step(1), step(2)], [(1, "error", "no run")]),
     ("goes back with a run record", [*RESUMED, step(2), step(3)], []),
-    ("and not without", [*BEFORE, step(2)], [(5, "error", "backwards"), (5, "hint", "clock")]),
+    ("and not without", [*BEFORE, step(2)], [(5, "error", "backwards")]),
     ("and not behind it", [*RESUMED, step(1)], [(6, "error", "before resumed")]),
-    ("says where", [*BEFORE, header(), step(4)], [(5, "hint", "no resumed_at_step")]),
-    ("is of one model", [*BEFORE, header(3, resumed_at_step=4)], [(5, "hint", "another model")]),
-    ("has no step after its end", [*BEFORE, END, step(4)], [(6, "hint", "after end")]),
-    ("unless it is resumed", [*BEFORE, END, header(resumed_at_step=4), step(4)], []),
+    ("goes on behind its end", [*BEFORE, END, header(resumed_at_step=4), step(4)], []),
     ("names its events", [header(), {"kind": "event"}], [(2, "error", "event")]),
-    ("has a known end", [header(), END | {"reason": "oom"}], [(2, "hint", "reason")]),
     ("may have other keys", [header(git_commit="abc"), {"kind": "step", "own": 0.5} | step(1)], []),
-    ("has some load", [header(), BARE], [(2, "hint", "no load")]),
 ]
 
 

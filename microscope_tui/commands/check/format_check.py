@@ -28,9 +28,7 @@ from microscope_tui.runlog import (
 
 _CHUNK_BYTES = 1 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_TORN = "skip the torn line until it is whole"
 _NULS = re.compile(rb"\0+")
-_KEYS = ("line", "severity", "code", "count", "reason")
 _KINDS = {"run": "run record", "step": "step", "event": "event", "other": "other record"}
 
 
@@ -62,7 +60,7 @@ def check_format(path: Path, descriptor: int | None = None) -> FormatReport:
         problems = validator.finish()
     except OSError as error:
         reason = f"cannot be read: {safe_text(error.strerror or error, 200)}; name a readable log"
-        unreadable = Problem(splitter.line_number, "error", reason, "unreadable")
+        unreadable = Problem(splitter.line_number, "error", "unreadable", 1, reason)
         problems = [*validator.found, unreadable]
     records = {kind: validator.records[kind] for kind in _KINDS}
     return FormatReport(safe_text(path, 1000), splitter.line_number, records, problems)
@@ -99,15 +97,15 @@ def format_json(report: FormatReport) -> dict[str, Any]:
         "records": dict(report.records),
         "errors": report.count("error"),
         "hints": report.count("hint"),
-        "problems": [{key: getattr(one, key) for key in _KEYS} for one in report.problems],
+        "problems": msgspec.to_builtins(report.problems),
     }
 
 
 def _read(chunks: Iterator[bytes], validator: LogValidator, splitter: LineSplitter) -> None:
-    torn = False
-    for chunk in chunks:
+    chunk = b"\n"
+    for index, chunk in enumerate(chunks):
         validator.line = splitter.line_number + 1
-        if not torn and validator.line == 1 and chunk.startswith(_BYTE_ORDER_MARK):
+        if index == 0 and chunk.startswith(_BYTE_ORDER_MARK):
             validator.say("bom")
         at = 0
         for nuls in _NULS.finditer(chunk):
@@ -116,13 +114,11 @@ def _read(chunks: Iterator[bytes], validator: LogValidator, splitter: LineSplitt
             validator.say("nul", size=len(nuls.group()))
         for number, line in splitter.feed(chunk.replace(b"\0", b"")):
             validator.check(number, line)
-        torn = not chunk.endswith(b"\n")
-    for number, line in splitter.feed(b"\n") if torn else ():
-        validator.line = number
-        whole = is_an_object(line)
-        validator.say("no newline", what="wait for it" if whole else _TORN)
-        if whole:
-            validator.check(number, line)
+    if not chunk.endswith(b"\n"):
+        for validator.line, line in splitter.feed(b"\n"):
+            validator.say("no newline")
+            if is_an_object(line):  # otherwise it is torn, and may still be completed
+                validator.check(validator.line, line)
     for validator.line in splitter.overlong:
         validator.say("overlong")
 
