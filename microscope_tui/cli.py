@@ -92,12 +92,13 @@ def _run(given: Sequence[str]) -> int | None:
         _refuse_missing(tokens[0])
         _refuse_misspelled(tokens[0])
     if not tokens or (len(tokens) == 1 and _is_path(tokens[0])):
-        from microscope_tui.commands import read_config, watch_with
+        from microscope_tui.commands.config import read_config
+        from microscope_tui.commands.watch import watch_with
 
         return watch_with(Path(tokens[0]) if tokens else DEFAULT_PATH, read_config())
     if raises:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    from microscope_tui.commands import run
+    from microscope_tui.commands.parser import run
 
     gc.freeze()  # the end of the process would search it, too
     gc.enable()

@@ -6,13 +6,8 @@ from typing import Any
 
 from benchmarks.scenarios import causes, knobs, lookalikes, loops, variants
 from microscope_tui import scenarios
-from microscope_tui.scenarios import (
-    Scenario,
-    Shape,
-    any_shape,
-    can_lose_experts,
-    several_choices,
-)
+from microscope_tui.scenarios import Scenario, Shape, several_choices
+from microscope_tui.scenarios.catalogue import any_shape, can_lose_experts
 
 
 def _is_wide(shape: Shape) -> bool:

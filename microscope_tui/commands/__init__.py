@@ -1,5 +1,1 @@
-"""The commands; shared code is in ``console``."""
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+"""The commands; what they share is in ``console``, ``options`` and ``config``."""

@@ -23,7 +23,8 @@ from microscope_tui.diagnosis import (
 )
 from microscope_tui.draw.heat import Palette
 from microscope_tui.runlog import safe_text
-from microscope_tui.sources import BadMapping, Rule, rules_of
+from microscope_tui.sources import BadMapping, rules_of
+from microscope_tui.sources.keys import Rule
 
 Color = Literal["auto", "truecolor", "256", "16", "never"]
 GlyphChoice = Literal["auto", "braille", "block", "ascii"]

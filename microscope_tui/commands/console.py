@@ -28,11 +28,8 @@ from microscope_tui.runlog import (
     safe_text,
 )
 from microscope_tui.sources import Search, split_run
-from microscope_tui.watch import (
-    DEFAULT_MEMORY,
-    LONG_BYTES,
-    RunWatch,
-)
+from microscope_tui.watch import DEFAULT_MEMORY, RunWatch
+from microscope_tui.watch.run_watch import LONG_BYTES
 
 HEALTHY = 0
 WARNING = 1

@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from microscope_tui.commands.config import read_config
 from microscope_tui.commands.console import USAGE, fail, print_data, say
 from microscope_tui.commands.options import Output, Switch
-from microscope_tui.runlog import LOG_NAME, own_log
+from microscope_tui.runlog import LOG_NAME
+from microscope_tui.runlog.discover import own_log
 from microscope_tui.scenarios import SCENARIOS, write_run, writing
 
 

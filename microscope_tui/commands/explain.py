@@ -11,13 +11,11 @@ from microscope_tui.commands.options import AsJson
 from microscope_tui.diagnosis import (
     DEFAULTS,
     RULES,
-    WARM_UP_MAX,
-    WARM_UP_SHARE,
-    WARM_UP_STEPS,
     Episode,
     Limits,
     Severity,
 )
+from microscope_tui.diagnosis.context import WARM_UP_MAX, WARM_UP_SHARE, WARM_UP_STEPS
 from microscope_tui.runlog import RouterInfo, RunRecord, safe_text
 
 _WIDTH = 96

@@ -42,7 +42,7 @@ from microscope_tui.draw.export import (
     write_csv,
 )
 from microscope_tui.runlog import LOG_NAME, RunFile, UnknownFormat
-from microscope_tui.sources import merge as merge_parts
+from microscope_tui.sources.parts import merge as merge_parts
 
 _Format = Literal["csv", "parquet"]
 _FORMAT_OF: dict[str, _Format] = {".csv": "csv", ".parquet": "parquet"}

@@ -4,10 +4,6 @@ from .causes import causes as causes
 from .context import (
     ANYTHING as ANYTHING,
     DEFAULTS as DEFAULTS,
-    WARM_UP_MAX as WARM_UP_MAX,
-    WARM_UP_SHARE as WARM_UP_SHARE,
-    WARM_UP_STEPS as WARM_UP_STEPS,
-    Context as Context,
     Criteria as Criteria,
     Limits as Limits,
     RouterBaseline as RouterBaseline,
@@ -36,15 +32,4 @@ from .episodes import (
 )
 from .ledger import group as group
 from .rules import RULES as RULES, BadLimit as BadLimit, changed_limits as changed_limits
-from .rules.base import ids_of as ids_of
-from .rules.collapse import CollapseLimits as CollapseLimits
-from .rules.drops import DropLimits as DropLimits
-from .rules.starved import StarvedLimits as StarvedLimits
-from .signals import (
-    BiasSource as BiasSource,
-    CountSource as CountSource,
-    StepView as StepView,
-    median as median,
-    unknown as unknown,
-    value_at as value_at,
-)
+from .signals import StepView as StepView, unknown as unknown, value_at as value_at

@@ -2,7 +2,8 @@
 
 from microscope_tui.draw.spans import Line, Span, dim, labelled, line_width, pad, role_of, wrap
 from microscope_tui.runlog import plural
-from microscope_tui.watch import RunView, RunWatch, findings_of
+from microscope_tui.watch import RunView, RunWatch
+from microscope_tui.watch.view import findings_of
 
 
 def evidence(watch: RunWatch, view: RunView, layer: int, columns: int, most: int) -> list[Line]:

@@ -26,7 +26,6 @@ from microscope_tui.watch import (
     Pin,
     PinnedRun,
     Reading,
-    Recent,
     Reference,
     RunView,
     RunWatch,
@@ -36,6 +35,7 @@ from microscope_tui.watch import (
     view_of,
 )
 from microscope_tui.watch.cost import OF_HEADER, CostRequest
+from microscope_tui.watch.view import Recent
 
 if TYPE_CHECKING:  # imported while the log is read
     from microscope_tui.kit.palette import Shades

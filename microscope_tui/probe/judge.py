@@ -14,8 +14,6 @@ from msgspec.structs import replace
 
 from microscope_tui.diagnosis import (
     BadState,
-    BiasSource,
-    CountSource,
     Diagnosis,
     Finding,
     Severity,
@@ -29,6 +27,7 @@ from microscope_tui.diagnosis import (
     save,
     unknown,
 )
+from microscope_tui.diagnosis.signals import BiasSource, CountSource
 from microscope_tui.runlog import EventRecord, RunReader, RunRecord, StepEntry
 
 STATE_VERSION = 1

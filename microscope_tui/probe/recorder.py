@@ -27,16 +27,15 @@ from microscope_tui.probe.judge import Alert, RunJudge
 from microscope_tui.probe.log_lock import lock_log, unlock_log
 from microscope_tui.runlog import (
     LOG_NAME,
-    MEANS,
     BackgroundLog,
     EventRecord,
     RunHeader,
     RunLogWriter,
-    counts_of,
     encode_record,
     rounded,
-    without_matrices,
 )
+from microscope_tui.runlog.decode import counts_of
+from microscope_tui.runlog.writer import MEANS, without_matrices
 
 _logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 # What other packages import from here. Loaded when used (see lazy_loader).
 from .compressed import ARCHIVE_SUFFIXES as ARCHIVE_SUFFIXES, CompressedLog as CompressedLog
-from .decode import counts_of as counts_of, decode_line as decode_line, number_name as number_name
+from .decode import decode_line as decode_line
 from .discover import (
     KnownLogs as KnownLogs,
     NoRuns as NoRuns,
@@ -8,19 +8,12 @@ from .discover import (
     entries_of as entries_of,
     find_logs as find_logs,
     find_runs as find_runs,
-    own_log as own_log,
-    why_not_a_run as why_not_a_run,
 )
 from .index import (
     Glance as Glance,
-    Overview as Overview,
-    find_step as find_step,
     glance as glance,
-    read_steps as read_steps,
     sample as sample,
-    sample_of as sample_of,
     step_at as step_at,
-    surviving_steps as surviving_steps,
 )
 from .piped import (
     MOST_BYTES as MOST_BYTES,
@@ -51,10 +44,8 @@ from .records import (
     Values as Values,
     has_grown as has_grown,
     one_or_each as one_or_each,
-    seconds_between as seconds_between,
 )
 from .safe_text import (
-    REPLACEMENT as REPLACEMENT,
     cells_of as cells_of,
     plural as plural,
     safe_text as safe_text,
@@ -66,11 +57,9 @@ from .tail import (
     Chunk as Chunk,
     Defects as Defects,
     LineSplitter as LineSplitter,
-    Progress as Progress,
     Source as Source,
     Stamp as Stamp,
     Tail as Tail,
-    is_an_object as is_an_object,
     open_regular_file as open_regular_file,
     opened as opened,
     read_at as read_at,
@@ -78,10 +67,8 @@ from .tail import (
 )
 from .validate import LogValidator as LogValidator
 from .writer import (
-    MEANS as MEANS,
     BackgroundLog as BackgroundLog,
     RunLogWriter as RunLogWriter,
     encode_record as encode_record,
     rounded as rounded,
-    without_matrices as without_matrices,
 )

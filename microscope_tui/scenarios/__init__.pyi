@@ -2,8 +2,6 @@
 from .catalogue import (
     SCENARIOS as SCENARIOS,
     Scenario as Scenario,
-    any_shape as any_shape,
-    can_lose_experts as can_lose_experts,
     several_choices as several_choices,
 )
 from .popularity import draw_counts as draw_counts, jittered as jittered

@@ -5,6 +5,5 @@ from .catalogue import (
     Search as Search,
     split_run as split_run,
 )
-from .keys import BadMapping as BadMapping, Keys as Keys, Rule as Rule, rules_of as rules_of
-from .parts import merge as merge
+from .keys import BadMapping as BadMapping, Keys as Keys, rules_of as rules_of
 from .reader import SourceRequest as SourceRequest, Unreadable as Unreadable

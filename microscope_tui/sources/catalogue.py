@@ -30,8 +30,8 @@ from microscope_tui.runlog import (
     Stamp,
     find_runs,
     safe_text,
-    why_not_a_run,
 )
+from microscope_tui.runlog.discover import why_not_a_run
 from microscope_tui.sources.keys import Keys, Rule
 from microscope_tui.sources.reader import (
     BUSY_S,

@@ -16,7 +16,8 @@ from typing import Any
 
 import msgspec
 
-from microscope_tui.runlog import Progress, read_at
+from microscope_tui.runlog import read_at
+from microscope_tui.runlog.tail import Progress
 from microscope_tui.sources.keys import Keys, Rule, Target
 
 BUSY_S = 10.0

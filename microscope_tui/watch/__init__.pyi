@@ -1,11 +1,7 @@
 # What other packages import from here. Loaded when used (see lazy_loader).
 from .file_events import FileEvents as FileEvents
-from .fleet import (
-    VERDICT_MEMORY as VERDICT_MEMORY,
-    Fleet as Fleet,
-    RunCard as RunCard,
-)
-from .history import NAN as NAN, Column as Column, History as History, Window as Window
+from .fleet import VERDICT_MEMORY as VERDICT_MEMORY, Fleet as Fleet, RunCard as RunCard
+from .history import Column as Column, History as History, Window as Window
 from .past_steps import (
     Pin as Pin,
     Reading as Reading,
@@ -30,30 +26,19 @@ from .run_map import (
     run_map as run_map,
     worst_of_layers as worst_of_layers,
 )
-from .run_watch import LONG_BYTES as LONG_BYTES, RunWatch as RunWatch
-from .scan import (
-    DEFAULT_MEMORY as DEFAULT_MEMORY,
-    KEPT as KEPT,
-    BalanceNow as BalanceNow,
-    balance_now as balance_now,
-)
+from .run_watch import RunWatch as RunWatch
+from .scan import DEFAULT_MEMORY as DEFAULT_MEMORY, balance_now as balance_now
 from .state import RunState as RunState
-from .state_folder import write_whole as write_whole
 from .verdict import (
     Trouble as Trouble,
     Verdict as Verdict,
     VerdictCache as VerdictCache,
-    evidence as evidence,
-    judged_balance as judged_balance,
     why_no_verdict as why_no_verdict,
 )
 from .view import (
     LayerView as LayerView,
-    Recent as Recent,
     RunView as RunView,
     column_of as column_of,
-    findings_of as findings_of,
     recent_of as recent_of,
     view_of as view_of,
-    worst_of_columns as worst_of_columns,
 )

@@ -25,11 +25,10 @@ from microscope_tui.runlog import (
     StepRecord,
     UnknownFormat,
     decode_line,
-    find_step,
     opened,
-    read_steps,
     step_at,
 )
+from microscope_tui.runlog.index import find_step, read_steps
 from microscope_tui.watch.history import Column, Curves, History, Window, rows_within
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.scan import PER_RUN, RowOf, Scan, find_in, steps_in

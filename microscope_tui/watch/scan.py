@@ -21,7 +21,6 @@ from microscope_tui.runlog import (
     Course,
     Entry,
     EventRecord,
-    Overview,
     RouterInfo,
     RouterSummary,
     RunFile,
@@ -29,13 +28,12 @@ from microscope_tui.runlog import (
     Source,
     StepEntry,
     StepRecord,
-    number_name,
     sample,
-    sample_of,
-    seconds_between,
     step_at,
-    surviving_steps,
 )
+from microscope_tui.runlog.decode import number_name
+from microscope_tui.runlog.index import Overview, sample_of, surviving_steps
+from microscope_tui.runlog.records import seconds_between
 from microscope_tui.watch.history import (
     MOST_LATER,
     NAN,

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.commands import read_config
 from microscope_tui.commands.config import (
     UserConfig,
     ViewConfig,
     default_config,
     keymap_from,
+    read_config,
 )
 from microscope_tui.commands.console import USAGE
 from microscope_tui.diagnosis import DEFAULTS, changed_limits

@@ -8,8 +8,9 @@ import pytest
 
 from microscope_tui.draw.cost import layer_cost, model_cost
 from microscope_tui.draw.spans import plain
-from microscope_tui.watch import KEPT, RunWatch, pin_at, recent_of
+from microscope_tui.watch import RunWatch, pin_at, recent_of
 from microscope_tui.watch.cost import Cost, CostRequest, cost_of
+from microscope_tui.watch.scan import KEPT
 from tests.conftest import header, open_log, step
 
 STEPS, LAYERS, EXPERTS, TOP_K = 6, 3, 8, 2

@@ -11,7 +11,9 @@ import msgspec
 from msgspec.structs import replace
 
 from microscope_tui import measures
-from microscope_tui.diagnosis import Context, Criteria, RouterBaseline, StepView, median
+from microscope_tui.diagnosis import Criteria, RouterBaseline, StepView
+from microscope_tui.diagnosis.context import Context
+from microscope_tui.diagnosis.signals import median
 from microscope_tui.runlog import (
     Course,
     RouterInfo,

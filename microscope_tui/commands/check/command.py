@@ -77,7 +77,8 @@ from microscope_tui.runlog import (
     read_at,
 )
 from microscope_tui.sources import Search, SourceRequest, split_run
-from microscope_tui.watch import VERDICT_MEMORY, RunState, RunWatch, write_whole
+from microscope_tui.watch import VERDICT_MEMORY, RunState, RunWatch
+from microscope_tui.watch.state_folder import write_whole
 
 POLL_S = 0.5
 GAUGES_S = 15.0

@@ -20,11 +20,11 @@ from microscope_tui.runlog import (
     LineSplitter,
     LogValidator,
     Problem,
-    is_an_object,
     open_regular_file,
     plural,
     safe_text,
 )
+from microscope_tui.runlog.tail import is_an_object
 
 _CHUNK_BYTES = 1 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"

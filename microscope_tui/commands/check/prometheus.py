@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from microscope_tui.runlog import safe_text
-from microscope_tui.watch import RunState, RunWatch, judged_balance, why_no_verdict
+from microscope_tui.watch import RunState, RunWatch, why_no_verdict
+from microscope_tui.watch.verdict import judged_balance
 
 
 def gauges_text(watches: Iterable[RunWatch]) -> str:

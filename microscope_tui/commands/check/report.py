@@ -30,8 +30,9 @@ from microscope_tui.draw.cost import model_cost
 from microscope_tui.draw.findings import finding_json
 from microscope_tui.draw.words import listed
 from microscope_tui.runlog import RunFile, RunRecord, glance, plural, safe_text
-from microscope_tui.watch import RunState, RunWatch, evidence, why_no_verdict
+from microscope_tui.watch import RunState, RunWatch, why_no_verdict
 from microscope_tui.watch.cost import OF_HEADER, Cost, CostRequest, cost_of
+from microscope_tui.watch.verdict import evidence
 
 _CODES = {Severity.WARN: WARNING, Severity.CRITICAL: CRITICAL, Severity.ERROR: NO_VERDICT}
 _WORDS = {HEALTHY: "healthy", WARNING: "WARNING", CRITICAL: "CRITICAL", NO_VERDICT: "NO VERDICT"}

@@ -58,7 +58,7 @@ def probe(model: str, /, *text: str, options: ProbeOptions = DEFAULT_PROBE) -> i
     if [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         fail("probe needs pip install 'moe-microscope[train]'", USAGE)
 
-    from microscope_tui.probe import choose_waiting, settle_threads
+    from microscope_tui.probe.threads import choose_waiting, settle_threads
 
     choose_waiting()
 

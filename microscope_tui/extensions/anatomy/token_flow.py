@@ -16,7 +16,8 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from microscope_tui.extensions.anatomy.routing_file import Routing
-from microscope_tui.runlog import REPLACEMENT, safe_text
+from microscope_tui.runlog import safe_text
+from microscope_tui.runlog.safe_text import REPLACEMENT
 
 CHUNK = 512
 NEWLINE, RETURN, TAB, NOTHING = "↵", "␍", "→   ", "·"

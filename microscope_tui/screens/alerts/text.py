@@ -26,7 +26,8 @@ from microscope_tui.draw.spans import (
     width_of,
     wrap,
 )
-from microscope_tui.watch import RunView, worst_of_columns
+from microscope_tui.watch import RunView
+from microscope_tui.watch.view import worst_of_columns
 
 BESIDE_FROM = 100
 """Width from which the details are beside the list."""
