@@ -128,7 +128,9 @@ class LogValidator(Problems):
         model = fields.get("model")
         self._header = None
         try:
-            self._header = cast(RunRecord, decode_line(line))
+            record = decode_line(line)
+            if isinstance(record, RunRecord):  # and not a step whose kind is written twice
+                self._header = record
         except form.UnknownFormat as error:
             self.say("unusable", "format_version", why=error)
         except form.BadLine as error:
@@ -137,33 +139,40 @@ class LogValidator(Problems):
         self._fields("", fields, form.RUN)
         training = fields.get("training")
         if isinstance(training, dict):
-            for name in form.PAIRS:
-                key = f"training.{name}"
-                pair = training.get(name)
-                if pair is not None and pair_of(pair) is None:
-                    self.expected(key, key, pair, "[trained, all], numbers of tensors")
-            key = "training.missing_targets"
-            missing = training.get("missing_targets") or []
-            if not isinstance(missing, list):
-                self.expected(key, key, missing, "a list of names")
+            self._training(training)
         if isinstance(model, dict):
-            self._fields("model.", model, form.MODEL)
-            for key in ("model.num_experts", "model.top_k"):
-                if key.removeprefix("model.") not in model:
-                    self.say("missing", f"missing {key}", key=key, expected="a number, or null")
+            self._model(model)
+        if self._header is not None and self._header.resumed_at_step is not None:
+            self._resumed_at = self._header.resumed_at_step
+            self._last_step = -1
+
+    def _training(self, training: dict[str, Any]) -> None:
+        for name in form.PAIRS:
+            key = f"training.{name}"
+            pair = training.get(name)
+            if pair is not None and pair_of(pair) is None:
+                self.expected(key, key, pair, "[trained, all], numbers of tensors")
+        key = "training.missing_targets"
+        missing = training.get("missing_targets") or []
+        if not isinstance(missing, list):
+            self.expected(key, key, missing, "a list of names")
+
+    def _model(self, model: dict[str, Any]) -> None:
+        self._fields("model.", model, form.MODEL)
+        for name in ("num_experts", "top_k"):
+            if name not in model:
+                key = f"model.{name}"
+                self.say("missing", f"missing {key}", key=key, expected="a number, or null")
         if self._header is None:
             return
         for index, router in enumerate(self._header.routers):
             key = f"model.layers[{index}]"
-            depth = cast(Any, model)["layers"][index]
+            depth = model["layers"][index]
             if depth is None:
                 self.expected("model.layers[]", key, depth, "a depth")
             self._field(key, depth, form.COUNT, "model.layers[]")
             if 0 < router.num_experts < router.top_k:
                 self.say("top_k above num_experts", router=router, index=index)
-        if self._header.resumed_at_step is not None:
-            self._resumed_at = self._header.resumed_at_step
-            self._last_step = -1
 
     def _step(self, fields: dict[str, Any], line: bytes) -> None:
         self._fields("", fields, STEP)

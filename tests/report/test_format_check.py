@@ -211,11 +211,12 @@ KEYS = sorted({*validate.STEP, *tables.RUN, *tables.EVENT})
 FIELDS = st.dictionaries(st.sampled_from(KEYS), JSON, max_size=5)
 KINDS = st.fixed_dictionaries({"kind": st.sampled_from(["run", "step", "event"])})
 VALUES = st.builds(lambda fields, kind: json.dumps(fields | kind).encode(), FIELDS, KINDS)
+TWICE = st.builds(lambda line: b'{"kind": "step", "step": 1, ' + line[1:], VALUES)
 BYTES = st.binary(max_size=80) | st.text(max_size=40).map(str.encode)
 
 
 @settings(max_examples=200)
-@given(st.lists(VALUES, max_size=6) | st.lists(BYTES, max_size=5))
+@given(st.lists(VALUES | TWICE, max_size=6) | st.lists(BYTES, max_size=5))
 def test_neither_values_nor_bytes_stop_the_check(lines: list[bytes]) -> None:
     for problem in problems_in(enumerate(lines, 1)):
         assert problem.reason == safe_text(problem.reason, 10**6)
