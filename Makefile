@@ -1,5 +1,5 @@
 # `make demo` and `make test` need Python 3.11 or newer and nothing else.
-# A CPU-only torch is smaller; pass its index with PIP_FLAGS (see README, "Install").
+# A CPU-only torch is smaller; pass its index with PIP_FLAGS (see README, "The model").
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
@@ -8,7 +8,7 @@ BIN := .venv/bin
 SAY_WHAT_IS_INSTALLED = printf '%s\n' \
 	"Installing torch, transformers and the other dependencies into .venv." \
 	"On Linux this takes about 5.6 GB with the CUDA build of torch (the default), or 1.2 GB with a" \
-	"CPU-only build: make $(MAKECMDGOALS) PIP_FLAGS='--extra-index-url URL' (see README, \"Install\")."
+	"CPU-only build: make $(MAKECMDGOALS) PIP_FLAGS='--extra-index-url URL' (see README, \"The model\")."
 
 .PHONY: help demo test quick test-peers test-ranks check format bench soak gpu-report screenshots clean
 

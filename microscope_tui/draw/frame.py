@@ -249,8 +249,8 @@ def _no_alert(view: RunView, lowest: str) -> Line:
     if view.no_verdict:
         text = view.no_verdict + (", " if evidence else lowest)
         return [dim(text), Span(evidence, "warn")]
-    suspects = {found.router_index for found in view.pending}
-    well = sum(layer.index not in suspects for layer in view.layers)
+    pending = {found.router_index for found in view.pending}
+    well = sum(layer.index not in pending for layer in view.layers)
     if not evidence:
         return [Span(f"{plural(well, 'layer')} healthy", "ok"), dim(lowest)]
     noun = "other layer" if well < len(view.layers) else "layer"

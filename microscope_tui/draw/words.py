@@ -182,8 +182,8 @@ def most_entropy(layer: LayerView) -> float:
 
 def quadrant(layer: LayerView) -> str:
     """``specialised``, the goal, only of a layer without an alert."""
-    sick = (layer.severity or Severity.INFO) > Severity.INFO
-    return "" if sick and layer.quadrant == "specialised" else layer.quadrant or ""
+    alert = (layer.severity or Severity.INFO) > Severity.INFO
+    return "" if alert and layer.quadrant == "specialised" else layer.quadrant or ""
 
 
 def unread(view: RunView) -> str:

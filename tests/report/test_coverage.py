@@ -1,13 +1,14 @@
 """Coverage: which experts saw too few tokens, and how many more it takes."""
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from benchmarks.coverage import covered
 from microscope_tui.extensions.anatomy import coverage
 from microscope_tui.extensions.anatomy.coverage import (
     coverage_json,
@@ -21,6 +22,27 @@ from tests.conftest import header, step
 
 MODEL = {"layers": [1, 2], "layer_names": ["L1", "L2"], "num_experts": 4, "top_k": 1}
 ONE_LAYER = MODEL | {"layers": [1], "layer_names": ["L1"]}
+
+
+def covered(calibrations: int, wanted: int, seed: int) -> float:
+    """The share of calibrations whose further tokens lie within the predicted interval.
+
+    Each has one expert with a share between 1 / 5,000 and 1 / 20 and a number of tokens that gives
+    it 0.05 to 0.95 of the ``wanted`` hits on average. More independent tokens are drawn until the
+    expert has them.
+    """
+    rng = np.random.default_rng(seed)
+    results: list[bool] = []
+    while len(results) < calibrations:
+        share = math.exp(rng.uniform(math.log(1 / 5_000), math.log(1 / 20)))
+        tokens = max(128, round(rng.uniform(0.05, 0.95) * wanted / share))
+        seen = int(rng.binomial(tokens, share))
+        need = coverage.further(seen, tokens, wanted)
+        if need is None:  # the expert has them already
+            continue
+        more = wanted - seen + int(rng.negative_binomial(wanted - seen, share))
+        results.append(need.low <= more <= (math.inf if need.high is None else need.high))
+    return sum(results) / len(results)
 
 
 @pytest.mark.parametrize("wanted", [2, 10, 1000])

@@ -300,7 +300,7 @@ class _Piece:
         """Returns tokens that differ, and tokens not routed by both."""
         differing: list[int] = []
         unrouted: list[int] = []
-        for token, mine, theirs in self._suspects():
+        for token, mine, theirs in self._candidates():
             holes = mine[0] == self._empty, theirs[0] == self._empty
             if any(holes):
                 unrouted.append(token)
@@ -325,7 +325,7 @@ class _Piece:
     def _chosen(self, row: _Row) -> list[int]:
         return [expert for expert in row if expert < self._experts]
 
-    def _suspects(self) -> Iterator[tuple[int, _Row, _Row]]:
+    def _candidates(self) -> Iterator[tuple[int, _Row, _Row]]:
         """Tokens whose rows differ or that neither side routed."""
         width = self._row.size
         for first in range(0, self._count, _BLOCK):

@@ -134,12 +134,12 @@ def placement(
     finally:
         show_progress("")
     watch = read(run, read_config().criteria, VERDICT_MEMORY)
-    sick = repair_first(view_of(watch, 1, 1).alerts)
+    fault = repair_first(view_of(watch, 1, 1).alerts)
     if options.as_json:
-        print_record(placement_json(found, sick))
+        print_record(placement_json(found, fault))
     else:
-        print_data(placement_text(found, sick))
-    return int(bool(found.reason or sick))
+        print_data(placement_text(found, fault))
+    return int(bool(found.reason or fault))
 
 
 def _study(run: RunFile, request: Request, options: PlacementOptions) -> Study:

@@ -13,14 +13,14 @@ from microscope_tui.runlog import plural
 _WIDTH = 79
 
 
-def placement_text(study: Study, sick: str = "") -> str:
+def placement_text(study: Study, fault: str = "") -> str:
     """The study as ``placement`` prints it.
 
-    ``sick``: what has to be repaired before any placement pays; empty if nothing.
+    ``fault``: what has to be repaired before any placement pays; empty if nothing.
     """
     verdict = f"It does not pay: {study.reason}." if study.reason else "It pays."
-    if sick:
-        verdict = f"Repair first: {sick}; its loads will change."
+    if fault:
+        verdict = f"Repair first: {fault}; its loads will change."
     request = study.request
     sizes = [layer.router.num_experts for layer in study.counts.layers]
     ends = sorted({min(sizes), max(sizes)})
@@ -103,17 +103,17 @@ def _moves(study: Study) -> str:
     return f"{text}."
 
 
-def placement_json(study: Study, sick: str = "") -> dict[str, Any]:
-    """All of a study as data; ``schema_version`` is 1, keys may be added. ``sick``: see above."""
+def placement_json(study: Study, fault: str = "") -> dict[str, Any]:
+    """All of a study as data; ``schema_version`` is 1, keys may be added. ``fault``: see above."""
     found = {key: getattr(study, key) for key in Study.__struct_fields__ if key != "counts"}
     routers = [layer.router for layer in study.counts.layers]
     return {
         "schema_version": 1,
         "run": study.counts.run.run,
         "layers": [{"layer": router.name, "depth": router.depth} for router in routers],
-        "pays": not (study.reason or sick),
+        "pays": not (study.reason or fault),
         "reason": study.reason or None,
-        "repair_first": sick or None,
+        "repair_first": fault or None,
         "notes": study.counts.notes,
         **{key: msgspec.to_builtins(value) for key, value in found.items()},
     }

@@ -32,17 +32,17 @@ def repair_first(alerts: Sequence[tuple[Finding, Advice]]) -> str:
 
 
 def placement_lines(
-    study: Study, router: RouterInfo, size: tuple[int, int], heat: Heat, sick: str = ""
+    study: Study, router: RouterInfo, size: tuple[int, int], heat: Heat, fault: str = ""
 ) -> list[Line]:
-    """The verdict for all layers, and the ranks of one; ``sick``: what has to be repaired first."""
+    """The verdict for all layers, and the ranks of one; ``fault``: what to repair first."""
     columns, rows = size
     ranks = study.request.ranks
     gain = study.gain
     due = study.interval
     title = in_turn("  ", router.name, f"   {router.num_experts:,} experts on {ranks:,} ranks")
     word = Span(f"  does not pay: {study.reason}", "warn") if study.reason else Span("  pays", "ok")
-    if sick:
-        word = Span(f"  repair first: {sick}; its loads will change", "warn")
+    if fault:
+        word = Span(f"  repair first: {fault}; its loads will change", "warn")
     refit = "" if due is None else f"   refit after {due:,.0f} steps"
     refit = "   does not age in this run" if due == math.inf else refit
     sure = "" if gain.low is None else f" (95 % {gain.low:+.3f} to {gain.high:+.3f})"
