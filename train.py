@@ -35,6 +35,7 @@ from microscope_tui.probe import (
     RunRecorder,
     TrainingLog,
     held_out_slices,
+    memory_bytes,
     trace_texts,
 )
 from moe_model.balance import bias_rate_at, update_expert_bias
@@ -55,7 +56,6 @@ from moe_model.training.step import (
     gradient_squares,
     learning_rate_at,
     loss_shares,
-    memory_bytes,
     mixed_precision,
     seed_noise,
     set_learning_rate,
@@ -164,7 +164,7 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
         "tokens": tokens,
         "tokens_per_s": tokens / seconds,
         "step_time_s": seconds,
-        "memory_bytes": memory_bytes(world.device),
+        "memory_bytes": memory_bytes(),
     }
 
 
@@ -189,14 +189,14 @@ def forward_and_backward(
         rows = range(first, first + options.batch_size)
         seed_noise(model.routers, f"{options.seed}/{run.progress.step}", rows)
         batch = on_host.to(world.device)
+        inputs = {"targets": batch.all_targets(length, ahead=options.mtp_weight > 0)}
+        if options.mtp_weight:
+            inputs["next_ids"] = batch.tokens_BN[:, 1:-1]
+        if options.document_mask:
+            inputs["starts_BS"] = batch.starts_BN[:, :length]
         with synchronised(run.forward, place == len(drawn.micro_batches)):
             with mixed_precision(world.device, run.dtype):
-                output = run.forward(
-                    batch.tokens_BN[:, :length],
-                    next_ids=batch.tokens_BN[:, 1:-1] if options.mtp_weight else None,
-                    targets=batch.all_targets(length, ahead=options.mtp_weight > 0),
-                    starts_BS=batch.starts_BN[:, :length] if options.document_mask else None,
-                )
+                output = run.forward(batch.tokens_BN[:, :length], **inputs)
             counter.add(output.routings)
             shares = loss_shares(output, weights, drawn, num_passes, counts_LE)
             total = shares[0]

@@ -88,7 +88,9 @@ def run_command(app: App, arguments: Sequence[str] | None) -> int:
     except (CycloptsError, UsageError) as error:
         say(f"{app.name[0]}: {error}")
         program = app.name[0].removeprefix("python ")
-        if isinstance(error, UnknownOptionError) and _has_fields(error):
+        if isinstance(error, UnknownOptionError) and any(
+            name.startswith("--model.") for one in error.argument_collection for name in one.names
+        ):
             say(f"Fields of the model: --model.FIELD, see 'python {program} --help-all'.")
         else:
             say(f"Try 'python {program} --help'.")
@@ -99,12 +101,7 @@ def run_command(app: App, arguments: Sequence[str] | None) -> int:
                 sys.stderr.flush()
         except (OSError, ValueError):
             sys.stderr = None  # broken: Python's last flush would exit with 120
-    return FINISHED if code is None else int(code)
-
-
-def _has_fields(error: UnknownOptionError) -> bool:
-    names = [name for argument in error.argument_collection for name in argument.names]
-    return any(name.startswith("--model.") for name in names)
+    return int(code or FINISHED)
 
 
 def say(line: str) -> None:
@@ -181,9 +178,6 @@ def plain_text(text: str, *, multi_line: bool = False) -> str:
     """
     if not multi_line:
         text = text.translate(_TO_SPACE)
-    return "".join(
-        char
-        if char in "\n\t" or unicodedata.category(char) not in _STEERING_CATEGORIES
-        else REPLACEMENT
-        for char in text
-    )
+    others = set(text) - set("\n\t")
+    steering = {c for c in others if unicodedata.category(c) in _STEERING_CATEGORIES}
+    return text.translate(dict.fromkeys(map(ord, steering), REPLACEMENT))

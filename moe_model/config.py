@@ -7,8 +7,6 @@ JSON is validated against the types of a dataclass before use (:func:`fields_of`
 "32" is not a number, but 1 is accepted for 1.0.
 """
 
-# ruff: noqa: RUF009  # about() makes a dataclass field
-
 from __future__ import annotations
 
 import dataclasses
@@ -38,14 +36,6 @@ ScoreFunction = Literal["sigmoid", "softmax"]
 DropPolicy = Literal["position", "weight"]
 TopkMethod = Literal["noaux_tc", "greedy", "group_limited_greedy"]
 ModelType = Literal["deepseek_v3", "deepseek_v2", "glm4_moe_lite"]
-
-
-def about(text: str, *, default: Any = dataclasses.MISSING) -> Any:
-    """A field of a dataclass; ``text`` is its help on the command line.
-
-    Without ``default`` the field is required.
-    """
-    return dataclasses.field(default=default, metadata={"help": text})
 
 
 def fields_of(cls: type, found: object, what: str) -> dict[str, Any]:
@@ -135,25 +125,18 @@ class YarnScaling:
     ``max_seq_len`` exceeds ``original_max_position_embeddings``.
     """
 
-    factor: float = about("How many times longer than the original context.")
-    original_max_position_embeddings: int = about(
-        "Context of the model before it was stretched, in tokens."
-    )
-    beta_fast: float = about(
-        "Dimensions that rotate more often than this within the original context are unchanged.",
-        default=32.0,
-    )
-    beta_slow: float = about(
-        "Dimensions that rotate less often than this are slowed down by the whole factor.",
-        default=1.0,
-    )
-    mscale: float = about(
-        "Strength of the correction of the rotated parts, in the numerator.", default=1.0
-    )
-    mscale_all_dim: float = about(
-        "Strength of the correction of the whole softmax; the denominator of the other. 0: none.",
-        default=1.0,
-    )
+    factor: float
+    """How many times longer than the original context."""
+    original_max_position_embeddings: int
+    """Context of the model before it was stretched, in tokens."""
+    beta_fast: float = 32.0
+    """Dimensions that rotate more often than this within the original context are unchanged."""
+    beta_slow: float = 1.0
+    """Dimensions that rotate less often than this are slowed down by the whole factor."""
+    mscale: float = 1.0
+    """Strength of the correction of the rotated parts, in the numerator."""
+    mscale_all_dim: float = 1.0
+    """Strength of the correction of the whole softmax; the denominator of the other. 0: none."""
 
     def __post_init__(self) -> None:
         _check_least(self, {**_LEAST, "mscale": 0, "mscale_all_dim": 0, "beta_slow": 1e-3})
@@ -196,98 +179,79 @@ def _check_order(scaling: object, lower: str, upper: str, example: str) -> None:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """Sizes and rules of a DeepSeek-V3-style model; ``ValueError`` if they contradict each
-    other."""
+    other. The text under a field is its help on the command line."""
 
-    vocab_size: int = about("Rows of the embedding and of the output head, in tokens.")
-    hidden_size: int = about("Width D of the residual stream.")
-    num_hidden_layers: int = about("Decoder layers, dense ones included.")
-    first_k_dense_replace: int = about(
-        "How many of the first layers have a dense feed-forward instead of experts."
-    )
-    intermediate_size: int = about("Width of the dense feed-forward layers.")
-    moe_intermediate_size: int = about("Width F of one expert.")
-    n_routed_experts: int = about("Experts E a router chooses from.")
-    n_shared_experts: int = about(
-        "Experts every token passes through, merged into one wider feed-forward; 0 for none."
-    )
-    num_experts_per_tok: int = about("Routed experts K each token is sent to.")
-    n_group: int = about(
-        "Groups the routed experts are divided into; selection is limited to the best groups.",
-        default=1,
-    )
-    topk_group: int = about("Groups a token may choose its experts from.", default=1)
-    scoring_func: ScoreFunction = about(
-        "How router logits become scores: sigmoid (DeepSeek-V3) or softmax (DeepSeek-V2, Mixtral).",
-        default="sigmoid",
-    )
-    topk_method: TopkMethod = about(
-        "How experts are chosen. noaux_tc (DeepSeek-V3): with a bias, a group scores the sum of "
-        "its two best experts. Without a bias (DeepSeek-V2): greedy, or group_limited_greedy, "
-        "where a group scores its best expert.",
-        default="noaux_tc",
-    )
-    norm_topk_prob: bool = about(
-        "Divide the chosen scores by their sum, so that the weights of a token add up to one.",
-        default=True,
-    )
-    routed_scaling_factor: float = about(
-        "Factor for the weights of the routed experts after normalisation; 2.5 in DeepSeek-V3.",
-        default=1.0,
-    )
-    num_attention_heads: int = about("Attention heads H.")
-    q_lora_rank: int | None = about(
-        "Rank of the low-rank query projection; without one, queries are projected directly.",
-        default=None,
-    )
-    kv_lora_rank: int = about(
-        "Rank R of the latent from which keys and values are expanded, and which a cache holds."
-    )
-    qk_nope_head_dim: int = about("Query and key dimensions per head without rotary position.")
-    qk_rope_head_dim: int = about(
-        "Query and key dimensions per head with rotary position; all heads share this key."
-    )
-    v_head_dim: int = about("Value dimensions per head.")
-    attention_bias: bool = about(
-        "Whether the projections from and to the residual stream have biases, except a full "
-        "query's.",
-        default=False,
-    )
-    rope_theta: float = about("Base of the rotary frequencies.", default=10_000.0)
-    rope_scaling: YarnScaling | Llama3Scaling | None = about(
-        "Context extension (YaRN, or Llama 3.1's); without one, plain rotary positions.",
-        default=None,
-    )
-    max_position_embeddings: int = about("Longest sequence in training and generation, in tokens.")
-    rms_norm_eps: float = about(
-        "Added to the mean square in the layer norms; those inside attention always use 1e-6.",
-        default=1e-6,
-    )
-    initializer_range: float = about("Standard deviation of the initial weights.", default=0.02)
-    tie_word_embeddings: bool = about(
-        "Whether the output head is the embedding itself.", default=False
-    )
-    num_nextn_predict_layers: int = about(
-        "Depths D of multi-token prediction: extra layers that predict the token after the next.",
-        default=0,
-    )
-    router_jitter_noise: float = about(
-        "In training, router inputs are multiplied by uniform noise within 1 ± this value.",
-        default=0.0,
-    )
-    capacity_factor: float | None = about(
-        "In training, an expert accepts at most this multiple of its fair share of a forward pass "
-        "of one rank, so drops depend on --batch-size; without one, no limit.",
-        default=None,
-    )
-    drop_policy: DropPolicy = about(
-        "What to drop beyond the capacity: the last tokens of the batch, or the smallest weights.",
-        default="position",
-    )
+    vocab_size: int
+    """Rows of the embedding and of the output head, in tokens."""
+    hidden_size: int
+    """Width D of the residual stream."""
+    num_hidden_layers: int
+    """Decoder layers, dense ones included."""
+    first_k_dense_replace: int
+    """How many of the first layers have a dense feed-forward instead of experts."""
+    intermediate_size: int
+    """Width of the dense feed-forward layers."""
+    moe_intermediate_size: int
+    """Width F of one expert."""
+    n_routed_experts: int
+    """Experts E a router chooses from."""
+    n_shared_experts: int
+    """Experts every token passes through, merged into one wider feed-forward; 0 for none."""
+    num_experts_per_tok: int
+    """Routed experts K each token is sent to."""
+    n_group: int = 1
+    """Groups the routed experts are divided into; selection is limited to the best groups."""
+    topk_group: int = 1
+    """Groups a token may choose its experts from."""
+    scoring_func: ScoreFunction = "sigmoid"
+    """How router logits become scores: sigmoid (DeepSeek-V3) or softmax (DeepSeek-V2, Mixtral)."""
+    topk_method: TopkMethod = "noaux_tc"
+    """How experts are chosen. noaux_tc (DeepSeek-V3): with a bias, a group scores the sum of its
+    two best experts. Without a bias (DeepSeek-V2): greedy, or group_limited_greedy, where a group
+    scores its best expert."""
+    norm_topk_prob: bool = True
+    """Divide the chosen scores by their sum, so that the weights of a token add up to one."""
+    routed_scaling_factor: float = 1.0
+    """Factor for the weights of the routed experts after normalisation; 2.5 in DeepSeek-V3."""
+    num_attention_heads: int
+    """Attention heads H."""
+    q_lora_rank: int | None = None
+    """Rank of the low-rank query projection; without one, queries are projected directly."""
+    kv_lora_rank: int
+    """Rank R of the latent from which keys and values are expanded, and which a cache holds."""
+    qk_nope_head_dim: int
+    """Query and key dimensions per head without rotary position."""
+    qk_rope_head_dim: int
+    """Query and key dimensions per head with rotary position; all heads share this key."""
+    v_head_dim: int
+    """Value dimensions per head."""
+    attention_bias: bool = False
+    """Whether the projections from and to the residual stream have biases, except a full
+    query's."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary frequencies."""
+    rope_scaling: YarnScaling | Llama3Scaling | None = None
+    """Context extension (YaRN, or Llama 3.1's); without one, plain rotary positions."""
+    max_position_embeddings: int
+    """Longest sequence in training and generation, in tokens."""
+    rms_norm_eps: float = 1e-6
+    """Added to the mean square in the layer norms; those inside attention always use 1e-6."""
+    initializer_range: float = 0.02
+    """Standard deviation of the initial weights."""
+    tie_word_embeddings: bool = False
+    """Whether the output head is the embedding itself."""
+    num_nextn_predict_layers: int = 0
+    """Depths D of multi-token prediction: extra layers that predict the token after the next."""
+    router_jitter_noise: float = 0.0
+    """In training, router inputs are multiplied by uniform noise within 1 ± this value."""
+    capacity_factor: float | None = None
+    """In training, an expert accepts at most this multiple of its fair share of a forward pass of
+    one rank, so drops depend on --batch-size; without one, no limit."""
+    drop_policy: DropPolicy = "position"
+    """What to drop beyond the capacity: the last tokens of the batch, or the smallest weights."""
 
-    model_type: ModelType = about(
-        "Model type of an export to transformers: that of the imported model.",
-        default="deepseek_v3",
-    )
+    model_type: ModelType = "deepseek_v3"
+    """Model type of an export to transformers: that of the imported model."""
 
     def __post_init__(self) -> None:
         for problem in chain(_sizes_out_of_range(self), _contradictions(self)):

@@ -81,8 +81,7 @@ class CharTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``; ids beyond the vocabulary (a padded head) become U+FFFD."""
-        size = len(self.vocabulary)
-        return "".join(self.vocabulary[i] if i < size else "\N{REPLACEMENT CHARACTER}" for i in ids)
+        return "".join(self.vocabulary[i : i + 1] or "\N{REPLACEMENT CHARACTER}" for i in ids)
 
 
 class PretrainedTokenizer:

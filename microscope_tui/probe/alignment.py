@@ -105,8 +105,8 @@ def alignment_of(numbers: Sequence[float], begin: int) -> Alignment:
     """From the sum of ``place_of``; ``begin``: the step before the first one of all ranks."""
     rows = [numbers[at : at + _WIDTH] for at in range(0, len(numbers), _WIDTH)]
     steps = {rank: int(step) for rank, (step, _, there) in enumerate(rows) if there}
-    counted = {rank: int(made) for rank, (_, made, _) in enumerate(rows) if made >= 0}
-    offsets = {rank: counted[rank] - step for rank, step in steps.items() if rank in counted}
+    made = {rank: int(rows[rank][1]) for rank in steps}
+    offsets = {rank: made[rank] - step for rank, step in steps.items() if made[rank] >= 0}
     # Most ranks call once a step. Of equally many, those are right that have begun together.
     often = Counter(offsets.values())
     usual = max(often, key=lambda offset: (often[offset], -abs(offset + begin)), default=0)

@@ -57,32 +57,24 @@ class Call(NamedTuple):
         """Copies, because the model may change its tensors later; without gradients enabled.
         Its key follows with ``placed``."""
         ids_TK = choice.ids_TK.reshape(-1, choice.ids_TK.shape[-1]).to(torch.int64, copy=True)
-        kind = None if site.scores is None else site.scores.kind
-        if kind is None or logits_TE is None:
-            logits_TE = None
-        else:
+        plain = site.plain_choice
+        kind = site.scores.kind if site.scores else None
+        tensors = {"kept_TK": choice.kept_TK}
+        if kind is not None and logits_TE is not None:
             logits_TE = logits_TE.reshape(-1, logits_TE.shape[-1])
-            logits_TE = logits_TE.clone() if len(logits_TE) == len(ids_TK) else None
-        bias_E = None if logits_TE is None or not site.plain_choice else site.bias()
-        return cls(
-            (-1, 0),
-            site.num_experts,
-            kind,
-            site.plain_choice,
-            ids_TK,
-            choice.real_T,
-            None if choice.kept_TK is None else choice.kept_TK.clone(),
-            logits_TE,
-            None if bias_E is None else bias_E.clone(),
-        )
+            if len(logits_TE) == len(ids_TK):
+                tensors["logits_TE"] = logits_TE
+                if plain:
+                    tensors["bias_E"] = site.bias()
+        copies = {name: one.clone() for name, one in tensors.items() if one is not None}
+        return cls((-1, 0), site.num_experts, kind, plain, ids_TK, choice.real_T, **copies)
 
     def placed(self, key: Key, real_T: Tensor | None, loss_T: Tensor | None) -> Call:
         """The same call with its router and pass; masks ``[T]`` are moved to its device."""
-        device = self.ids_TK.device
-        real_T = None if real_T is None else real_T.to(device)
-        return self._replace(
-            key=key, real_T=real_T, loss_T=None if loss_T is None else loss_T.to(device)
-        )
+        masks = {"real_T": real_T, "loss_T": loss_T}
+        given = {name: mask for name, mask in masks.items() if mask is not None}
+        moved: Any = {name: mask.to(self.ids_TK.device) for name, mask in given.items()}
+        return self._replace(key=key, **moved)
 
     @property
     def bytes(self) -> int:
@@ -93,7 +85,7 @@ class Call(NamedTuple):
 
     def shape(self) -> Any:
         """A key for grouping: equal for calls whose tensors can be stacked."""
-        shapes = [None if part is None else part.shape for part in self[4:]]
+        shapes = [getattr(part, "shape", None) for part in self[4:]]
         return self[1:4], self.ids_TK.device, *shapes
 
 
@@ -410,15 +402,15 @@ class Tracer:
         # Stable, so that ties stay in the order of the choice; empty slots come last.
         size_TK = size_TK.masked_fill(ids_TK < 0, -torch.inf)
         order_TK = size_TK.argsort(dim=-1, descending=True, stable=True)
-        entropy_1T, margin_1T = counted.scored or (None, None)
-        self._calls.setdefault(counted.tally.keys[0], []).append(
-            Traced(
-                ids_TK.gather(1, order_TK),
-                weights_TK.gather(1, order_TK),
-                unknown_TK[:, 0] if margin_1T is None else margin_1T[0, real_T],
-                unknown_TK[:, 0] if entropy_1T is None else entropy_1T[0, real_T],
-            )
-        )
+        entropy_T = margin_T = unknown_TK[:, 0]
+        if counted.scored is not None:
+            entropy_1T, margin_1T = counted.scored
+            entropy_T = entropy_1T[0, real_T]
+            if margin_1T is not None:
+                margin_T = margin_1T[0, real_T]
+        ids_TK, weights_TK = (one.gather(1, order_TK) for one in (ids_TK, weights_TK))
+        pieces = self._calls.setdefault(counted.tally.keys[0], [])
+        pieces.append(Traced(ids_TK, weights_TK, margin_T, entropy_T))
 
     def take(self) -> dict[Key, Traced]:
         """Return and forget the choices by place and pass; a router may take a batch in pieces."""

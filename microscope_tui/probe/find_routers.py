@@ -135,27 +135,21 @@ def _experts_site(path: str, module: nn.Module, parent: nn.Module) -> Site | Non
     experts = _experts_of(module, router, split)
     holders = with_configs(module, router, parent)
     names = ("top_k", "num_experts_per_tok", "top_k_experts", "moe_top_k")
-    if experts is None or (split and router is None):
+    if experts is None:
         return None
-    return Site(
-        path=path,
-        # Where experts are split over ranks their ids may be local: then the router is asked.
-        module=router if split and router is not None else module,
-        read=_router_ids if split else _argument_ids,
-        before=not split,
-        num_experts=experts,
-        # 0 if only a forward pass can show it.
-        top_k=setting(holders, names, is_size) or 0,
-        router=router,
-        block=parent,
-        experts=None if split else module,
-        plain_choice=_plain_choice(router, parent),
-    )
+    top_k = setting(holders, names, is_size) or 0  # 0 if only a forward pass can show it
+    made = Site(path, module, _argument_ids, True, experts, top_k, experts=module)
+    if split:  # their ids may be local: the router is asked
+        if router is None:
+            return None
+        made = Site(path, router, _router_ids, False, experts, top_k)
+    made.router, made.block = router, parent
+    made.plain_choice = _plain_choice(router, parent)
+    return made
 
 
 def _argument_ids(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
-    _, ids_TK, weights_TK = args[:3]
-    return Choice(ids_TK, weights_TK)
+    return Choice(*args[1:3])
 
 
 def _router_ids(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
@@ -166,9 +160,9 @@ def _router_ids(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice
 def _experts_of(module: nn.Module, router: nn.Module | None, split: bool) -> int | None:
     """Of the router where the module holds only some of them."""
     names = ("num_routed_experts", "num_experts", "n_routed_experts", "num_local_experts")
-    value: int | None = setting((router, module) if split else (module, router), names, is_size)
-    first = next(module.parameters(recurse=False), None)
-    return int(first.shape[0]) if value is None and first is not None else value
+    holders = (router, module) if split else (module, router)
+    stacks = (len(stack) for stack in module.parameters(recurse=False))
+    return setting(holders, names, is_size) or next(stacks, None)
 
 
 def nothing_found(model: nn.Module) -> str:
@@ -251,7 +245,7 @@ def _ernie_layer(layer: Any, sites: list[Site]) -> None:
 
     def note_token_types(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal is_vision
-        given = kwargs.get("moe_mm_token_type_ids", args[1] if len(args) > 1 else None)
+        given = kwargs.get("moe_mm_token_type_ids", *args[1:2])
         is_vision = None if given is None else given.bool()
 
     for site in sites:
@@ -270,8 +264,7 @@ def _zaya(path: str, module: Any, parent: nn.Module) -> Site | None:
         _, ids_TK, weights_TK = args[:3]
         return Choice(ids_TK.masked_fill(weights_TK == 0, -1), weights_TK)
 
-    made = _experts_site(path, module, parent)
-    if made is not None:
+    if (made := _experts_site(path, module, parent)) is not None:
         made.read = read
     return made
 
@@ -338,12 +331,13 @@ def _scores(model: nn.Module, site: Site, modules: dict[str, nn.Module]) -> Scor
     classes = vars(sys.modules[type(router).__module__]).values()
     for one in (*modules.values(), *(one for one in classes if isinstance(one, type))):
         recorders = getattr(one, "_can_record_outputs", None)
-        recorder = recorders.get("router_logits") if isinstance(recorders, dict) else None
-        for one in recorder if isinstance(recorder, list | tuple) else (recorder,):
-            if one is not None and isinstance(router, one.target_class):
-                return Scores(
-                    router, int(one.index), _score_kind(router, site.block, text_config(model))
-                )
+        found: Any = recorders.get("router_logits") if isinstance(recorders, dict) else None
+        if not isinstance(found, list | tuple):
+            found = [found]
+        for recorder in found:
+            if recorder is not None and isinstance(router, recorder.target_class):
+                kind = _score_kind(router, site.block, text_config(model))
+                return Scores(router, int(recorder.index), kind)
     return None
 
 
@@ -368,8 +362,8 @@ def text_config(model: Any) -> Any:
 
 def _family(module: nn.Module) -> str:
     """The folder of transformers that a class comes from; empty for one from elsewhere."""
-    parts = type(module).__module__.split(".")
-    return parts[2] if parts[:2] == ["transformers", "models"] else ""
+    home, _, below = type(module).__module__.partition(".models.")
+    return below.partition(".")[0] if home == "transformers" else ""
 
 
 _OWN: dict[tuple[str, str], Callable[[str, Any, nn.Module], Site | None]] = {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from microscope_tui.probe.sites import SCORE_KINDS, Choice, Scores, Site, site_at_router
+from microscope_tui.probe.weights import local_part
 
 
 def moe_model(path: str, module: Any, parent: nn.Module) -> Site:
@@ -112,7 +113,7 @@ def torchtitan(path: str, module: Any, parent: nn.Module) -> Site:
     """``(weights, ids, scores)`` of its token-choice router; the selection bias is its parent's."""
 
     def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
-        weights_BLK, ids_BLK = (t.to_local() if hasattr(t, "to_local") else t for t in output[:2])
+        weights_BLK, ids_BLK = map(local_part, output[:2])
         return Choice(ids_BLK.flatten(0, -2), weights_BLK.flatten(0, -2))
 
     made = site_at_router(path, module, parent, read, module.num_experts, module.top_k, None)
@@ -146,15 +147,15 @@ def deepspeed(path: str, module: Any, parent: nn.Module) -> Site:
         weight = module.wg.weight.float()
         logits_TE = nn.functional.linear(args[0].reshape(-1, weight.shape[-1]).float(), weight)
         routes_TK = _routes(output, top_k)
-        ids_TK = routes_TK if samples else logits_TE.topk(top_k, dim=-1).indices
-        kept_TE = nn.functional.one_hot(routes_TK + 1, len(weight) + 1).sum(dim=1)[:, 1:] > 0
-        used = args[1] if len(args) > 1 else None
-        return Choice(
-            ids_TK,
-            logits_TE=logits_TE,
-            kept_TK=kept_TE.gather(1, ids_TK) if drops else None,
-            real_T=None if used is None else used.reshape(-1).bool(),
-        )
+        choice = Choice(routes_TK, logits_TE=logits_TE)
+        if not samples:
+            choice = choice._replace(ids_TK=logits_TE.topk(top_k, dim=-1).indices)
+        if drops:
+            kept_TE = nn.functional.one_hot(routes_TK + 1, len(weight) + 1).sum(dim=1)[:, 1:] > 0
+            choice = choice._replace(kept_TK=kept_TE.gather(1, choice.ids_TK))
+        if len(args) > 1 and args[1] is not None:
+            choice = choice._replace(real_T=args[1].reshape(-1).bool())
+        return choice
 
     return site_at_router(
         path, module, parent, read, module.wg.weight.shape[0], top_k, "softmax",

@@ -60,7 +60,7 @@ def describe(
     versions = {"torch": str(torch.__version__)}
     if type(model).__module__.startswith("transformers."):
         versions["transformers"] = sys.modules["transformers"].__version__
-    kinds = ["softmax" if r.kind == "probabilities" else r.kind or "unknown" for r in rows]
+    kinds = [(row.kind or "unknown").replace("probabilities", "softmax") for row in rows]
     return {
         "model": {
             "name": getattr(config, "model_type", None) or type(model).__name__,
@@ -214,7 +214,8 @@ def _balance_line(balance: Mapping[str, Any], decided: bool) -> str:
     said = [str(balance.get("method", "unknown"))]
     said += (f"{names.get(key, key)} {balance[key]:g}" for key in _WEIGHTS if balance.get(key))
     if flag is not None:
-        said.append(f"{'' if flag else 'not '}applied: {names[_LOGITS]} is {str(flag).lower()}")
+        applied = "applied" if flag else "not applied"
+        said.append(f"{applied}: {names[_LOGITS]} is {str(flag).lower()}")
     if not decided:
         said.append("the first step shows whether it is applied")
     if balance.get("updates_bias") is False:

@@ -32,7 +32,7 @@ def ratios_of_pieces(counts_PE: Array, slices_P: Array, num_slices: int) -> list
             often_E = expected_E >= FEWEST_EXPECTED
             ratio_E = np.maximum(row_E[often_E], 0.5) / expected_E[often_E]
             found[place].append(np.abs(np.log2(ratio_E)))
-    return [np.concatenate(rows) if rows else np.zeros(0) for rows in found]
+    return [np.concatenate([np.zeros(0), *rows]) for rows in found]
 
 
 def noise_level(ratios: Array) -> float:

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from microscope_tui.diagnosis import (
     BadState,
     Diagnosis,
+    Episode,
     Finding,
     Severity,
     causes,
@@ -146,9 +147,7 @@ class RunJudge:
     def collapsed(self) -> tuple[str, ...]:
         """Names of the routers that are collapsed now, critically; ``DIVERGED`` for the run."""
         return tuple(
-            e.router.name if e.router is not None else e.rule
-            for e in self._diagnosis.episodes
-            if e.active and e.rule in _COLLAPSES and e.severity is Severity.CRITICAL
+            getattr(e.router, "name", e.rule) for e in self._diagnosis.episodes if _is_collapse(e)
         )
 
     def collapse_onset(self) -> int | None:
@@ -156,8 +155,7 @@ class RunJudge:
         found = [
             cause.onset
             for cause in causes(self._diagnosis.episodes, self._diagnosis.known)
-            for f in cause.findings
-            if f.active and f.rule in _COLLAPSES and f.severity is Severity.CRITICAL
+            if any(map(_is_collapse, cause.findings))
         ]
         return min(found, default=None)
 
@@ -207,6 +205,11 @@ class RunJudge:
             )
             for f, a in found
         ]
+
+
+def _is_collapse(found: Episode | Finding) -> bool:
+    """It lasts, and is critical."""
+    return found.active and found.rule in _COLLAPSES and found.severity is Severity.CRITICAL
 
 
 def _word(finding: Finding) -> str:

@@ -81,7 +81,9 @@ class StepLosses:
 
 
 def _part(output: Any, name: str) -> Tensor | None:
-    value = output.get(name) if isinstance(output, dict) else getattr(output, name, None)
+    value = getattr(output, name, None)
+    if isinstance(output, dict):
+        value = output.get(name)
     return value if isinstance(value, Tensor) else None
 
 
@@ -99,6 +101,11 @@ class Share:
     """Ranks whose shares make up one number; further ranks have copies of it."""
     order: float
 
+    @property
+    def place(self) -> tuple[int, float]:
+        """Shares of one number have the same group and order on all ranks."""
+        return self.group, self.order
+
 
 class Shares:
     """The numbers of a step of which each rank has a share: their places in the sum over ranks.
@@ -107,9 +114,10 @@ class Shares:
     """
 
     def __init__(self) -> None:
-        self._own: dict[Name, Share] = {}
+        self.own: dict[Name, Share] = {}
+        """Of this rank in the current step."""
         self._places: dict[Name, tuple[int, float]] = {}
-        """Of all ranks, by name: ``group`` and ``order``."""
+        """Of all ranks, see ``Share.place``."""
         self._ranks: Counter[Name] = Counter()
         """How many have a share of each."""
 
@@ -118,25 +126,17 @@ class Shares:
         """Numbers in ``vector``."""
         return 2 * len(self._places)
 
-    def reset(self) -> None:
-        """Forget the shares of the last step."""
-        self._own = {}
-
     def take(self, name: Name, value: Any) -> Any:
         """``value`` for the line, as ``number_of`` reads it; ``None`` while it is summed."""
         found = number_of(value)
         if not isinstance(found, Share):
             return found
-        self._own[name] = found
+        self.own[name] = found
         return None
-
-    def own(self) -> dict[Name, Share]:
-        """The shares of this rank in this step."""
-        return self._own
 
     def places(self) -> dict[Name, tuple[int, float]]:
         """Of this rank in this step; ``agree`` takes those of all ranks."""
-        return places_of(self._own)
+        return {name: share.place for name, share in self.own.items()}
 
     def agree(self, everyone: Sequence[Mapping[Name, tuple[int, float]]]) -> None:
         """``everyone``: what ``places`` returned, by rank; the first rank that has one decides."""
@@ -146,16 +146,15 @@ class Shares:
 
     def strangers(self, own: Mapping[Name, Share]) -> list[Name]:
         """Numbers of a step that have no place in the sum."""
-        return [name for name, place in places_of(own).items() if self._places.get(name) != place]
+        return [name for name, share in own.items() if self._places.get(name) != share.place]
 
     def vector(self, own: Mapping[Name, Share], device: torch.device) -> Tensor:
         """For each number the share of this rank in a step and 1, or zeros; fp64."""
         slots = torch.zeros(self.size, dtype=torch.float64, device=device)
-        strangers = self.strangers(own)
-        for place, name in enumerate(self._places):
-            if name in own and name not in strangers:
-                slots[2 * place] = own[name].term.to(device)
-                slots[2 * place + 1] = 1.0
+        for at, (name, place) in enumerate(self._places.items()):
+            if name in own and own[name].place == place:
+                slots[2 * at] = own[name].term.to(device)
+                slots[2 * at + 1] = 1.0
         return slots
 
     def read(self, slots: Sequence[float]) -> dict[Name, float]:
@@ -170,11 +169,6 @@ class Shares:
             if ranks == self._ranks[name] and not ranks % group:
                 found[name] = (total / ranks) ** (1.0 / order)
         return found
-
-
-def places_of(own: Mapping[Name, Share]) -> dict[Name, tuple[int, float]]:
-    """Where each number belongs in the sum over ranks: ``group`` and ``order`` of its share."""
-    return {name: (share.group, share.order) for name, share in own.items()}
 
 
 def number_of(value: Any) -> Any:
@@ -217,8 +211,11 @@ def _share_of(value: Any) -> Any:
     known = kind in ("sum", "avg") and isinstance(order, int | float)
     if others or not known or not 0 < order < math.inf:
         raise ValueError(f"a DTensor of parts that are not added up ({value.placements})")
-    power = local.abs() ** order if order != 1.0 else local
-    return Share(power * group if kind == "sum" else power, group, float(order))
+    if order != 1.0:
+        local = local.abs() ** order
+    if kind == "sum":
+        local = local * group
+    return Share(local, group, float(order))
 
 
 def grad_squares(sites: Sequence[Site]) -> Tensor:
@@ -230,14 +227,16 @@ def grad_squares(sites: Sequence[Site]) -> Tensor:
     shares = [_square(site) for site in sites]
     device = next((share.device for share in shares if share is not None), torch.device("cpu"))
     nothing = torch.tensor([0.0, torch.nan], dtype=torch.float64, device=device)
-    return torch.stack([
-        nothing[int(site.here)] if share is None else share.to(device)
-        for site, share in zip(sites, shares, strict=True)
-    ])  # fmt: skip
+    found = []
+    for site, share in zip(sites, shares, strict=True):
+        if share is None:
+            share = nothing[int(site.here)]
+        found.append(share.to(device))
+    return torch.stack(found)
 
 
 def _square(site: Site) -> Tensor | None:
-    total: Tensor | None = None
+    squares: list[Tensor] = []
     for parameter in site.router.parameters() if site.router is not None else ():
         grad: Any = parameter.grad
         if grad is None or parameter.dim() < 2:
@@ -245,8 +244,8 @@ def _square(site: Site) -> Tensor | None:
         copies = len(site.holders)
         if hasattr(grad, "to_local"):  # a DTensor
             for size, placement in zip(grad.device_mesh.shape, grad.placements, strict=True):
-                copies //= size if placement.is_shard() else 1
+                if placement.is_shard():
+                    copies //= size
             grad = grad.to_local()
-        square = grad.detach().float().square().sum(dtype=torch.float64) / copies
-        total = square if total is None else total + square
-    return total
+        squares.append(grad.detach().float().square().sum(dtype=torch.float64) / copies)
+    return sum(squares[1:], squares[0]) if squares else None

@@ -13,7 +13,6 @@ import atexit
 import logging
 import math
 import os
-import resource
 import sys
 import time
 from collections import deque
@@ -60,6 +59,7 @@ from microscope_tui.probe.step_sums import (
     Layout,
     Row,
     StepSums,
+    memory_bytes,
     rows_of,
     shortened,
     step_record,
@@ -68,6 +68,7 @@ from microscope_tui.probe.still import Looks
 from microscope_tui.runlog import LOG_NAME, plural
 
 _logger = logging.getLogger(__name__)
+_CPU = torch.device("cpu")
 _COMPARED = (2, 3)
 """Logged steps that compare replicas again: before the rate of a warm-up from 0 has moved them,
 stages that are built with one seed are equal."""
@@ -78,22 +79,22 @@ claimed: WeakValueDictionary[Path, Probe] = WeakValueDictionary()
 class _Share(NamedTuple):
     """What this rank adds to the sum of a step, for routers; rows follow when they are agreed."""
 
-    parts: Sequence[tuple[Key, Tensor, Tensor]]
-    """See ``Calls.parts``; none if this rank does not count."""
     extra: Tensor
     """See ``EXTRA``."""
-    squares_S: Tensor
-    """Squared gradient norms."""
-    numbers: Mapping[Name, Share]
-    """See ``Shares``."""
-    looked: Tensor
-    """See ``Looks.vector``."""
     biases_SE: Tensor
     """From the first rank that holds the router; NaN without one."""
     marks: Tensor
     """See ``Probe._marks``."""
     place: Tensor
     """See ``place_of``."""
+    squares_S: Tensor
+    """Squared gradient norms."""
+    looked: Tensor
+    """See ``Looks.vector``."""
+    parts: Sequence[tuple[Key, Tensor, Tensor]] = ()
+    """See ``Calls.parts``; none if this rank does not count."""
+    numbers: Mapping[Name, Share] = {}
+    """See ``Shares``."""
 
 
 class _Line(NamedTuple):
@@ -225,7 +226,7 @@ class Probe:
         self._numbered = step is not None
         due, self.hooks.on = self.hooks.on, False
         if due:
-            self._shares.reset()
+            self._shares.own = {}
             if isinstance(loss, Tensor) and loss.dim() and not hasattr(loss, "placements"):
                 loss = loss.detach().double().mean()  # of each token or micro-batch
             router = self._mapping("router", scalars.pop("router", None))
@@ -307,15 +308,11 @@ class Probe:
     def read_last_sum(self) -> None:
         """At the end of a program without ``detach``: the last step is in the log, too."""
         # After an exception other ranks may never come; in a fork they never do.
-        if (
-            not (self._sums or self._kept)
-            or hasattr(sys, "last_value")
-            or os.getpid() != self._owner
-        ):
-            return
-        self.ranks.limit_s = EXIT_S
-        self._start()
-        self.state_dict()
+        is_alone = hasattr(sys, "last_value") or os.getpid() != self._owner
+        if (self._sums or self._kept) and not is_alone:
+            self.ranks.limit_s = EXIT_S
+            self._start()
+            self.state_dict()
 
     def __del__(self) -> None:
         """Forgotten, for example at the end of the function that has trained."""
@@ -324,7 +321,7 @@ class Probe:
     def verdict(self) -> str:
         """The verdict so far, on a few lines; empty without one."""
         self._read_sums()
-        return "" if self._log is None else self._log.verdict()
+        return self._log.verdict() if self._log else ""
 
     def __enter__(self) -> Probe:
         return self
@@ -356,7 +353,7 @@ class Probe:
         now = time.perf_counter()
         seconds = (now - self._tick) / max(1, self._step - self._timed_step)
         self._tick, self._timed_step = now, self._step
-        own = {"step": self._step, "step_time_s": seconds, "memory_bytes": _memory_bytes()}
+        own = {"step": self._step, "step_time_s": seconds, "memory_bytes": memory_bytes()}
         self._kept.append(_Line(self._number, share, losses, own | scalars))
         if not is_first or self.ranks.size == 1:
             self._start()
@@ -466,7 +463,8 @@ class Probe:
         for number in range(missed, 0, -1):
             self._number += 1
             scalars = {"step": self._step - number * self._every, "router": {}}
-            self._kept.append(_Line(self._number, self._no_share(is_absent=True), {}, scalars))
+            share = self._no_share(lost=False, is_absent=True)
+            self._kept.append(_Line(self._number, share, {}, scalars))
 
     def _read(self, layout: Layout, vector: Tensor, line: _Line, alignment: Alignment) -> None:
         hooks = self.hooks
@@ -480,22 +478,22 @@ class Probe:
             return
         self._logged = scalars["step"]
         seconds = scalars.get("step_time_s", 0.0)
-        self._stop_requested = sums.extra[EXTRA.index("stop")] > 0
+        extra = sums.named
+        lacking = alignment.text()
+        self._stop_requested = extra["stop"] > 0
         rate = max(sums.tokens, default=0) / seconds if seconds > 0 else None
         scalars = {"tokens_per_s": rate, **scalars}
-        looked = sums.extra[len(EXTRA) + len(layout.rows) :]
-        slots = looked[: self._shares.size]
-        looked = looked[self._shares.size :]
-        record = hooks.attempt(self._line, layout, sums, slots, line.losses, scalars)
+        own = sums.extra[len(EXTRA) + len(layout.rows) :]
+        looked = own[self._shares.size :]
+        record = hooks.attempt(self._line, layout, sums, own, line.losses, scalars)
         if record is None:
             return
-        unlooked = sums.extra[EXTRA.index("unlooked")]
-        if not (sums.extra[0] or unlooked or alignment.text()):
+        if not (extra["failed"] or extra["unlooked"] or lacking):
             looks = self._looks
             found = looks.attempt(looks.conclude, looked, layout.rows, sums.counts)
             record["router"] |= found or {}
         self._warn_incomplete(sums, layout.rows)
-        if lacking := alignment.text():
+        if lacking:
             record["incomplete"] = "; ".join(filter(None, [record.get("incomplete"), lacking]))
         for rank in alignment.corrections:
             self._once(
@@ -512,8 +510,8 @@ class Probe:
         losses: dict[str, Any],
         scalars: dict[str, Any],
     ) -> dict[str, Any]:
-        """The record of a step; ``slots``: the sum of ``Shares.vector``."""
-        summed = self._shares.read(slots)
+        """The record of a step; ``slots`` begins with the sum of ``Shares.vector``."""
+        summed = self._shares.read(slots[: self._shares.size])
         scalars = scalars | {name[0]: one for name, one in summed.items() if len(name) == 1}
         losses = losses | {name[1]: one for name, one in summed.items() if len(name) == 2}
         scalars["router"] = self._rows_only(scalars["router"], layout)
@@ -529,7 +527,9 @@ class Probe:
         pairs = zip(rows, biases.view(-1, E), strict=True)
         own = [bias_E[: row.num_experts] for row, bias_E in pairs]
         sums = layout.read(summed, self.ranks.size, own)
-        sums.biases = [[] if all(map(math.isnan, bias)) else bias for bias in sums.biases]
+        for bias in sums.biases:
+            if all(map(math.isnan, bias)):
+                bias.clear()
         return sums
 
     def _share(self, loss: Any) -> _Share:
@@ -538,49 +538,45 @@ class Probe:
         lost = bool(hooks.problem) or hooks.spoiled
         counts = ranks.counts(hooks.sees_part) and not lost
         parts = list(hooks.calls.parts(self._E))
-        device = parts[0][1].device if parts else torch.device("cpu")
-        extra = torch.zeros(len(EXTRA), dtype=torch.float64, device=device)
-        extra[0] = float(lost)
-        extra[1] = float(hooks.passes if counts else 0)
+        device = next((flat_N.device for _, flat_N, _ in parts), _CPU)
+        share = self._no_share(device, lost)
+        extra = share.extra
         extra[2] = float(self.wants_stop)
-        if counts and hooks.losses is not None:
-            extra[3:7] = hooks.losses.read(device)
-        if counts and loss is not None:
-            extra[3], extra[4] = loss, 1.0
+        if counts:
+            extra[1] = float(hooks.passes)
+            if hooks.losses is not None:
+                extra[3:7] = hooks.losses.read(device)
+            if loss is not None:
+                extra[3], extra[4] = loss, 1.0
+            share = share._replace(parts=parts)
         if self._squares is None:
             self._squares = grad_squares(self.sites)
         self._looks.read()
         looked = self._looks.vector(counts, device)
         squares_S = self._squares.to(device)
-        biases_SE = self._biases(device)
-        numbers = self._shares.own()
-        marks = self._marks(device)
-        place = self._place(device)
-        counted = parts if counts else ()
-        return _Share(counted, extra, squares_S, numbers, looked, biases_SE, marks, place)
+        return share._replace(squares_S=squares_S, looked=looked, numbers=self._shares.own)
 
-    def _place(self, device: torch.device) -> Tensor:
-        """Of the current step, see ``place_of``."""
-        ranks = self.ranks
-        sent = self._optimizer.sent(self._step, self._numbered)
-        return place_of(ranks.rank, ranks.size, sent, device)
-
-    def _no_share(self, is_absent: bool = False) -> _Share:
-        """Of a rank whose probe has failed, or which ``is_absent``: it takes part in the sum."""
-        extra = torch.zeros(len(EXTRA), dtype=torch.float64)
-        extra[0] = float(not is_absent)
-        nothing_S = extra.new_zeros(len(self.sites))
-        looked = extra.new_zeros(0)
-        biases = self._biases(extra.device)
-        marks = self._marks(extra.device)
-        if is_absent:
-            place = place_of(self.ranks.rank, self.ranks.size, (0, 0, 0), extra.device)
-        else:
-            place = self._place(extra.device)
-        return _Share((), extra, nothing_S, {}, looked, biases, marks, place)
+    def _no_share(
+        self, device: torch.device = _CPU, lost: bool = True, is_absent: bool = False
+    ) -> _Share:
+        """Of a rank whose probe has ``lost`` the step, or which ``is_absent``: it takes part in the
+        sum."""
+        extra = torch.zeros(len(EXTRA), dtype=torch.float64, device=device)
+        extra[0] = float(lost)
+        sent = (0, 0, 0)
+        if not is_absent:
+            sent = self._optimizer.sent(self._step, self._numbered)
+        return _Share(
+            extra,
+            self._biases(device),
+            self._marks(device),
+            place_of(self.ranks.rank, self.ranks.size, sent, device),
+            extra.new_zeros(len(self.sites)),
+            extra.new_zeros(0),
+        )
 
     def _vector(self, layout: Layout, share: _Share, number: int) -> Tensor:
-        parts, extra, squares_S, numbers, looked, biases_SE, marks, place = share
+        extra, biases_SE, marks, place, squares_S, looked, parts, numbers = share
         places = torch.tensor([row.place for row in layout.rows], device=extra.device)
         listed = {(row.place, row.number) for row in layout.rows}
         extra[EXTRA.index("unlisted")] = len({key for key, *_ in parts} - listed)
@@ -618,22 +614,19 @@ class Probe:
 
     def _warn_incomplete(self, sums: StepSums, rows: Sequence[Row]) -> None:
         """Warn about what the step lacks, once each; a failure was reported when it happened."""
-        failed, passes = sums.extra[:2]
-        if failed:  # reported when it happened
+        extra = sums.named
+        if extra["failed"]:  # reported when it happened
             return
         pairs = zip(sums.tokens, rows, strict=True)
         lacking = [row.name for tokens, row in pairs if not tokens and not row.optional]
-        if not passes and self._model.training != (self._mode == "train"):
-            self._once(
-                f"no forward pass was counted; call model.{self._mode}() before: passes in the "
-                "other mode are not counted"
+        if not extra["passes"]:
+            why = (
+                "call the model that was given to attach; a model that was compiled and run before "
+                "attach, is replayed as a CUDA graph, or is a copy, is not seen"
             )
-        elif not passes:
-            self._once(
-                "no forward pass was counted; call the model that was given to attach; a model "
-                "that was compiled and run before attach, is replayed as a CUDA graph, or is a "
-                "copy, is not seen"
-            )
+            if self._model.training != self.hooks.trains:
+                why = f"call model.{self._mode}() before: passes in the other mode are not counted"
+            self._once(f"no forward pass was counted; {why}")
         elif not any(sums.tokens):
             self._once(
                 "the model ran and no router was seen; a kernel that replaces the whole MoE "
@@ -645,7 +638,7 @@ class Probe:
                 "of a layer that runs a varying number of times only some passes are logged",
                 shortened(lacking),
             )
-        if sums.extra[EXTRA.index("unlisted")]:
+        if extra["unlisted"]:
             self._once("layers run more often than in the first logged step: not all is logged")
         if self.hooks.outside:
             self._once(
@@ -709,17 +702,21 @@ class Probe:
                 "padding counts in %s: their stages do not see it; pass it to probe.mask",
                 shortened(names),
             )
-        if self._mode == "eval" or not self._is_whole:
+        kind = "eval"
+        if self.hooks.trains:
+            kind = profile(self.hooks.model)
+        if not (self.hooks.trains and self._is_whole):
             del described["training"]
         if not self._is_whole:  # these are of one stage
             del described["model"]["parameters"]
+        folder = self.folder.parent if self._part else self.folder
         return RunRecorder(
             self.folder,
-            run=(self.folder.parent if self._part else self.folder).name,
+            run=folder.name,
             part=self._part or UNSET,
             planned_steps=self._planned_steps,
             resumed_at_step=self._logged if self._resumed else None,
-            profile="eval" if self._mode == "eval" else profile(self.hooks.model),
+            profile=kind,
             loss_kind=loss_kind,
             writer="microscope_tui.probe",
             world_size=self.ranks.size,
@@ -749,13 +746,6 @@ def _plain_or_text(value: Any) -> Any:
 def _report(alert: Alert, when: str) -> None:
     level = logging.INFO if alert.severity == "info" else logging.WARNING
     _logger.log(level, "%s: %s: %s %s", when, alert, alert.why, alert.next)
-
-
-def _memory_bytes() -> int:
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return int(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 atexit.register(_read_last_sums)

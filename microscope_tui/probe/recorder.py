@@ -15,6 +15,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,10 +92,7 @@ class RunRecorder:
             raise ValueError(f"counts_every is {counts_every}: choose 1 (every step) or more")
         described = _described(model)
         self._depths, *sizes = map(described.__getitem__, _NEEDED)
-        self._num_experts, self._top_k = (
-            [size] * len(self._depths) if isinstance(size, int) else self._rows(name, size)
-            for name, size in zip(("num_experts", "top_k"), sizes, strict=True)
-        )
+        self._num_experts, self._top_k = map(self._each, _NEEDED[1:], sizes)
         self._counts_every, self._left_out = counts_every, set[str]()
         self._path = Path(run_dir) / LOG_NAME
         self._log = self._open(resumed_at_step is not None)
@@ -160,7 +158,8 @@ class RunRecorder:
         head: dict[str, Any] = {"kind": "step", "step": step, "time": round(time.time(), 3)}
         head |= {"loss": plain(loss), "losses": plain(losses or {}), "tokens": plain(tokens)}
         head |= {name: self._number(name, plain(value)) for name, value in scalars.items()}
-        head |= {} if incomplete is None else {"incomplete": incomplete}
+        if incomplete is not None:
+            head["incomplete"] = incomplete
         head["router"] = self._router_object(router or {}, counts)
         # Judged first: with nothing to write yet, no other thread needs the interpreter.
         alerts = self._judge_step(head, counts if in_full else [], biases)
@@ -275,34 +274,37 @@ class RunRecorder:
     def _router_object(self, readings: Mapping[str, Any], counts: _Counts) -> dict[str, Any]:
         read = {name: plain(self._rows(name, row)) for name, row in readings.items()}
         for name, derive in measures.DERIVED.items():
-            read[name] = [None if row is None else derive(row) for row in counts]
+            read[name] = _of_counted(derive, counts)
         return {name: [rounded(one, 5) for one in row] for name, row in read.items()}
 
     def _balances(self, counts: _Counts) -> list[float | None]:
         """The collapse index of every router; ``None`` for one that was not counted."""
-        return [
-            None if row is None else measures.balance(row, k).collapse_index
-            for row, k in zip(counts, self._top_k, strict=True)
-        ]
+        balances = _of_counted(measures.balance, counts, self._top_k)
+        return _of_counted(attrgetter("collapse_index"), balances)
 
     def _counts(self, rows: Any) -> list[array[int] | None]:
         """Compact; sums of whole numbers are often floats."""
         made: list[array[int] | None] = []
         for row, depth in zip(self._matrix("tokens_per_expert", rows), self._depths, strict=True):
-            counts = None if row is None else counts_of(row) or counts_of(plain(row))
-            if row is not None and counts is None:
+            if row is None:
+                made.append(None)
+                continue
+            counts = counts_of(row) or counts_of(plain(row))
+            if counts is None:
                 expert = [counts_of([count]) for count in plain(row)].index(None)
                 raise ValueError(
                     f"tokens_per_expert has {plain(row[expert])!r} for expert {expert} of the "
                     f"router in layer {depth}: pass counts (whole numbers), not shares"
                 )
-            made.append(None if counts is None else array("q", counts))
+            made.append(array("q", counts))
         return made
 
     def _matrix(self, name: str, rows: Any) -> list[Any]:
         """A list per router, so that the caller may reuse its own."""
         must_be = name == "tokens_per_expert"
-        made = [None if row is None and must_be else _listed(row) for row in self._rows(name, rows)]
+        made = _of_counted(_listed, self._rows(name, rows))
+        if not must_be:
+            made = [row or [] for row in made]
         for row, depth, experts in zip(made, self._depths, self._num_experts, strict=True):
             if row is not None and len(row) != experts and (row or must_be):
                 raise ValueError(
@@ -310,6 +312,11 @@ class RunRecorder:
                     f"{experts} experts: pass one per expert"
                 )
         return made
+
+    def _each(self, name: str, size: Any) -> list[int]:
+        if isinstance(size, int):
+            size = [size] * len(self._depths)
+        return self._rows(name, size)
 
     def _rows(self, name: str, values: Any) -> list[Any]:
         rows = _listed(values)
@@ -401,6 +408,16 @@ def _described(model: Any) -> dict[str, Any]:
     return described
 
 
+def _of_counted(call: Callable[..., Any], rows: Sequence[Any], *more: Sequence[Any]) -> list[Any]:
+    """``call`` of every row; ``None`` where there is none, of a router that was not counted."""
+    found: list[Any] = []
+    for row, *rest in zip(rows, *more, strict=True):
+        found.append(None)
+        if row is not None:
+            found[-1] = call(row, *rest)
+    return found
+
+
 def _listed(values: Any) -> list[Any]:
     """An array or its row as a list; a single value as a list of one."""
     values = values.tolist() if hasattr(values, "tolist") else values
@@ -414,7 +431,7 @@ def _finished(record: Mapping[str, Any], matrices: bool) -> Mapping[str, Any]:
     if not matrices or "tokens_per_expert" not in record:
         return without_matrices(record, False)
     biases = [_encoded_biases(row) for row in record["expert_bias"]]
-    rows = [row if row is None else row.tolist() for row in record["tokens_per_expert"]]
+    rows = _of_counted(array.tolist, record["tokens_per_expert"])
     means = {
         name: [[rounded(plain(mean), 4) for mean in row] for row in record[name]]
         for name in MEANS

@@ -231,8 +231,12 @@ def _forward_order(site: Site) -> tuple[int, str, int, bool]:
     return first, site.stack, site.depth, _within(site) != "attn"
 
 
+def _short_name(site: Site) -> str:
+    return f"{site.stack}.{site.depth}" if site.stack else f"L{site.depth}"
+
+
 def _name(sites: list[Site]) -> None:
-    names = [f"{s.stack}.{s.depth}" if s.stack else f"L{s.depth}" for s in sites]
+    names = [*map(_short_name, sites)]
     alone = Counter(names)
     for index, site in enumerate(sites):
         if alone[names[index]] > 1 and _within(site):
@@ -240,7 +244,9 @@ def _name(sites: list[Site]) -> None:
     repeated, seen = Counter(names), Counter[str]()
     for site, name in zip(sites, names, strict=True):
         seen[name] += 1
-        site.name = (name if repeated[name] == 1 else f"{name}.{seen[name]}")[:MAX_NAME]
+        if repeated[name] > 1:
+            name += f".{seen[name]}"
+        site.name = name[:MAX_NAME]
 
 
 @dataclass(frozen=True, slots=True)

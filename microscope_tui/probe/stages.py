@@ -29,8 +29,7 @@ def modules_of(model: Any) -> list[nn.Module]:
 
     Without what DDP, ``torch.compile`` and PEFT put around them.
     """
-    given = _given(model)
-    return [_unwrapped(one if isinstance(one, nn.Module) else one.submod) for one in given]
+    return [*map(_unwrapped, _given(model))]
 
 
 def check_stages(model: Any) -> None:
@@ -165,7 +164,9 @@ def _given(model: Any) -> Sequence[Any]:
 
 
 def _unwrapped(model: Any) -> Any:
-    """The model itself, without DDP, ``torch.compile`` and PEFT around it."""
+    """The model itself, without DDP, ``torch.compile`` and PEFT around it, also in a stage."""
+    if not isinstance(model, nn.Module):
+        model = model.submod
     *_, inner = _with_inner(model)
     return inner
 

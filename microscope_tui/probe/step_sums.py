@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import math
+import resource
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +66,11 @@ class StepSums:
     weights: list[list[float]] = field(default_factory=list)
     norms: list[list[float]] = field(default_factory=list)
     biases: list[list[float]] = field(default_factory=list)
+
+    @property
+    def named(self) -> dict[str, float]:
+        """The further numbers that ``EXTRA`` names."""
+        return dict(zip(EXTRA, self.extra, strict=False))
 
     def add(self, row: Row, numbers: Sequence[float], E: int) -> None:
         """Append the numbers of ``row``, which is the next one in the log.
@@ -207,12 +214,15 @@ def summaries(
 ) -> dict[str, Values]:
     """The ``router`` object of a line, without lists that have no value."""
     found: dict[str, Values] = {**sums.router}
-    found["grad_norm"] = [None if math.isnan(one) else math.sqrt(one) for one in grad_squares]
-    if any(row.drops for row in rows):
-        found["drop_rate"] = [
-            _mean(dropped, tokens * row.top_k) if row.drops else None
-            for dropped, tokens, row in zip(sums.dropped, sums.tokens, rows, strict=True)
-        ]
+    found["grad_norm"] = [None] * len(grad_squares)
+    found["drop_rate"] = [None] * len(rows)
+    for place, square in enumerate(grad_squares):
+        if not math.isnan(square):
+            found["grad_norm"][place] = math.sqrt(square)
+    for place, row in enumerate(rows):
+        if row.drops:
+            pairs = sums.tokens[place] * row.top_k
+            found["drop_rate"][place] = _mean(sums.dropped[place], pairs)
     if any(sums.unrouted):
         found["unrouted"] = [*sums.unrouted]
     if len(set(sums.tokens)) > 1:
@@ -237,11 +247,14 @@ def step_record(
         scalars: Further numbers by their name in the log; names that the probe writes itself are
             ignored.
     """
-    extra = dict(zip(EXTRA, sums.extra, strict=False))
+    extra = sums.named
     unseen = [not n for n in sums.tokens]
     if any(unseen) and not all(unseen):
         unseen = [none and not row.optional for none, row in zip(unseen, rows, strict=True)]
-    counts = [None if none else row for none, row in zip(unseen, sums.counts, strict=True)]
+    counts: list[list[int] | None] = [*sums.counts]
+    for place, none in enumerate(unseen):
+        if none:
+            counts[place] = None
     record = {name: value for name, value in scalars.items() if name not in _OWN_KEYS}
     record |= {"tokens": max(sums.tokens, default=0) or None, "tokens_per_expert": counts}
     found = summaries(sums, rows, sums.extra[len(EXTRA) :][: len(rows)])
@@ -266,10 +279,12 @@ def _mean(total: float, number: float) -> float | None:
 
 def _per_pair(sums: list[list[float]], counts: list[list[int]]) -> list[list[float | None]]:
     """``[]`` for a router without measurements."""
-    return [
-        [_mean(total, n) for total, n in zip(row, pairs, strict=True)] if any(row) else []
-        for row, pairs in zip(sums, counts, strict=True)
-    ]
+    found: list[list[float | None]] = []
+    for row, pairs in zip(sums, counts, strict=True):
+        found.append([])
+        if any(row):
+            found[-1] += map(_mean, row, pairs)
+    return found
 
 
 def _incomplete(extra: Mapping[str, float], rows: Sequence[Row], unseen: Sequence[bool]) -> str:
@@ -284,6 +299,15 @@ def _incomplete(extra: Mapping[str, float], rows: Sequence[Row], unseen: Sequenc
     return "; ".join(lacking) or ("" if extra["passes"] else "no forward pass was counted")
 
 
+def memory_bytes() -> int:
+    """Peak memory: on a GPU what torch allocated there, else that of the process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def shortened(names: Sequence[str]) -> str:
     """The first eight names, and an ellipsis for the others."""
-    return f"{', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
+    rest = " …" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + rest

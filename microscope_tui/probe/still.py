@@ -54,7 +54,7 @@ class Part(NamedTuple):
     def weight(self) -> Any:
         """The parameter as it is now; ``None`` if it is not trained, or is gone."""
         found = self.module._parameters.get(self.name)
-        return found if found is not None and found.requires_grad else None
+        return found if getattr(found, "requires_grad", False) else None
 
     @property
     def group(self) -> Group:
@@ -137,8 +137,9 @@ def judge_row(
     all without ``has_labels``; ``is_passed``: a weight behind this layer has a gradient; ``same``:
     tensors that have not changed, ``None``: not compared.
     """
-    enough = [n >= ENOUGH_TOKENS for n in tokens]
-    looked = [key for key in own if (any(enough) if key.expert is None else enough[key.expert])]
+    enough: dict[int | None, bool] = {place: n >= ENOUGH_TOKENS for place, n in enumerate(tokens)}
+    enough[None] = any(enough.values())  # of weights that belong to no single expert
+    looked = [key for key in own if enough[key.expert]]
     still = sum(not own[key] for key in looked)
     if not looked:
         return Judged()
@@ -399,7 +400,9 @@ def _is_elsewhere(weight: Any) -> bool:
 
 def _largest(grads: Sequence[Tensor], is_stack: bool) -> Tensor:
     """The largest absolute value of each, or of each row."""
-    rows = [one.flatten(1) if is_stack else one.reshape(1, -1) for one in grads]
+    if not is_stack:
+        grads = [one[None] for one in grads]
+    rows = [one.flatten(1) for one in grads]
     if grads[0].device.type == "cpu":  # eight times as fast there
         low, high = (torch.cat([f(row, 1) for row in rows]) for f in (torch.amin, torch.amax))
         return torch.maximum(-low, high)

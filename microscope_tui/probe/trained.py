@@ -30,21 +30,29 @@ def trained(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
     adapted = {w.path for w in trains if w.adapter}
     found = _routers(parts["router"], sites) | _others(parts, {w.path for w in trains})
     configs = getattr(model, "peft_config", None)
-    configs = configs if isinstance(configs, Mapping) else {}
+    if not isinstance(configs, Mapping):
+        configs = {}
     if adapted or configs:
         found["adapters"] = _adapters(parts)
-    missing = _missing(model, configs.values(), adapted)
-    return found | ({"missing_targets": missing[:20]} if missing else {})
+    if missing := _missing(model, configs.values(), adapted):
+        found["missing_targets"] = missing[:20]
+    return found
 
 
 def trained_lines(training: Mapping[str, Any]) -> list[str]:
     """The object ``training`` of a header in words: what is trained or frozen, and adapters."""
-    known = {p: training.get(p) for p in ("routers", "experts", "attention", "embeddings")}
-    said = [f"{p} {'{} of {}'.format(*n) if n else 'unknown'}" for p, n in known.items()]
-    if "experts" in training:
-        said[1] += f" ({100 * training['expert_weights']:.3g} % of their weights)"
-    frozen = ", ".join(part for part, n in known.items() if n and not n[0])
-    lines = [f"trained tensors: {', '.join(said)}", f"frozen: {frozen or 'no part'}"]
+    said, frozen = [], []
+    for part in ("routers", "experts", "attention", "embeddings"):
+        if part not in training:
+            said.append(f"{part} unknown")
+            continue
+        number, of = training[part]
+        said.append(f"{part} {number} of {of}")
+        if part == "experts":
+            said[-1] += f" ({100 * training['expert_weights']:.3g} % of their weights)"
+        if not number:
+            frozen.append(part)
+    lines = [f"trained tensors: {', '.join(said)}", f"frozen: {', '.join(frozen) or 'no part'}"]
     if adapters := training.get("adapters"):
         lines.append("adapters: " + ", ".join(f"{n} on {name}" for name, n in adapters.items()))
     if missing := training.get("missing_targets"):

@@ -78,18 +78,14 @@ def _owners(model: nn.Module, sites: Mapping[int, Site]) -> dict[str, Owner]:
         start = path_of.get(id(block), "?")
         router = path_of.get(id(site.router), site.path)
         own = {router: Owner(place, "router", router)} if site.router is not None else {}
-        own |= {
-            plain_path(f"{start}.{path}.{name}"): Owner(
-                place,
-                "experts" if "expert" in path else "",
-                plain_path(f"{start}.{path}"),
-                number,
-            )
-            for path, module in block.named_modules()
-            if isinstance(module, nn.ModuleList | nn.ModuleDict) and "shared" not in path
-            if len(module) == site.num_experts > 1
-            for number, (name, _) in enumerate(module.named_children())
-        }
+        for path, module in block.named_modules():
+            if not isinstance(module, nn.ModuleList | nn.ModuleDict) or "shared" in path:
+                continue
+            if len(module) == site.num_experts > 1:
+                home = plain_path(f"{start}.{path}")
+                part = "experts" if "expert" in path else ""
+                for number, (name, _) in enumerate(module.named_children()):
+                    own[plain_path(f"{home}.{name}")] = Owner(place, part, home, number)
         experts = [plain_path(f"{start}.{name}") for name in _experts_in(block, site.num_experts)]
         if site.experts is not None:
             experts = [path_of.get(id(site.experts), site.path)]

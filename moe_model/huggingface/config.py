@@ -128,8 +128,6 @@ def _published(fields: dict[str, Any]) -> Published:
     model_type = model_type_of(fields)
     kind = ARCHITECTURES[model_type]
     theta, scaling = read_rope(fields)
-    plain_query = fields.get("q_lora_rank", 0) is None
-    not_shared = fields.get("n_shared_experts", 0) is None
     ahead = fields.get("num_mtp_layers", kind.rules["num_nextn_predict_layers"])
     rules = {**kind.rules, "num_nextn_predict_layers": ahead, **fields}
     topk_method = fields.get("topk_method") or kind.always["topk_method"][0]
@@ -140,11 +138,14 @@ def _published(fields: dict[str, Any]) -> Published:
         kinds = fields.get("mlp_layer_types")
         rules["first_k_dense_replace"] = kinds.count("dense") if isinstance(kinds, list) else 1
     _check_values(fields, kind.always)
+    numbers = {field: number(fields, field, int) for field in _SIZES}
+    numbers |= {field: number(rules, field, type(usual)) for field, usual in kind.rules.items()}
+    for field, absent in (("q_lora_rank", None), ("n_shared_experts", 0)):
+        numbers[field] = absent
+        if fields.get(field, 0) is not None:
+            numbers[field] = number(fields, field, int)
     config = ModelConfig(
-        **{field: number(fields, field, int) for field in _SIZES},
-        **{field: number(rules, field, type(default)) for field, default in kind.rules.items()},
-        q_lora_rank=None if plain_query else number(fields, "q_lora_rank", int),
-        n_shared_experts=0 if not_shared else number(fields, "n_shared_experts", int),
+        **numbers,
         rope_theta=theta,
         rope_scaling=scaling,
         scoring_func=kind.always["scoring_func"][0],
@@ -163,29 +164,31 @@ def _published(fields: dict[str, Any]) -> Published:
 def _check_values(fields: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]]) -> None:
     for field, values in allowed.items():
         if (found := fields.get(field)) is not None and found not in values:
-            only = f"{' and '.join(map(repr, values))} {'is' if len(values) == 1 else 'are'}"
-            raise ValueError(f"{field}={found!r} is not supported: only {only}.")
+            verb = "is" if len(values) == 1 else "are"
+            only = " and ".join(map(repr, values))
+            raise ValueError(f"{field}={found!r} is not supported: only {only} {verb}.")
 
 
 def _read_block(fields: dict[str, Any]) -> tuple[int, int] | None:
     quantization = fields.get("quantization_config")
     if quantization is None:
         return None
-    found = quantization if isinstance(quantization, dict) else {}
-    method = found.get("quant_method")
-    block = found.get("weight_block_size", list(FP8_BLOCK))
-    if method != "fp8" or found.get("fmt", "e4m3") != "e4m3":
+    found = {"weight_block_size": [*FP8_BLOCK], "fmt": "e4m3", "quant_method": None}
+    if isinstance(quantization, dict):
+        found |= quantization
+    block = found["weight_block_size"]
+    if (found["quant_method"], found["fmt"]) != ("fp8", "e4m3"):
         raise ValueError(
             f"quantization_config={quantization} is not supported: only quant_method='fp8' with "
             "fmt='e4m3' is; use an unquantised copy."
         )
-    sizes = block if isinstance(block, list) else []
-    if len(sizes) != 2 or not all(type(size) is int and size > 0 for size in sizes):
-        raise ValueError(
-            f"quantization_config.weight_block_size={block} is not supported: it must be two "
-            "numbers of rows and columns, such as [128, 128]."
-        )
-    return sizes[0], sizes[1]
+    match block:
+        case [int(rows), int(columns)] if min(block) > 0 and bool not in map(type, block):
+            return rows, columns
+    raise ValueError(
+        f"quantization_config.weight_block_size={block} is not supported: it must be two numbers "
+        "of rows and columns, such as [128, 128]."
+    )
 
 
 def published_fields(config: ModelConfig) -> dict[str, Any]:

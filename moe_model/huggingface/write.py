@@ -148,7 +148,8 @@ def write_weights(
     source = {part.name: (ours, part.place) for ours in state for part in parts(ours, config)}
     # The choice of experts depends on differences that half precision cannot represent.
     exact = (".router.weight", ".router.expert_bias")
-    dtypes = {n: torch.float32 if o.endswith(exact) else dtype for n, (o, _) in source.items()}
+    dtypes = dict.fromkeys(source, dtype)
+    dtypes |= {n: torch.float32 for n, (ours, _) in source.items() if ours.endswith(exact)}
     split = split_torch_state_dict_into_shards(
         {
             name: torch.empty(state[ours][place].shape, dtype=dtypes[name], device="meta")

@@ -40,7 +40,6 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.tensor import DTensor
 
 from moe_model import (
     DESCRIPTION,
@@ -64,7 +63,7 @@ from moe_model.config import MOST, fitting
 from moe_model.training.options import FINAL_SHARE, Options, flag_name
 from moe_model.training.parallel import whole_weights
 from moe_model.training.run import JUDGEMENT, MOST_LOSS_SCALE, Progress, Run
-from moe_model.training.step import learning_rate_at
+from moe_model.training.step import learning_rate_at, local_part
 from moe_model.training.world import World
 
 LATEST = "latest"
@@ -220,8 +219,15 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    before = {} if run.start is None else run.start.description
-    attempt = before.get("life", 1) if before else 0
+    before = run.start.description if run.start else {}
+    attempt = before.get("life", 1)
+    if not before:
+        life = 1
+    elif isinstance(attempt, int):
+        life = attempt + 1
+    else:
+        life = 2
+    scale = dataclasses.asdict(run.loss_scale) if run.loss_scale else {}
     return {
         "tokenizer": run.tokenizer.to_dict(),
         "options": run.options.to_dict(),
@@ -229,9 +235,9 @@ def _facts(run: Run) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "progress": run.progress.to_dict(),
         "data": {"order": run.data_order, "sequences": run.batches.drawn},
-        "loss_scale": {} if run.loss_scale is None else dataclasses.asdict(run.loss_scale),
+        "loss_scale": scale,
         "sequences_per_step": run.sequences_per_step,
-        "life": attempt + 1 if isinstance(attempt, int) else 2,
+        "life": life,
         "published": before.get("published"),
     }
 
@@ -304,7 +310,7 @@ def refuse_impossible(folder: Path, state: Mapping[str, Tensor]) -> None:
     """``CheckpointError`` with the file and the tensor if this rank's part of ``state``, read from
     ``folder``, has NaN, or negative numbers where squares and counts are."""
     for name, tensor in state.items():
-        part = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        part = local_part(tensor)
         sound = ~part.isnan()
         if name.endswith((".exp_avg_sq", ".step", "counts_E")):
             sound = part >= 0  # false for NaN, too

@@ -111,10 +111,10 @@ class Console:
         best = f", best {progress.best_loss:.3f}" if math.isfinite(progress.best_loss) else ""
         known = progress.validation_loss
         validation = "" if known is None else f"{known:.3f}{best}"
-        layers = [
-            f"{name} {'–' if c is None else f'{c:.2f}'}"
-            for name, c in zip(self._layer_names, progress.collapse_index, strict=True)
-        ]
+        layers = []
+        for name, c in zip(self._layer_names, progress.collapse_index, strict=True):
+            value = "–" if c is None else f"{c:.2f}"
+            layers.append(f"{name} {value}")
         facts = {
             "tokens": f"{progress.tokens:,} in the whole run",
             "loss": f"{progress.loss:.3f}",
@@ -123,8 +123,9 @@ class Console:
             "verdict": verdict,
         }
         for name, value in facts.items():
-            for place, line in enumerate(value.splitlines()):
-                self.say(f"  {'' if place else name:<11}{line}")
+            for line in value.splitlines():
+                self.say(f"  {name:<11}{line}")
+                name = ""
 
     def places(self, places: Mapping[str, str]) -> None:
         """Print paths and commands under their labels, see :func:`places`."""

@@ -50,7 +50,7 @@ from moe_model import (
     shown,
     write_tensors,
 )
-from moe_model.huggingface import read_tokenizer
+from moe_model.huggingface.read import read_tokenizer
 
 HELD_OUT = 10
 """One token in this many."""

@@ -6,9 +6,12 @@ of ``ModelConfig`` is an option too, ``--model.FIELD``.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import typing
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -45,16 +48,28 @@ MTP_WEIGHT = 0.3
 FINAL_SHARE = 0.1
 
 
+def _texts(cls: type) -> dict[str, str]:
+    """What stands under the fields of a class, each text in one line."""
+    found = {}
+    source: Any = ast.parse(inspect.getsource(cls))
+    for pair in pairwise(source.body[0].body):
+        match pair:
+            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                found[name] = " ".join(text.split())
+    return found
+
+
 def _all_optional(cls: type, name: str, **nested: Any) -> Any:
     """A dataclass with the fields of ``cls``, all optional, each with its help text."""
     kinds = {**typing.get_type_hints(cls), **nested}
+    texts = _texts(cls)
     fields: list[Any] = []
     for known in dataclasses.fields(cls):
         kind: Any = kinds[known.name] | None
         if known.name in _SHORT:
             names = (known.name, _SHORT[known.name])
             kind = Annotated[kind, _BALANCE, Parameter(name=names)]
-        absent: Any = dataclasses.field(default=None, metadata=known.metadata)
+        absent: Any = dataclasses.field(default=None, metadata={"help": texts[known.name]})
         fields.append((known.name, kind, absent))
     return dataclasses.make_dataclass(
         name,
@@ -270,12 +285,17 @@ class Options:
         """Every option by name, ready for JSON; of the model's fields only those given."""
         plain = dataclasses.asdict(self)
         plain["model"] = _given(plain["model"])
-        return {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
+        return plain | {name: str(path) for name, path in plain.items() if isinstance(path, Path)}
 
 
 def _given(fields: dict[str, Any]) -> dict[str, Any]:
-    plain = {k: _given(v) if isinstance(v, dict) else v for k, v in fields.items()}
-    return {k: v for k, v in plain.items() if v is not None and v != {}}
+    plain = {}
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            value = _given(value)
+        if value is not None and value != {}:
+            plain[name] = value
+    return plain
 
 
 def flag_name(name: str) -> str:

@@ -191,15 +191,21 @@ def _defaults_of_preset(options: Options, model: dict[str, Any]) -> dict[str, An
         "seq_len": min(model["max_position_embeddings"], usual),
         "mtp_weight": mtp_weight,
         "balance": balance,
-        "aux_weight": AUX_WEIGHT if balance == "aux" else 0.0,
-        "balance_scope": "step" if balance == "aux" else None,
+        "aux_weight": 0.0,
+        "balance_scope": None,
         "profile": "pretrain",
         "warmup": default_warmup(options.steps or RUN_DEFAULTS[options.preset]["steps"]),
-        "decay": 0.2 if options.lr_schedule == "wsd" else 0.0,
-        "min_lr": 0.0 if options.lr_schedule == "constant" else FINAL_SHARE,
+        "decay": 0.0,
+        "min_lr": FINAL_SHARE,
     }
     if balance != "bias":
         defaults |= {"bias_update_rate": 0.0, "seq_aux_weight": 0.0}
+    if balance == "aux":
+        defaults |= {"aux_weight": AUX_WEIGHT, "balance_scope": "step"}
+    if options.lr_schedule == "wsd":
+        defaults["decay"] = 0.2
+    if options.lr_schedule == "constant":
+        defaults["min_lr"] = 0.0
     return defaults
 
 
@@ -295,4 +301,5 @@ def option_facts(options: Options) -> dict[str, str]:
     facts = {"what --resume finds": "nothing" if start is None else f"step {start[1]['step']}"}
     facts |= {flag_name(name): v for name, v in plain.items() if name not in _MAY_DIFFER}
     facts |= {f"--model.{field}": value for field, value in model.items()}
-    return {flag: NOT_GIVEN if v is None else str(v) for flag, v in facts.items()}
+    given = {flag: str(value) for flag, value in facts.items() if value is not None}
+    return dict.fromkeys(facts, NOT_GIVEN) | given

@@ -79,22 +79,20 @@ class Progress:
 
         Raises ``KeyError``, ``TypeError`` or ``ValueError`` if an entry is missing or invalid.
         """
-        loss, known, best = (saved[k] for k in ("loss", "validation_loss", "best_loss"))
+        read = cls(step=step, saved_step=step)
+        for name in ("loss", "validation_loss", "best_loss"):
+            if saved[name] is not None:
+                setattr(read, name, number(name, saved[name]))
+        for name in ("bad_steps", "tokens"):
+            setattr(read, name, count(name, saved[name]))
         indices = saved["collapse_index"]
         if not isinstance(indices, list):
             raise ValueError(f"collapse_index={shown(indices)}: it must be a list.")
-        return cls(
-            step=step,
-            saved_step=step,
-            loss=math.nan if loss is None else number("loss", loss),
-            validation_loss=None if known is None else number("validation_loss", known),
-            best_loss=math.inf if best is None else number("best_loss", best),
-            bad_steps=count("bad_steps", saved["bad_steps"]),
-            tokens=count("tokens", saved["tokens"]),
-            collapse_index=[
-                None if index is None else number("collapse_index", index, 1) for index in indices
-            ],
-        )
+        read.collapse_index = found = [*indices]
+        for place, index in enumerate(indices):
+            if index is not None:
+                found[place] = number("collapse_index", index, 1)
+        return read
 
     def to_dict(self) -> dict[str, Any]:
         """The part a checkpoint keeps; the next step recomputes the rest."""
@@ -277,10 +275,9 @@ def describe(run: Run) -> dict[str, Any]:
 
 def layer_names(model: LanguageModel) -> list[str]:
     """Names of the trained routers as a screen shows them."""
-    layers = model.config.num_hidden_layers
-    return [
-        f"L{depth}" if depth < layers else f"mtp.{depth - layers}" for depth in model.router_depths
-    ]
+    names = [f"L{depth}" for depth in model.config.moe_layers]
+    names += (f"mtp.{number}" for number in range(model.config.num_nextn_predict_layers))
+    return names[: len(model.routers)]
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -63,10 +63,14 @@ def prepare(options: Options, world: World) -> Run:
     with world.together():
         checkpoint = find_checkpoint(options, world)
         resumed_at = 1 if _refuse_existing(options, checkpoint) else None
-        if checkpoint is not None and has_training_state(checkpoint.folder):
-            resumed_at = checkpoint.step + 1
-        saved = {} if checkpoint is None else checkpoint.description
-        settle_threads(saved.get("threads"), world.say)
+        threads: object = None
+        stops: tuple[int, ...] = ()
+        if checkpoint is not None:
+            threads = checkpoint.description.get("threads")
+            stops = checkpoint.stop_ids
+            if has_training_state(checkpoint.folder):
+                resumed_at = checkpoint.step + 1
+        settle_threads(threads, world.say)
         dtype = choose_dtype(options.dtype, world.device)
     config, corpora = _read_data(options, checkpoint, world)
     tokenizer = corpora[0].tokenizer
@@ -85,7 +89,7 @@ def prepare(options: Options, world: World) -> Run:
         tokenizer=tokenizer,
         text_digest=" ".join(f"{one.digest}:{one.weight}" for one in corpora).removesuffix(":1"),
         prompt=prompt,
-        stop_ids=stop_ids_of(tokenizer, () if checkpoint is None else checkpoint.stop_ids),
+        stop_ids=stop_ids_of(tokenizer, stops),
         forced_collapse=forced_collapse,
         model=model,
         forward=forward,

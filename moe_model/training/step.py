@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import math
 import random
-import resource
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +114,8 @@ def _copies(tensor: Tensor, world: World) -> int:
     copies = world.size
     if isinstance(tensor, DTensor):
         for size, placement in zip(tensor.device_mesh.shape, tensor.placements, strict=True):
-            copies //= size if placement.is_shard() else 1
+            if placement.is_shard():
+                copies //= size
     return copies
 
 
@@ -191,19 +191,15 @@ def make_optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer:
     for parameter in others:
         kind = (isinstance(parameter, DTensor), parameter.dim() < 2, parameter in routers)
         groups.setdefault(kind, []).append(parameter)
-    adamw = torch.optim.AdamW(
-        [
-            {
-                "params": groups[kind],
-                "weight_decay": 0.0 if kind[1] else options.weight_decay,
-                "factor": options.router_lr if kind[2] else 1.0,
-            }
-            for kind in sorted(groups)
-        ],
-        lr=options.lr,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
+    settings = []
+    for (_, is_vector, is_router), parameters in sorted(groups.items(), key=itemgetter(0)):
+        group = {"params": parameters, "weight_decay": options.weight_decay, "factor": 1.0}
+        if is_vector:
+            group["weight_decay"] = 0.0
+        if is_router:
+            group["factor"] = options.router_lr
+        settings.append(group)
+    adamw = torch.optim.AdamW(settings, lr=options.lr, betas=(0.9, 0.95), fused=True)
     if not matrices:
         return adamw
     muon = torch.optim.Muon(
@@ -252,14 +248,6 @@ def seed_noise(routers: Sequence[Router], step: str, rows: range) -> None:
     generators = [random.Random(f"{step}/{row}") for row in rows]
     for router in routers:
         router.noise_seeds = [generator.getrandbits(63) for generator in generators]
-
-
-def memory_bytes(device: torch.device) -> int:
-    """Peak memory: on a GPU what torch allocated there, else that of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 @torch.no_grad()

@@ -32,12 +32,8 @@ from moe_model import (
     say,
     version,
 )
-from moe_model.huggingface import (
-    errors_in_one_line,
-    read_stop_ids,
-    read_tokenizer,
-    write_checkpoint,
-)
+from moe_model.huggingface.read import read_stop_ids, read_tokenizer
+from moe_model.huggingface.write import errors_in_one_line, write_checkpoint
 from moe_model.upcycle.conversion import Shape, Upcycled, resolve, upcycle, upcycled_config
 from moe_model.upcycle.llama import read_llama, windows_of
 

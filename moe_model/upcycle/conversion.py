@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from moe_model import DecoderLayer, LanguageModel, MixtureOfExperts, ModelConfig, UsageError, say
 from moe_model.config import Llama3Scaling
-from moe_model.huggingface import published_name
+from moe_model.huggingface.read import published_name
 from moe_model.upcycle.attention import Kept, convert_attention, rotary_base
 from moe_model.upcycle.llama import LayerReadings, Windows, has_biases, mean_loss, observe
 

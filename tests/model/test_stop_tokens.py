@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from moe_model import CharTokenizer, CheckpointError, character_files, generate, read_checkpoint
 from moe_model.command import run_command
-from moe_model.huggingface import read_stop_ids
+from moe_model.huggingface.read import read_stop_ids
 from tests.model.conftest import make_model, write_checkpoint
 from tests.model.llamas import random_llama, save as save_llama, story, upcycle
 from tests.model.published import change_config, command, their_model

@@ -97,7 +97,7 @@ def summed(terms: list[float | None], group: int, order: float) -> dict[Any, flo
                 assert ranks[-1].take(("grad_norm",), None) is None
     for rank in ranks:
         rank.agree([one.places() for one in ranks])
-    total = sum((rank.vector(rank.own(), torch.device("cpu")) for rank in ranks), torch.zeros(2))
+    total = sum((rank.vector(rank.own, torch.device("cpu")) for rank in ranks), torch.zeros(2))
     assert [rank.size for rank in ranks] == [2] * len(ranks)
     return ranks[0].read(total.tolist())
 
@@ -128,8 +128,8 @@ def test_a_number_is_left_out_if_later_a_rank_of_each_group_lacks_it() -> None:
     for rank in ranks:
         rank.agree([one.places() for one in ranks])
     for rank in ranks[::2]:
-        rank.reset()
-    total = sum((rank.vector(rank.own(), torch.device("cpu")) for rank in ranks), torch.zeros(2))
+        rank.own = {}
+    total = sum((rank.vector(rank.own, torch.device("cpu")) for rank in ranks), torch.zeros(2))
     assert total.tolist() == [2.0, 2.0]
     assert ranks[0].read(total.tolist()) == {}
 
@@ -139,12 +139,12 @@ def test_a_number_that_is_split_otherwise_later_is_not_summed() -> None:
     with share(1.0, group=2):
         own.take(("grad_norm",), None)
     own.agree([own.places()])
-    assert own.strangers(own.own()) == []
-    own.reset()
+    assert own.strangers(own.own) == []
+    own.own = {}
     with share(1.0, group=4):
         own.take(("grad_norm",), None)
-    assert own.strangers(own.own()) == [("grad_norm",)]
-    assert own.vector(own.own(), torch.device("cpu")).tolist() == [0.0, 0.0]
+    assert own.strangers(own.own) == [("grad_norm",)]
+    assert own.vector(own.own, torch.device("cpu")).tolist() == [0.0, 0.0]
 
 
 class Ahead(Model):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from microscope_tui.probe import memory_bytes
 from moe_model import PRESETS, LanguageModel, ModelConfig, UsageError
 from moe_model.config import YarnScaling
 from moe_model.training import machine
@@ -21,7 +22,7 @@ from moe_model.training.options import RUN_DEFAULTS, Options
 from moe_model.training.parallel import refuse_layout
 from moe_model.training.resolving import resolve
 from moe_model.training.run import Progress, TrainingFailedError
-from moe_model.training.step import evaluate, make_optimizer, memory_bytes, weights_at
+from moe_model.training.step import evaluate, make_optimizer, weights_at
 from moe_model.training.world import World
 from tests.forked import ROOT
 from tests.training.story import Capsys
@@ -166,7 +167,7 @@ def test_auto_takes_bf16_where_there_are_instructions_for_it_and_not_where_it_is
 
 
 def test_the_memory_of_the_process_is_more_than_torch_itself() -> None:
-    assert memory_bytes(torch.device("cpu")) > 10_000_000
+    assert memory_bytes() > 10_000_000
 
 
 @pytest.mark.parametrize(
