@@ -357,8 +357,8 @@ class ForwardHooks:
         number, at = self._rows_of(batch, one, seen, rows)
         real_T, loss_T = call.real_T, None
         if at is not None:
-            masks = batch.real(site.stack), batch.loss(site.stack)
-            real_T, loss_T = (None if mask_N is None else mask_N[at] for mask_N in masks)
+            real_T = _of_rows(batch.real(site.stack), at)
+            loss_T = _of_rows(batch.loss(site.stack), at)
         if real_T is not None:
             if len(real_T) != rows:
                 raise ValueError(f"a mask of {len(real_T)} tokens for {rows}: see Probe.mask")
@@ -410,6 +410,10 @@ class ForwardHooks:
             _logger.warning("no mean_output_norm of %s: %r", one.site.name, error)
             return
         counted.tally.add_values(NORMS, torch.stack(norms, dim=-1), counted.slots_LTK)
+
+
+def _of_rows(mask_N: Tensor | None, at: Any) -> Tensor | None:
+    return None if mask_N is None else mask_N[at]
 
 
 def _named(names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -479,7 +483,8 @@ class Batch:
 
     def share(self, stack: str, ranks: Ranks) -> Tensor:
         """Places of the tokens that this tensor-parallel rank has of every sequence."""
-        shape = self._shape(stack) or (0, 0)
+        shape = self._shape(stack)
+        assert shape is not None
         places_BS = torch.arange(shape[0] * shape[1]).view(shape)
         return places_BS.chunk(ranks.tensor_size, dim=1)[ranks.tensor_rank].reshape(-1)
 
@@ -505,13 +510,16 @@ class Batch:
 
     def loss(self, stack: str) -> Tensor | None:
         """Bool ``[B·S]``, true where labels show a loss; ``None`` where that is unknown."""
+        if stack not in ("", "dec"):
+            return None
         labels, shifted = self._given.get("labels"), self._given.get("shift_labels")
         given = labels if shifted is None else shifted
         if self._loss is None and isinstance(given, Tensor) and given.shape == self._shape(stack):
-            self._loss = given != -100
+            loss_BS = given != -100
             if shifted is None:  # the next label and, as not all models shift them, its own
-                self._loss &= nn.functional.pad(self._loss[:, 1:], (0, 1))
-        return None if self._loss is None or stack not in ("", "dec") else self._loss.reshape(-1)
+                loss_BS &= nn.functional.pad(loss_BS[:, 1:], (0, 1))
+            self._loss = loss_BS.reshape(-1)
+        return self._loss
 
     def _shape(self, stack: str) -> tuple[int, int] | None:
         names: tuple[str, ...] = ("decoder_input_ids", "labels", "decoder_inputs_embeds")
@@ -526,14 +534,13 @@ class Batch:
     def _mask(self) -> Tensor | None:
         mask = self._given.get("attention_mask")
         shape = self._shape("")
-        real = _from_mask(mask, None if shape is None else shape[1])
+        real = _from_mask(mask, shape)
         return self._packed(shape) if real is None else real
 
     def _decoder_mask(self) -> Tensor | None:
-        mask, shape = self._given.get("decoder_attention_mask"), self._shape("dec")
-        length = None if shape is None else shape[1]
+        mask = self._given.get("decoder_attention_mask")
         if mask is not None:
-            return _from_mask(mask, length)
+            return _from_mask(mask, self._shape("dec"))
         labels = self._given.get("labels")
         if self._given.get("decoder_input_ids") is None and isinstance(labels, Tensor):
             # The shifted labels: every token that has one, after the start token.
@@ -558,7 +565,7 @@ class Batch:
         return None
 
 
-def _from_mask(mask: Any, length: int | None) -> Tensor | None:
+def _from_mask(mask: Any, shape: tuple[int, int] | None) -> Tensor | None:
     """Real tokens ``[B, S]``, of a mask in any form that transformers takes."""
     if isinstance(mask, Mapping):  # one per kind of attention; all agree on the padding
         mask = next((m for m in mask.values() if isinstance(m, Tensor)), None)
@@ -569,4 +576,4 @@ def _from_mask(mask: Any, length: int | None) -> Tensor | None:
         real = diagonal if mask.dtype == torch.bool else diagonal >= 0
     else:
         real = mask != 0  # packed batches may number their sequences 1, 2, 3 …
-    return real if length is None else real[:, -length:]  # earlier tokens are in a cache
+    return real if shape is None else real[:, -shape[1] :]  # earlier tokens are in a cache

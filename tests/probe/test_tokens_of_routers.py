@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from microscope_tui.probe import attach
 from microscope_tui.probe.forward_hooks import Batch
@@ -59,6 +61,22 @@ class Silent(Model):
 
 def test_a_pass_that_returns_nothing_counts(tmp_path: Path) -> None:
     one_step(Silent(), tmp_path, tokens())
+    assert sums(tmp_path) == [[PAIRS] * 2]
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_model_that_is_checkpointed_as_a_whole_is_counted_once(
+    use_reentrant: bool, tmp_path: Path
+) -> None:
+    model, reaches = Model(), torch.ones(1, requires_grad=True)
+
+    def run(ids_BS: Tensor, reaches: Tensor) -> Tensor:
+        hidden: Tensor = model(ids_BS) * reaches
+        return hidden
+
+    with attach(model, tmp_path, routers=ROUTERS) as probe:
+        checkpoint(run, tokens(), reaches, use_reentrant=use_reentrant).sum().backward()
+        probe.step()
     assert sums(tmp_path) == [[PAIRS] * 2]
 
 
@@ -127,6 +145,11 @@ def test_of_a_mask_that_is_longer_only_the_end_is_of_these_tokens() -> None:
     assert real("dec", decoder_input_ids=IDS, decoder_attention_mask=earlier) == expected(REAL)
     alone = Batch({"hidden": IDS, "attention_mask": REAL})  # whose tokens are not known
     assert expected(alone.real("")) == expected(REAL)  # type: ignore[arg-type]
+
+
+def test_the_routers_of_a_pass_share_what_its_mask_shows() -> None:
+    batch = Batch({"input_ids": IDS, "attention_mask": REAL})
+    assert batch.real("") is batch.real("")
 
 
 def test_packed_sequences_show_where_the_last_one_ends() -> None:
