@@ -39,9 +39,9 @@ class OptimizerSteps:
         self._handle = register_optimizer_step_post_hook(self._stepped)
 
     def _stepped(self, optimizer: Any, *_: Any) -> None:
-        own = [] if self._router is None else [*map(id, self._router.parameters())]
+        own = {*self._router.parameters()} if self._router is not None else set()
         groups = getattr(optimizer, "param_groups", ())
-        if any(id(weight) in own for group in groups for weight in group.get("params", ())):
+        if any(not own.isdisjoint(group.get("params", ())) for group in groups):
             self._made = max(0, self._made) + 1
 
     def sent(self, step: int, numbered: bool) -> tuple[int, int, int]:
@@ -90,7 +90,8 @@ class Alignment(NamedTuple):
         """How many steps ``rank`` is ahead of the rank that is last; 0 for one that did not
         count.
         """
-        return self.steps[rank] - min(self.steps.values()) if rank in self.steps else 0
+        first = min(self.steps.values(), default=0)
+        return self.steps.get(rank, first) - first
 
     def text(self) -> str:
         """What the line lacks; empty if nothing."""

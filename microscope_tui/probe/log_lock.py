@@ -88,11 +88,10 @@ def _lives_here(number: str, host: str) -> bool:
     if host != socket.gethostname() or not number.isdecimal():
         return False
     try:
-        os.kill(int(number), 0)
+        with suppress(PermissionError):  # of another user
+            os.kill(int(number), 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # of another user
-        return True
     return True
 
 

@@ -76,7 +76,9 @@ class Ranks:
 
     def counts(self, sees_part: bool) -> bool:
         """Whether the tokens of this rank count; ``sees_part``: routers see a part of them."""
-        return self.tensor_rank == 0 or sees_part if self.given is None else self.given
+        if self.given is not None:
+            return self.given
+        return self.tensor_rank == 0 or sees_part
 
     def start(self, vector: Tensor, step: int) -> Any:
         """Start to sum ``vector`` over all ranks, in place; ``finish`` takes what it returns."""

@@ -1,5 +1,6 @@
 """Which tokens of the batch a router sees, and which of them are real."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from microscope_tui.probe import attach
+from microscope_tui.probe import attach, forward_hooks
 from microscope_tui.probe.forward_hooks import Batch
 from tests.probe.layers import (
     ADAPTER,
@@ -147,9 +148,10 @@ def test_of_a_mask_that_is_longer_only_the_end_is_of_these_tokens() -> None:
     assert expected(alone.real("")) == expected(REAL)  # type: ignore[arg-type]
 
 
-def test_the_routers_of_a_pass_share_what_its_mask_shows() -> None:
-    batch = Batch({"input_ids": IDS, "attention_mask": REAL})
+def test_the_routers_of_a_pass_share_what_its_masks_show() -> None:
+    batch = Batch({"input_ids": IDS, "attention_mask": REAL, "labels": IDS})
     assert batch.real("") is batch.real("")
+    assert batch.loss("") is batch.loss("")
 
 
 def test_packed_sequences_show_where_the_last_one_ends() -> None:
@@ -215,3 +217,9 @@ def test_a_layer_for_tokens_ahead_has_the_last_ones_of_every_sequence() -> None:
     assert Batch({}).places_ahead(3) is None
     long = Batch({"input_ids": torch.zeros(1, 9)})
     assert [rows for rows in range(1, 10) if long.places_ahead(rows) is not None] == [6, 7, 8]
+
+
+def test_without_pipelines_no_stage_runs_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled ranks ask for it, and may not have imported them."""
+    monkeypatch.delitem(sys.modules, "torch.distributed.pipelining.stage", raising=False)
+    assert not forward_hooks._in_stage()
