@@ -19,8 +19,6 @@ rotated parts by ``m(mscale) / m(mscale_all_dim)``, which is 1 in DeepSeek-V3, a
 :func:`softmax_scale` multiplies **all** scores by ``m(mscale_all_dim)²``, which is 1.87 there.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -8,8 +8,6 @@ Losses work on the :class:`~moe_model.router.Routing` that a forward pass return
 checkpointing computes again is not counted again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

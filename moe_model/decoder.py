@@ -7,8 +7,6 @@ norm weights and the softmax scale folded into the following matrix. Half precis
 fp16, everything else in fp32. Long prompts and GPUs use the model itself.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

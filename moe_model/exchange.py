@@ -6,8 +6,6 @@ their outputs back. Each of them runs backward too: **every rank takes part in a
 zero rows, or the others wait for it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -7,8 +7,6 @@ the output and touches less memory. The time does not depend on the skew of the 
 ranks share the experts: they wait for the busiest rank.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -6,8 +6,6 @@ operators allow, and keeps only what the backward pass needs.
 ``torch.compile`` runs the plain function that :func:`_by` replaces, with which the tests compare.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any, TypeVar

@@ -5,8 +5,6 @@
 Text goes to standard output as it is generated, speed to standard error.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 import time

@@ -12,8 +12,6 @@ this follows the released weights and inference engines: the projection sees **[
 transformers, vLLM and SGLang (torchtitan takes it from before the norm).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ The rules are those of ``generate`` in transformers, in its order: repetition pe
 top k, top p, min p.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -10,8 +10,6 @@ and no spaces, so that it may be reformatted. A file without it (older, or hand-
 It is not a signature: every value is validated as untrusted input.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -6,8 +6,6 @@ Waiting changes no bit. Threads spin while they wait, which is the fastest alone
 they take the processor from the thread that they wait for. libgomp reads this when torch loads it.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import sys

@@ -6,8 +6,6 @@ step, how many steps the optimizer of its first router has made. The rank that i
 part in the sums that it has missed, with nothing.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple

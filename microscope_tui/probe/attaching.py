@@ -1,7 +1,5 @@
 """``attach``: put a probe on a model that other code trains."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

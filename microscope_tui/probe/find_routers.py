@@ -6,8 +6,6 @@ sampling): its arguments are the truth. Other models have a reader of their own,
 or in ``frameworks.py`` (other training code).
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Callable, Mapping

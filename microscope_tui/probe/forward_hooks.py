@@ -22,15 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from microscope_tui.probe.counter import (
-    NORMS,
-    WAITING_BYTES,
-    WEIGHTS,
-    Call,
-    Calls,
-    Counted,
-    Tracer,
-)
+from microscope_tui.probe.counter import NORMS, WAITING_BYTES, WEIGHTS, Call, Calls, Counted, Tracer
 from microscope_tui.probe.losses import StepLosses
 from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.sites import Site, argument_names

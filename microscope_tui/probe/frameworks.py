@@ -1,7 +1,5 @@
 """Routers of other training code; ``find_routers.py`` recognises them by their class names."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

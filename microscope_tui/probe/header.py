@@ -4,8 +4,6 @@ Wrong settings are reported at ``attach``. The first step of the log has the sam
 ``check`` reports them too; the trainer does not report them twice.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Container, Mapping, Sequence
 from functools import reduce

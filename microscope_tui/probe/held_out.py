@@ -3,8 +3,6 @@
 Shapes: N sequences or pieces of text, L routers, E experts. Shuffling uses a fixed seed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 It is held on a file beside the log, so that readers never meet it, and ends with the process.
 """
 
-from __future__ import annotations
-
 import fcntl
 import logging
 import os

@@ -5,8 +5,6 @@ the cross-entropy, and the auxiliary term without its weight. What the trainer p
 may be a DTensor of which this rank has a part, as the norm of ``clip_grad_norm_`` under FSDP2.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -26,33 +26,16 @@ import torch
 from msgspec import UNSET, UnsetType
 from torch import Tensor, nn
 
-from microscope_tui.probe.alignment import (
-    Alignment,
-    OptimizerSteps,
-    alignment_of,
-    place_of,
-)
+from microscope_tui.probe.alignment import Alignment, OptimizerSteps, alignment_of, place_of
 from microscope_tui.probe.forward_hooks import ForwardHooks
-from microscope_tui.probe.header import (
-    AuxLoss,
-    check_settings,
-    describe,
-    profile,
-    setting_of,
-)
+from microscope_tui.probe.header import AuxLoss, check_settings, describe, profile, setting_of
 from microscope_tui.probe.judge import Alert
 from microscope_tui.probe.log_lock import unlock_log
 from microscope_tui.probe.losses import Name, Share, Shares, grad_squares
 from microscope_tui.probe.ranks import EXIT_S, Ranks
 from microscope_tui.probe.recorder import RunRecorder, TrainingLog, plain
 from microscope_tui.probe.sites import Site
-from microscope_tui.probe.stages import (
-    check_replicas,
-    check_sums,
-    expert_ranks,
-    mark_of,
-    marks_of,
-)
+from microscope_tui.probe.stages import check_replicas, check_sums, expert_ranks, mark_of, marks_of
 from microscope_tui.probe.step_sums import (
     EXTRA,
     Key,

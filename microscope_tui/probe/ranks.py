@@ -8,8 +8,6 @@ The ranks agree without a collective: each posts what it has in the store of the
 a wait for the others is bounded and names the ranks that are late.
 """
 
-from __future__ import annotations
-
 import ctypes
 import itertools
 import logging

@@ -4,8 +4,6 @@ Routers of the same depth and path are replicas, if their weights agree and they
 all others are rows of the log.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

@@ -5,8 +5,6 @@ The ranks agree on the rows at the first logged step: a rank that does not contr
 not this router, its probe failed, or it sees the tokens of another rank) adds zeros.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import resource

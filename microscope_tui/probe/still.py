@@ -4,8 +4,6 @@ A look adds to the sum of the step over ranks which gradients are exactly zero, 
 concludes: nothing before an update has changed a parameter, or where no weight has a gradient.
 """
 
-from __future__ import annotations
-
 import itertools
 import logging
 import math
@@ -21,14 +19,7 @@ from microscope_tui.probe.forward_hooks import ForwardHooks
 from microscope_tui.probe.ranks import Ranks
 from microscope_tui.probe.sites import Site
 from microscope_tui.probe.step_sums import Row, Values
-from microscope_tui.probe.weights import (
-    Owner,
-    Weight,
-    inside,
-    local_part,
-    plain_path,
-    weights_of,
-)
+from microscope_tui.probe.weights import Owner, Weight, inside, local_part, plain_path, weights_of
 
 _logger = logging.getLogger(__name__)
 FIRST, EVERY = range(3, 6), 100

@@ -1,7 +1,5 @@
 """A trace of the trained model at the end of a training, where anatomy is installed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path

@@ -4,8 +4,6 @@ Weights of two and more dimensions count. A weight that an adapter changes count
 the matrices of one adapter are one tensor.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter, defaultdict

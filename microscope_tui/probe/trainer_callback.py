@@ -3,8 +3,6 @@
 Trainer(model, ..., callbacks=[MicroscopeCallback("logs")])
 """
 
-from __future__ import annotations
-
 import base64
 import logging
 import math

@@ -5,8 +5,6 @@ PEFT wraps what it adapts (``base_layer``) and keeps a copy of what it trains as
 the flat parameter of FSDP1) belongs to nothing.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple

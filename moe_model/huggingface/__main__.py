@@ -7,8 +7,6 @@ Both directions preserve the logits. Nothing is downloaded and no code of a publ
 The output is written atomically.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Literal

@@ -9,8 +9,6 @@ use ``rope_scaling`` and ``rope_theta``, transformers 5 ``rope_parameters``: bot
 are written.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ Names, shapes and files are those of the published models: one tensor per expert
 prediction as layers after the last one, shards of a few gigabytes with an index.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

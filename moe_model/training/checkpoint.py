@@ -14,8 +14,6 @@ A resumed run equals one that never stopped: every random number is a function o
 (``step.seed_noise``).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import os

@@ -3,8 +3,6 @@
 Only one process trains a run: two would mix their logs and delete each other's checkpoints.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ An option that is ``None`` takes the preset's value; :mod:`.resolving` fills tho
 of ``ModelConfig`` is an option too, ``--model.FIELD``.
 """
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import inspect

@@ -5,8 +5,6 @@ sum over ranks**: DDP and FSDP, which average, divide nothing here. The routers'
 and not synchronised: every rank computes the same update from the same counts.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext

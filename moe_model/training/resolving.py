@@ -3,8 +3,6 @@
 Precedence: command line, ``--config FILE.toml``, the run that ``--resume`` continues, the preset.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import os

@@ -3,8 +3,6 @@
 All errors in the options are found here, before any file is written.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -8,8 +8,6 @@ unless the options differ. The routers' bias is a buffer, not a parameter, so th
 sees it.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence

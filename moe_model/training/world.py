@@ -5,8 +5,6 @@ be the same is compared before the first step (:func:`agree`). After that ranks 
 step, and errors: tensors only, nothing is pickled here.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator, Mapping

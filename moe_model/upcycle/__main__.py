@@ -6,8 +6,6 @@ The feed-forwards are converted exactly, the attention approximately. The loss i
 between and after; training has to recover the difference. Nothing is downloaded.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated, Any

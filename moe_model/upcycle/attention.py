@@ -28,8 +28,6 @@ latent has: of rank D + 1 it holds the normed stream and a one, its norm finds a
 and changes nothing, and the one carries the bias.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

@@ -14,8 +14,6 @@ S shared experts. Copies diverge once the router sends them different tokens; a 
 the symmetry.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterator

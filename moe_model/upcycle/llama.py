@@ -4,8 +4,6 @@ transformers reads the weights from safetensors in a local folder: nothing is do
 it is executed. A checkpoint that :mod:`moe_model.upcycle` would silently get wrong is rejected.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
