@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moe_model import ModelConfig, ModelType, UsageError, json_object
-from moe_model.config import KINDS, Llama3Scaling, YarnScaling, fitting
+from moe_model import ModelConfig, UsageError, json_object
+from moe_model.config import KINDS, Llama3Scaling, ModelType, YarnScaling, fitting
 
 _GLM: ModelType = "glm4_moe_lite"
 _V2: ModelType = "deepseek_v2"

@@ -20,7 +20,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from moe_model import (
-    FILES,
     SETTINGS,
     TOKENIZER,
     WEIGHTS,
@@ -29,12 +28,11 @@ from moe_model import (
     PretrainedTokenizer,
     UsageError,
     json_object,
-    read_small_file,
     say,
     shown,
-    without_code,
 )
 from moe_model.huggingface.config import CONFIG, read_config
+from moe_model.tokenizer import FILES, read_small_file, without_code
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"

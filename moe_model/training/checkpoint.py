@@ -47,17 +47,15 @@ from moe_model import (
     CheckpointError,
     ModelConfig,
     UsageError,
-    count,
     force_to_disk,
     fresh_folder,
-    number,
     read_checkpoint,
     read_plain_description,
     shown,
     write_description,
     write_tensors,
 )
-from moe_model.config import MOST, fitting
+from moe_model.config import MOST, count, fitting, number
 from moe_model.training.options import FINAL_SHARE, Options, flag_name
 from moe_model.training.parallel import whole_weights
 from moe_model.training.run import JUDGEMENT, MOST_LOSS_SCALE, Progress, Run

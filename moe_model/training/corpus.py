@@ -36,13 +36,11 @@ from torch import Tensor
 
 from moe_model import (
     SETTINGS,
-    SPECIAL_TOKENS,
     TOKENIZER,
     CharTokenizer,
     PretrainedTokenizer,
     Tokenizer,
     UsageError,
-    files_of,
     force_to_disk,
     python_docs,
     read_text,
@@ -51,6 +49,7 @@ from moe_model import (
     write_tensors,
 )
 from moe_model.huggingface.read import read_tokenizer
+from moe_model.tokenizer import SPECIAL_TOKENS, files_of
 
 HELD_OUT = 10
 """One token in this many."""

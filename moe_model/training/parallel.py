@@ -19,7 +19,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
-from moe_model import Experts, LanguageModel, ModelConfig, ModelOutput, UsageError
+from moe_model import Experts, LanguageModel, ModelConfig, UsageError
+from moe_model.model import ModelOutput
 from moe_model.training.world import World
 
 Parallel = Literal["ddp", "fsdp"]

@@ -12,18 +12,10 @@ from typing import Any
 
 import torch
 
-from moe_model import (
-    FINISHED,
-    STOPPED_BY_SIGNAL,
-    STOPPED_ON_COLLAPSE,
-    Checkpoint,
-    LanguageModel,
-    ModelOutput,
-    Tokenizer,
-    count,
-    number,
-    shown,
-)
+from moe_model import FINISHED, Checkpoint, LanguageModel, Tokenizer, shown
+from moe_model.command import STOPPED_BY_SIGNAL, STOPPED_ON_COLLAPSE
+from moe_model.config import count, number
+from moe_model.model import ModelOutput
 from moe_model.training.batches import Batch, TrainingBatches
 from moe_model.training.machine import DTYPES
 from moe_model.training.options import Options, flag_name

@@ -18,14 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from moe_model import (
-    Experts,
-    LanguageModel,
-    ModelOutput,
-    balance_loss,
-    router_z_loss,
-    sequence_balance_loss,
-)
+from moe_model import Experts, LanguageModel
+from moe_model.balance import balance_loss, router_z_loss, sequence_balance_loss
+from moe_model.model import ModelOutput
 from moe_model.router import Router
 from moe_model.training.batches import Batch, StepBatches
 from moe_model.training.options import Options

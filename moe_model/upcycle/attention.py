@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_model import MultiHeadLatentAttention, slowed_as_in_llama3
+from moe_model.attention import MultiHeadLatentAttention, slowed_as_in_llama3
 from moe_model.config import Llama3Scaling, YarnScaling
 from moe_model.upcycle.llama import LayerReadings
 

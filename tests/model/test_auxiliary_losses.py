@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_model import balance_loss, router_z_loss, sequence_balance_loss
+from moe_model.balance import balance_loss, router_z_loss, sequence_balance_loss
 from moe_model.router import Routing
 
 E, K = 8, 2

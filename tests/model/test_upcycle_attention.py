@@ -14,8 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from moe_model import MultiHeadLatentAttention, slowed_as_in_llama3
-from moe_model.attention import rotary_table, softmax_scale
+from moe_model.attention import (
+    MultiHeadLatentAttention,
+    rotary_table,
+    slowed_as_in_llama3,
+    softmax_scale,
+)
 from moe_model.config import Llama3Scaling
 from moe_model.fused import rotate
 from moe_model.upcycle import attention
