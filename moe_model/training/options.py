@@ -47,7 +47,7 @@ FINAL_SHARE = 0.1
 
 
 def _texts(cls: type) -> dict[str, str]:
-    """What stands under the fields of a class, each text in one line."""
+    """The text under every field of a class, in one line."""
     found = {}
     source: Any = ast.parse(inspect.getsource(cls))
     for pair in pairwise(source.body[0].body):
