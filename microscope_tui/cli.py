@@ -72,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
         if isinstance(error, NotInstalled):
             fail(str(error), USAGE)
-        fail(str(error) if isinstance(error, NoRuns) else f"failed: {error!r}", NO_VERDICT)
+        if isinstance(error, NoRuns):
+            fail(str(error), NO_VERDICT)
+        fail(f"failed: {error!r}", NO_VERDICT)
     finally:
         gc.enable()
     sys.exit(code if isinstance(code, int) else 0)
@@ -87,7 +89,7 @@ def _run(given: Sequence[str]) -> int | None:
     from microscope_tui.commands.console import DEFAULT_PATH, PIPE
 
     # A lone hyphen would be parsed as an option; spelled like this it is the same path.
-    tokens = [f"./{PIPE}" if token == str(PIPE) else token for token in given]
+    tokens = [{str(PIPE): f"./{PIPE}"}.get(token, token) for token in given]
     if tokens:
         _refuse_missing(tokens[0])
         _refuse_misspelled(tokens[0])
@@ -95,7 +97,7 @@ def _run(given: Sequence[str]) -> int | None:
         from microscope_tui.commands.config import read_config
         from microscope_tui.commands.watch import watch_with
 
-        return watch_with(Path(tokens[0]) if tokens else DEFAULT_PATH, read_config())
+        return watch_with(Path(*tokens) if tokens else DEFAULT_PATH, read_config())
     if raises:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     from microscope_tui.commands.parser import run

@@ -125,13 +125,16 @@ def _choose_expert(session: Session, routers: Sequence[RouterInfo], wanted: Pict
     if wanted.layer:
         names = [router.name for router in routers]
         if wanted.layer not in names:
-            shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
+            shown = ", ".join(names[:8])
+            if len(names) > 8:
+                shown += " …"
             raise NoPicture(f"no layer {wanted.layer!r}: there are {shown}")
         session.selected = names.index(wanted.layer)
     else:
         view = session.glance()
-        worst = view.worst if view is not None else None
-        session.selected = max(0, worst[0].worst.router_index) if worst else 0
+        session.selected = 0
+        if view is not None and view.worst:
+            session.selected = max(0, view.worst[0].worst.router_index)
     if wanted.expert is not None:
         experts = routers[session.selected].num_experts if routers else 0
         if not 0 <= wanted.expert < experts:

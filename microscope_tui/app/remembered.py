@@ -92,11 +92,16 @@ def recall(session: Session) -> None:
 def remember(session: Session) -> str | None:
     """Save the view of the folder; returns the problem, if any."""
     look, run = session.look, session.run
-    compared = look.measure is Measure.DIFFERENCE  # which needs a reference
+    layer = ""
+    if run and session.selected:
+        layer = run.routers[session.selected].name
+    measure = look.measure
+    if measure is Measure.DIFFERENCE:  # which needs a reference
+        measure = Measure.LOAD
     kept = SavedView(
-        layer=run.routers[session.selected].name if run and session.selected else "",
-        measure=Measure.LOAD if compared else look.measure,
-        palette=look.palette if look.palette is not Palette.DIVERGING else None,
+        layer=layer,
+        measure=measure,
+        palette=None if look.palette is Palette.DIVERGING else look.palette,
         order=look.order,
         filter=session.filter,
         axis=session.axis,

@@ -138,8 +138,10 @@ def _changes_in(limits: Limits) -> list[str]:
 def _config_of(path: Path, document: Mapping[str, object]) -> UserConfig:
     for name in document:
         if name not in _TABLES:
-            rule = f"write [rules.{name.upper()}]; " if name.upper() in RULES else ""
-            there = f"no such table; {rule}there are [rules.NAME], [keys], [view], [import.map]"
+            there = "there are [rules.NAME], [keys], [view], [import.map]"
+            if name.upper() in RULES:
+                there = f"write [rules.{name.upper()}]; {there}"
+            there = f"no such table; {there}"
             raise _BadConfig(f"{safe_text(name, 40)}: {there}")
     tables = {name: _table(document.get(name, {}), name, below) for name, below in _TABLES.items()}
     rules = {}
@@ -147,11 +149,13 @@ def _config_of(path: Path, document: Mapping[str, object]) -> UserConfig:
         shown = safe_text(name, 40)
         rules[name] = _table(limits, f"rules.{shown}", f"[rules.{shown}] and limits")
     changed = changed_limits(rules)
-    changes = ", ".join(_changes_in(changed))
+    changes: tuple[str, ...] = ()
+    if different := _changes_in(changed):
+        changes = (f"limits changed by {safe_text(path, 200)}: {', '.join(different)}",)
     return UserConfig(
         path=path,
         limits=changed,
-        changes=(f"limits changed by {safe_text(path, 200)}: {changes}",) if changes else (),
+        changes=changes,
         keys=tables["keys"],
         view=_view(tables["view"]),
         rules=_key_rules(tables["import"]),
@@ -171,7 +175,9 @@ def _key_rules(table: Mapping[str, object]) -> tuple[Rule, ...]:
             raise _BadConfig(f"[import] {safe_text(name, 40)}: no such key; there is [import.map]")
     pairs = []
     for quantity, patterns in _table(table.get("map", {}), "map", _TABLES["import"]).items():
-        for pattern in patterns if isinstance(patterns, list) else [patterns]:
+        if not isinstance(patterns, list):
+            patterns = [patterns]
+        for pattern in patterns:
             if not isinstance(pattern, str):
                 raise _BadConfig(f"[import.map] {safe_text(quantity, 40)}: write a pattern as text")
             pairs.append(f"{quantity}={pattern}")
@@ -188,15 +194,17 @@ def _view(table: Mapping[str, object]) -> ViewConfig:
         if name not in known:
             there = f"no such key; there are {', '.join(known)}"
             raise _BadConfig(f"[view] {safe_text(name, 40)}: {there}")
-        # color = 256 without quotes means the same.
-        written = str(value) if type(value) is int else value
+        values[name] = value
         choices = _CHOICES.get(name)
-        if choices is None and not isinstance(value, bool):
-            raise _BadConfig(f"[view] {name} is {_shown(value)}: write true or false")
-        if choices is not None and written not in choices:
+        if choices is None:
+            if not isinstance(value, bool):
+                raise _BadConfig(f"[view] {name} is {_shown(value)}: write true or false")
+            continue
+        if type(value) is int:
+            values[name] = str(value)  # color = 256 without quotes means the same
+        if values[name] not in choices:
             there = f"choose one of {', '.join(choices)}"
             raise _BadConfig(f"[view] {name} is {_shown(value)}: {there}")
-        values[name] = value if choices is None else written
     if "palette" in values:
         values["palette"] = Palette(values["palette"])
     return ViewConfig(**values)

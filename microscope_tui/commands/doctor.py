@@ -132,8 +132,10 @@ def _facts(terminal: Terminal) -> list[tuple[str, str]]:
         ("characters", f"{terminal.glyphs}: {locale}"),
     ]
     if size and used:
-        given = "" if used == size else ", COLUMNS and LINES give {}x{}".format(*used)
-        facts += [("size", "{}x{}".format(*size) + given), ("layout", layout_of(*used))]
+        real = "{}x{}".format(*size)
+        if used != size:
+            real += ", COLUMNS and LINES give {}x{}".format(*used)
+        facts += [("size", real), ("layout", layout_of(*used))]
     else:
         facts.append(("size", "no terminal"))
     if environment.get("TMUX"):
@@ -172,16 +174,18 @@ def _for_truecolor(terminal: Terminal, system: str | None) -> list[str]:
             lines.append('`set -ga terminal-overrides ",*:Tc"`')
         if not full:
             lines.append("`set-environment -g COLORTERM truecolor`")
-        how = f"put {' and '.join(lines)} into ~/.tmux.conf and restart tmux"
-        return [f"if your terminal has truecolor, {how}"] if lines else []
-    if environment.get("STY"):
+        if not lines:
+            return []
+        how = f"{' and '.join(lines)} into ~/.tmux.conf and restart tmux"
+    elif environment.get("STY"):
         return ["in GNU screen before 5.0 use --color 256: it has no truecolor"] if full else []
-    if full or environment.get("TERM") == "linux":
+    elif full or environment.get("TERM") == "linux":
         return []
-    remote = bool(environment.get("SSH_CONNECTION"))
-    where = " on this machine (ssh does not pass it on)" if remote else ""
-    line = "`export COLORTERM=truecolor`"
-    return [f"if your terminal has truecolor, put {line} into your shell's profile{where}"]
+    else:
+        how = "`export COLORTERM=truecolor` into your shell's profile"
+        if environment.get("SSH_CONNECTION"):
+            how += " on this machine (ssh does not pass it on)"
+    return [f"if your terminal has truecolor, put {how}"]
 
 
 _ANSWER_S = 2.0

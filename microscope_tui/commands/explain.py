@@ -46,16 +46,19 @@ def as_list(explanations: Sequence[Explanation]) -> str:
     lines = []
     for one in explanations:
         line = f"{one['subject']}: {one['means'].partition('. ')[0]}"
-        lines.append(f"{one['rule']:<12} {line if len(line) <= _LINE else line[: _LINE - 1] + '…'}")
+        if len(line) > _LINE:
+            line = line[: _LINE - 1] + "…"
+        lines.append(f"{one['rule']:<12} {line}")
     return "\n".join(lines)
 
 
 def rule_text(one: Explanation) -> str:
-    limits = [
-        f"{name} = {value:g}"
-        + ("" if value == one["defaults"][name] else f" (by default {one['defaults'][name]:g})")
-        for name, value in one["limits"].items()
-    ]
+    limits = []
+    for name, value in one["limits"].items():
+        limit = f"{name} = {value:g}"
+        if value != one["defaults"][name]:
+            limit += f" (by default {one['defaults'][name]:g})"
+        limits.append(limit)
     profiles = [f"the profile {profile}" for profile in one["silent_profiles"]]
     paragraphs = [
         ("means", one["means"]),
@@ -115,9 +118,12 @@ def explain(rule: str = "", /, *, as_json_: AsJson = False, config: Path | None 
     if rule and rule.upper() not in RULES:
         fail(f"{safe_text(rule, 40)}: no such rule; there are {', '.join(RULES)}", USAGE)
     limits = read_config(config).limits
-    found = [explained(name, limits) for name in ([rule.upper()] if rule else RULES)]
+    names = [rule.upper()] if rule else list(RULES)
+    found = [explained(name, limits) for name in names]
     if as_json_:
         print_json({"schema_version": 1, "rules": found})
+    elif rule:
+        print_data(rule_text(found[0]))
     else:
-        print_data(rule_text(found[0]) if rule else as_list(found))
+        print_data(as_list(found))
     return 0

@@ -76,7 +76,8 @@ def export(
     """
     form = format_of(output, format_, _FORMAT_OF, "csv")
     run = newest_file(reading.search(path))
-    output = None if output == PIPE else output
+    if output == PIPE:
+        output = None
     columns = EXPERT_COLUMNS if experts else ROUTER_COLUMNS
     rows = _read(run, experts)
     try:
@@ -186,7 +187,8 @@ def _write_log(run: RunFile, folder: Path) -> bool:
                 break
             else:
                 time.sleep(source.wait_s())
-            show_progress(f"reading: {source.offset / source.size:4.0%}" if source.size else "")
+            if source.size:
+                show_progress(f"reading: {source.offset / source.size:4.0%}")
     except OSError as error:
         fail_to_read(run, error)
     finally:

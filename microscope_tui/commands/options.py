@@ -61,10 +61,10 @@ def step_range(name: str, steps: str) -> tuple[int | None, int | None]:
     if not steps:
         return None, None
     found = _STEPS.fullmatch(steps)
-    first, last = (int(part) if part else None for part in found.groups()) if found else (0, -1)
-    if first is not None and last is not None and first > last:
+    first, last = found.groups() if found else ("0", "-1")
+    if first and last and int(first) > int(last):
         fail(f"{name} {safe_text(steps, 40)}: write A:B, for example 100:200", USAGE)
-    return first or 0, last
+    return int(first or 0), int(last) if last else None
 
 
 _Name = TypeVar("_Name", bound=str)
@@ -221,7 +221,9 @@ class SourceOptions:
             fail(f"--map {safe_text(error, 300)}", USAGE)
         rules = (*rules, *user.rules)
         request = SourceRequest(self.source, rules, (), experts, top_k, pipeline_parallel=stages)
-        return load_view(path).applied(request) if self.remembered else request
+        if self.remembered:
+            request = load_view(path).applied(request)
+        return request
 
     def note(self, path: Path) -> Iterator[str]:
         """What was confirmed on the screen, if it differs from ``--map`` and ``--top-k``."""
@@ -308,7 +310,9 @@ class PictureOptions:
     def alphabet(self) -> GlyphChoice:
         """The characters to draw with; a file gets braille, whatever this terminal can show."""
         to_terminal = self.output in (None, PIPE) and self.format == "text"
-        return "braille" if self.glyphs == "auto" and not to_terminal else self.glyphs
+        if self.glyphs == "auto" and not to_terminal:
+            return "braille"
+        return self.glyphs
 
     def refuse_invalid(self) -> None:
         """Exit with a usage error if the options contradict each other."""

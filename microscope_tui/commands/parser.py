@@ -112,7 +112,9 @@ def bytes_option(
     if not text:
         return default
     found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,3})?)\s*([kmg]?)i?b?", text.strip().lower())
-    size = int(float(found[1]) * _UNITS[found[2]]) if found else -1
+    size = -1
+    if found:
+        size = int(float(found[1]) * _UNITS[found[2]])
     if size < _LEAST_SIZE and size != least:
         shown = safe_text(text, 20)
         fail(f"{name} {shown!r}: write a size from 1MB up, for example {example}", USAGE)
@@ -177,7 +179,7 @@ def run(tokens: Sequence[str], commands: Mapping[str, tuple[str, str]]) -> int |
     app.command(app.help_print, name="--help-all", help="Display every option.")
     app.register_install_completion_command(show=everything)
     if everything:
-        tokens = ["--help" if token == "--help-all" else token for token in tokens]
+        tokens = [{"--help-all": "--help"}.get(token, token) for token in tokens]
     try:
         code: int | None = app(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:
@@ -185,9 +187,9 @@ def run(tokens: Sequence[str], commands: Mapping[str, tuple[str, str]]) -> int |
         refuse_missing_screens(tokens)
         problem = safe_text(error, 300)
         if isinstance(error, UnusedCliTokensError):
-            several = "path" in getattr(error.target, "__annotations__", ())
-            advice = "; name one run, or the folder of several" if several else ""
-            problem = f"{', '.join(error.unused_tokens or ())}: one argument too many{advice}"
+            problem = f"{', '.join(error.unused_tokens or ())}: one argument too many"
+            if "path" in getattr(error.target, "__annotations__", ()):
+                problem += "; name one run, or the folder of several"
             if tokens[0] not in commands and not commands.keys().isdisjoint(tokens):
                 problem = "options come after the command, for example: check --json PATH"
         if tokens[0] in commands:

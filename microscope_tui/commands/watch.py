@@ -85,7 +85,9 @@ def _dismiss_writers(descriptor: int) -> list[str]:
     staying: list[str] = []
     with suppress(OSError):
         pipe = os.readlink(f"/proc/self/fd/{descriptor}")
-        for process in Path("/proc").glob("[1-9]*") if pipe.startswith("pipe:") else ():
+        if not pipe.startswith("pipe:"):
+            return []
+        for process in Path("/proc").glob("[1-9]*"):
             number = int(process.name)
             with suppress(OSError):  # it has ended, or belongs to another user
                 if number == os.getpid() or os.getpgid(number) != os.getpgrp():

@@ -116,7 +116,9 @@ def decode_matrices(line: bytes, routers: int) -> Matrices:
     counts = [counts_of(row) for row in rows]
     biases = [_floats_of(row) for row in _rows_of(fields.get("expert_bias"), routers)]
     wrong = [i for i, row in enumerate(counts) if row is None and form.holds_fractions(rows[i])]
-    return Matrices(counts, biases, f"tokens_per_expert[{wrong[0]}] {FRACTIONS}" if wrong else "")
+    if wrong:
+        return Matrices(counts, biases, f"tokens_per_expert[{wrong[0]}] {FRACTIONS}")
+    return Matrices(counts, biases)
 
 
 def decode_means(line: bytes, routers: int) -> tuple[Rows, Rows]:
@@ -168,7 +170,9 @@ def short_rows(line: bytes, routers: int) -> Sequence[list[int]]:
         rows = _rows_decoder.decode(line[at:-1])
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return ()
-    return rows if len(rows) == routers and line.endswith(b"}") else ()
+    if len(rows) != routers or not line.endswith(b"}"):
+        return ()
+    return rows
 
 
 def row_starts(line: bytes, routers: int) -> list[int]:
@@ -195,9 +199,9 @@ def row_starts(line: bytes, routers: int) -> list[int]:
             between = b","
     except ValueError:
         return []
-    # Behind the last row the matrix and the record end.
-    whole = line.find(b"[", at + 1) < 0 and line[end:].translate(None, b" ") == b"]}"
-    return starts if whole else []
+    if line.find(b"[", at + 1) >= 0 or line[end:].translate(None, b" ") != b"]}":
+        return []  # behind the last row the matrix and the record end
+    return starts
 
 
 def decode_row(line: bytes, start: int) -> list[int] | None:
@@ -302,9 +306,14 @@ def _slices(fields: dict[str, Any]) -> form.SourceCounts | None:
     counts = [list(map(counts_of, rows)) for rows in tables if isinstance(rows, list)]
     if len(counts) != len(names) or any(row is None for rows in counts for row in rows):
         return None
-    known = _values_of(noise) or ()
-    levels = [math.inf if level is None else level for level in known]
+    levels = list(map(_level, _values_of(noise) or ()))
     return form.SourceCounts([safe_text(name, 40) for name in names], counts, levels)  # type: ignore[arg-type]  # none is None
+
+
+def _level(noise: float | None) -> float:
+    if noise is None:
+        return math.inf  # nothing rises above an unknown noise
+    return noise
 
 
 def _run(fields: dict[str, Any]) -> RunRecord:
@@ -314,7 +323,11 @@ def _run(fields: dict[str, Any]) -> RunRecord:
             f"format_version is {safe_text(repr(version), 20)}, this microscope reads "
             f"{FORMAT_VERSION}: update moe-microscope, or write the log with a matching version"
         )
-    model, config = _mapping(fields, "model"), _mapping(fields, "config")
+    model = _mapping(fields, "model")
+    config = _mapping(fields, "config")
+    norm_top_k = model.get("norm_top_k")
+    if not isinstance(norm_top_k, bool):
+        norm_top_k = None
     return RunRecord(
         run=safe_text(fields.get("run") or "", 120),
         routers=_routers(model),
@@ -329,7 +342,7 @@ def _run(fields: dict[str, Any]) -> RunRecord:
         hidden_layers=_integer(model.get("num_hidden_layers")),
         capacity_factor=_number(model.get("capacity_factor")),
         score_function=safe_text(model.get("score_function") or "", 20),
-        norm_top_k=value if isinstance(value := model.get("norm_top_k"), bool) else None,
+        norm_top_k=norm_top_k,
         balance=_balance(_mapping(fields, "balance")),
         training=_training(_mapping(fields, "training")),
         counts=safe_text(_mapping(fields, "source").get("counts") or "exact", 20),
@@ -340,31 +353,40 @@ def _run(fields: dict[str, Any]) -> RunRecord:
 
 def _balance(fields: dict[str, Any]) -> dict[str, Any]:
     """The settings that the advice uses: numbers (false is 0), except for these four."""
-    numbers = {
-        safe_text(key, 40): float(value) if isinstance(value, bool) else _number(value)
-        for key, value in fields.items()
-    }
+    known = {safe_text(key, 40): _setting(value) for key, value in fields.items()}
     names = [*_mapping(fields, "names").items()][:40]
-    update = fields.get("update")
-    forced = safe_text(fields.get("force_collapse") or "", 20)
-    texts = {
+    known |= {
         "method": safe_text(fields.get("method") or "", 20),
-        "update": update if update in form.UPDATES else None,
-        "force_collapse": forced if re.fullmatch(r"\d+@\d+", forced) else None,
+        "update": None,
+        "force_collapse": None,
         "names": {k: v for k, v in names if isinstance(v, str) and _SETTING.fullmatch(v)},
     }
-    return {key: value for key, value in (numbers | texts).items() if value not in (None, {})}
+    if fields.get("update") in form.UPDATES:
+        known["update"] = fields["update"]
+    forced = safe_text(fields.get("force_collapse") or "", 20)
+    if re.fullmatch(r"\d+@\d+", forced):
+        known["force_collapse"] = forced
+    return {key: value for key, value in known.items() if value not in (None, {})}
+
+
+def _setting(value: Any) -> Any:
+    if isinstance(value, bool):
+        return float(value)
+    return _number(value)
 
 
 def _training(fields: dict[str, Any]) -> dict[str, Any]:
     adapters = [*_mapping(fields, "adapters").items()][:20]
     share = fields.get("expert_weights")
-    missing = fields.get("missing_targets")
-    names = missing[:20] if isinstance(missing, list) else []
+    if not form.SHARE.fits(share):
+        share = None
+    names = fields.get("missing_targets")
+    if not isinstance(names, list):
+        names = []
     found = {name: pair_of(fields.get(name)) for name in form.PAIRS} | {
-        "expert_weights": share if form.SHARE.fits(share) else None,
+        "expert_weights": share,
         "adapters": {safe_text(key, 20): n for key, n in adapters if form.COUNT.fits(n)},
-        "missing_targets": [safe_text(name) for name in names if isinstance(name, str)],
+        "missing_targets": [safe_text(name) for name in names[:20] if isinstance(name, str)],
     }
     return {key: value for key, value in found.items() if value not in (None, {}, [])}
 
@@ -373,24 +395,24 @@ def _routers(model: dict[str, Any]) -> tuple[RouterInfo, ...]:
     depths = model.get("layers")
     if not isinstance(depths, list) or len(depths) > form.MAX_ROUTERS:
         raise BadLine("model.layers is missing or not a list: it names the depth of every router")
-    names = model.get("layer_names")
-    names = names if isinstance(names, list) and len(names) == len(depths) else [None] * len(depths)
+    names = _rows_of(model.get("layer_names"), len(depths))
 
-    def per_router(key: str, index: int) -> int:
+    def per_router(key: str) -> list[int]:
+        """A size of each router: one for all, or a list, which may be short."""
         value = model.get(key)
-        if isinstance(value, list):
-            value = value[index] if index < len(value) else None
-        return min(max(0, _integer(value) or 0), 1_000_000)
+        if not isinstance(value, list):
+            value = [value] * len(depths)
+        known = [*value, *[None] * len(depths)][: len(depths)]
+        return [min(max(0, _integer(size) or 0), 1_000_000) for size in known]
 
-    return tuple(
-        RouterInfo(
-            name=safe_text(f"L{_integer(depth) or 0}" if name is None else name, 12),
-            depth=_integer(depth) or 0,
-            num_experts=per_router("num_experts", index),
-            top_k=per_router("top_k", index),
-        )
-        for index, (depth, name) in enumerate(zip(depths, names, strict=True))
-    )
+    routers = []
+    columns = (depths, names, per_router("num_experts"), per_router("top_k"))
+    for depth, name, experts, top_k in zip(*columns, strict=True):
+        number = _integer(depth) or 0
+        if name is None:
+            name = f"L{number}"
+        routers.append(RouterInfo(safe_text(name, 12), number, experts, top_k))
+    return tuple(routers)
 
 
 def _number(value: Any) -> float | None:
@@ -418,8 +440,13 @@ def _values_of(value: Any) -> Values | None:
 
 def _finite_of(row: Any) -> Values | None:
     """Values that are not finite become ``None``, and so does an empty row."""
-    values = _values_of(row) or ()
-    return [v if v is not None and math.isfinite(v) else None for v in values] or None
+    return list(map(_finite, _values_of(row) or ())) or None
+
+
+def _finite(value: float | None) -> float | None:
+    if value is None or not math.isfinite(value):
+        return None
+    return value
 
 
 def _rows_of(value: Any, routers: int) -> list[Any]:
@@ -432,16 +459,22 @@ def counts_of(row: Any) -> list[int] | None:
     if not isinstance(row, list) or not row:
         return None
     if set(map(type, row)) == {int}:  # nearly always: avoids checking every count
-        return row if min(row) >= 0 and max(row) < MAX_INTEGER else None
-    counts = [_integer(item) for item in row]
-    known = [count for count in counts if count is not None and 0 <= count < MAX_INTEGER]
-    return known if len(known) == len(counts) else None
+        counts: list[int | None] = row
+        known = row
+    else:
+        counts = [_integer(item) for item in row]
+        known = [count for count in counts if count is not None]
+    if len(known) < len(counts) or min(known) < 0 or max(known) >= MAX_INTEGER:
+        return None
+    return known
 
 
 def pair_of(value: Any) -> list[int] | None:
     """``[trained, all]``, numbers of tensors; ``None`` if it is something else."""
-    pair = counts_of(value) or []
-    return pair if len(pair) == 2 and pair[0] <= pair[1] else None
+    pair = counts_of(value)
+    if pair is None or len(pair) != 2 or pair[0] > pair[1]:
+        return None
+    return pair
 
 
 def _floats_of(row: Any) -> list[float] | None:
@@ -450,4 +483,6 @@ def _floats_of(row: Any) -> list[float] | None:
         return row
     values = _values_of(row) or []
     known = [value for value in values if value is not None]
-    return known if known and len(known) == len(values) else None
+    if len(known) < len(values):
+        return None
+    return known or None

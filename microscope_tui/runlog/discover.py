@@ -116,11 +116,15 @@ def find_runs(root: Path, known: KnownLogs | None = None) -> list[RunFile]:
         except OSError as error:  # tried again next time
             known.unreadable.append(f"{entry.path}: {error.strerror or error}")
     own = own_log(root)
-    state, run = known.logs.get(os.path.join(root, own.name if own else ""), (None, None))
-    # A file of another format leaves the folders below to be searched.
-    known.one_run = own is not None and (run is not None or state is None or not state.size)
-    if known.one_run:
-        return [run] if run is not None else []
+    known.one_run = False
+    if own is not None:
+        state, run = known.logs.get(os.path.join(root, own.name), (None, None))
+        # A file of another format leaves the folders below to be searched.
+        known.one_run = run is not None or state is None or not state.size
+        if known.one_run:
+            if run is None:
+                return []  # it is empty so far
+            return [run]
     runs = [run for _, run in known.logs.values() if run is not None]
     return sorted(runs, key=lambda run: (-run.modified, run.name))
 
@@ -218,15 +222,17 @@ def _look(
     path = Path(entry.path)
     status = entry.stat(follow_symlinks=False)
     state = stamp_of(status)
-    before, run = known or (None, None)
-    if known is not None and state == before:
-        return known
-    grew = run is not None and state[:2] == run.inode and state.size >= run.size
+    run = None
+    if known is not None:
+        before, run = known
+        if state == before:
+            return known
+    if run is not None and state[:2] == run.inode and state.size >= run.size:
+        return state, _run_file(path, root, status, run.part_of)  # it grew
     try:
-        part_of = run.part_of if run is not None and grew else _part_of(path)
+        return state, _run_file(path, root, status, _part_of(path))
     except BadLine:
         return state, None
-    return state, _run_file(path, root, status, part_of)
 
 
 def _run_file(path: Path, root: Path, status: os.stat_result, part_of: str = "") -> RunFile:
@@ -280,4 +286,6 @@ def _run_name(path: Path, root: Path) -> str:
     path = path.with_name(_without_archive_suffix(path.name))
     if path.name != LOG_NAME:
         return safe_text(path.with_suffix("").relative_to(root))
-    return safe_text(root.resolve().name if path.parent == root else path.parent.relative_to(root))
+    if path.parent == root:
+        return safe_text(root.resolve().name)
+    return safe_text(path.parent.relative_to(root))

@@ -64,13 +64,18 @@ def glance(path: Path) -> Glance:
                 return Glance(identity=identity)  # its end is unknown before it is unpacked
             steps, end, late = _last(file, identity.size)
             steps.sort(key=lambda step: step.step)
-            last = steps[-1] if steps else None
-            if (run := late) is None:
+            if late is None:
                 first = read_lines_at(file, 0, _END_BYTES, _MOST_END_BYTES).partition(b"\n")[0]
-                run = record if isinstance(record := _record(first), RunRecord) else None
-            before = steps[0] if len(steps) == 2 else None
-            step_time = seconds_between(before, last) if last is not None else None
-            return Glance(run, last, step_time, end, identity=identity)
+                record = _record(first)
+                if isinstance(record, RunRecord):
+                    late = record
+            if not steps:
+                return Glance(late, end=end, identity=identity)
+            before = None
+            if len(steps) == 2:
+                before = steps[0]
+            step_time = seconds_between(before, steps[-1])
+            return Glance(late, steps[-1], step_time, end, identity=identity)
     except UnknownFormat as error:
         return Glance(error=str(error))
     except OSError as error:
@@ -82,7 +87,9 @@ def _last(file: int, size: int) -> tuple[list[StepRecord], EventRecord | None, R
     want = _END_BYTES
     while True:
         start = max(0, size - want)
-        lines = os.pread(file, want, start).split(b"\n")[1 if start else 0 :]
+        lines = os.pread(file, want, start).split(b"\n")
+        if start:
+            del lines[0]  # the end of a line
         steps, end, late = _end_of(map(_record, lines))
         if len(steps) >= 2 or start == 0 or want >= _MOST_END_BYTES:
             return steps[-2:], end, late
@@ -107,8 +114,9 @@ def _end_of(
             late = record
         elif isinstance(record, EventRecord) and record.event == "end":
             end = record
-    first = late.resumed_at_step if late is not None else None
-    return steps or [step for step in before if first is None or step.step < first], end, late
+    if late is not None and late.resumed_at_step is not None:
+        before = [step for step in before if step.step < late.resumed_at_step]
+    return steps or before, end, late
 
 
 def _record(line: bytes) -> Record | None:
@@ -251,7 +259,9 @@ def step_at(path: Path, run: RunRecord, offset: int) -> StepEntry | None:
     ``OSError``: the file cannot be read.
     """
     entry = next(read_steps(path, run, offset), None)
-    return entry if entry is not None and entry.offset == offset else None
+    if entry is None or entry.offset != offset:
+        return None
+    return entry
 
 
 def _between(

@@ -100,11 +100,15 @@ class SpooledLog(Source):
 
     def __init__(self, name: Path, spool: Spool | None) -> None:
         """``name``: shown in place of a path."""
-        super().__init__(name if spool is None else spool.path, seekable=spool is not None)
+        if spool is not None:
+            name = spool.path
+        super().__init__(name, seekable=spool is not None)
         self.spool = spool
 
     def kept(self) -> tuple[int, int]:
-        return (0, 0) if self.spool is None else (self.spool.start, self.spool.end)
+        if self.spool is None:
+            return 0, 0
+        return self.spool.start, self.spool.end
 
 
 class PipedLog(SpooledLog):

@@ -6,7 +6,6 @@ gets one from its counts. ``Course`` decides which steps a restart supersedes.
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import repeat
 from typing import TypeVar, cast
 
 from msgspec.structs import astuple
@@ -211,8 +210,10 @@ def _derive(entry: StepEntry) -> None:
             continue
         if not entry.has_counts:
             return
-        pairs = zip(given or repeat(None), entry.matrices().tokens_per_expert, strict=False)
-        filled = [derive(row) if value is None and row else value for value, row in pairs]
+        filled = list(given or [None] * entry.routers)
+        for index, row in enumerate(entry.matrices().tokens_per_expert):
+            if filled[index] is None and row:
+                filled[index] = derive(row)
         setattr(summary, name, filled)
 
 

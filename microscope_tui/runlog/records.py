@@ -50,10 +50,11 @@ class Number(msgspec.Struct, frozen=True):
 
     def fits_all(self, values: list[Any]) -> bool:
         """Whether each of some values fits, at the speed of C."""
-        kinds = {int} if self.integer else {int, float}
-        if not set(map(type, values)) <= kinds:
-            return False
-        return bool(self.low <= min(values) and max(values) <= self.high)
+        kinds = set(map(type, values))
+        if not self.integer:
+            kinds.discard(float)
+        # Then only True and what is no number is left over.
+        return kinds <= {int} and bool(self.low <= min(values) and max(values) <= self.high)
 
 
 class PerRouter(msgspec.Struct, frozen=True):

@@ -83,8 +83,9 @@ class LineSplitter:
             if size > self._max:
                 self.overlong.append(self.line_number)
             else:
-                first = self.line_number == 1
-                yield self.line_number, line.removeprefix(_BYTE_ORDER_MARK) if first else line
+                if self.line_number == 1:
+                    line = line.removeprefix(_BYTE_ORDER_MARK)
+                yield self.line_number, line
         self._keep(chunk[start:])
         self._fed += len(chunk)
 
@@ -311,8 +312,10 @@ class Tail(Source):
             self._move_on(data)
             self._newline_owed = True
             return data + b"\n"
-        self._fruitless = look if len(rest) > _SCAN_BYTES and not end else None
-        whole = data[:end] if rest else data
+        self._fruitless = None
+        if len(rest) > _SCAN_BYTES and not end:
+            self._fruitless = look
+        whole = data[:end]
         self._move_on(whole)
         return whole
 

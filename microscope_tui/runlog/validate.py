@@ -69,12 +69,13 @@ class LogValidator(Problems):
     def check(self, line_number: int, line: bytes) -> None:
         """Add the problems of the next line; call it for every line of the log, in order."""
         self.line = line_number
-        fields = self._object_of(line) if line.strip() else None
-        if fields is None:
+        if not line.strip() or (fields := self._object_of(line)) is None:
             return
         kind = fields.get("kind")
         known = ", ".join(_KINDS)
-        name = kind if isinstance(kind, str) and kind in _KINDS else "other"
+        name = "other"
+        if isinstance(kind, str) and kind in _KINDS:
+            name = kind
         if name in ("step", "event") and not self.records.keys() & _KINDS:
             self.say("no run", kind=kind)
         self.records[name] += 1
@@ -134,7 +135,9 @@ class LogValidator(Problems):
         except form.UnknownFormat as error:
             self.say("unusable", "format_version", why=error)
         except form.BadLine as error:
-            code = "model.layers" if isinstance(model, dict) else "type model"
+            code = "type model"
+            if isinstance(model, dict):
+                code = "model.layers"
             self.say("unusable", code, why=error)
         self._fields("", fields, form.RUN)
         training = fields.get("training")
@@ -309,7 +312,6 @@ class LogValidator(Problems):
 
     def _entries(self, key: str, value: Any, rule: PerRouter) -> None:
         """Check a list with one entry per router."""
-        routers = self._header.routers if self._header else ()
         if rule.shared and not isinstance(value, list):
             self._field(key, value, rule.rule)
         elif value == [] and key == "expert_bias":
@@ -317,13 +319,16 @@ class LogValidator(Problems):
         elif not isinstance(value, list):
             expected = "a list with one entry per router of model.layers"
             self.expected(f"type {key}", key, value, expected)
-        elif self._header and len(routers) != len(value):
-            said = {"entries": len(value), "routers": len(routers)}
-            self.say("length", f"length {key}", key=key, **said)
         else:
+            experts = [0] * len(value)
+            if self._header is not None:
+                experts = [router.num_experts for router in self._header.routers]
+            if len(experts) != len(value):
+                said = {"entries": len(value), "routers": len(experts)}
+                self.say("length", f"length {key}", key=key, **said)
+                return
             for index, entry in enumerate(value):
-                experts = routers[index].num_experts if routers else 0
-                self._field(f"{key}[{index}]", entry, rule.rule, key, experts)
+                self._field(f"{key}[{index}]", entry, rule.rule, key, experts[index])
 
     def _row(self, key: str, row: Any, rule: PerExpert, code: str, experts: int) -> None:
         """Check a row of a matrix."""

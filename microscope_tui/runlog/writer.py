@@ -185,7 +185,9 @@ class RunLogWriter:
                 _cut_torn_tail(file)
             self._status = os.fstat(file)
             size = self._status.st_size
-            self._first = b"\n" if size and os.pread(file, 1, size - 1) != b"\n" else b""
+            self._first = b""
+            if size and os.pread(file, 1, size - 1) != b"\n":
+                self._first = b"\n"
         except OSError:
             os.close(file)
             raise
@@ -217,7 +219,9 @@ def encode_record(record: Mapping[str, Any]) -> bytes:
 
 def rounded(value: float | None, digits: int) -> float | None:
     """``value`` with so many significant digits: half the bytes, and more than screens show."""
-    return value if value is None or isinstance(value, int) else float(f"{value:.{digits}g}")
+    if value is None or isinstance(value, int):
+        return value
+    return float(f"{value:.{digits}g}")
 
 
 def _named_non_finite(value: Any) -> Any:
@@ -225,7 +229,9 @@ def _named_non_finite(value: Any) -> Any:
     if isinstance(value, float):
         if math.isfinite(value):
             return value
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        if math.isnan(value):
+            return "NaN"
+        return "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, Mapping):
         return {key: _named_non_finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -252,7 +258,9 @@ def _cut_torn_tail(file: int) -> None:
 
 def without_matrices(record: Record, matrices: bool) -> Record:
     """The record as it is if ``matrices``, else a copy without its matrices."""
-    return record if matrices else {k: v for k, v in record.items() if k not in MATRICES}
+    if matrices:
+        return record
+    return {key: value for key, value in record.items() if key not in MATRICES}
 
 
 class BackgroundLog:
@@ -292,9 +300,11 @@ class BackgroundLog:
             self._warn_once("a record arrived after the log was closed and is not written")
             return
         size = estimated_bytes(record)
-        is_step = record.get("kind") == "step"
-        most_records = MAX_RECORDS + (0 if is_step else RESERVE_RECORDS)
-        most_bytes = MAX_BYTES + (0 if is_step else RESERVE_BYTES)
+        most_records = MAX_RECORDS
+        most_bytes = MAX_BYTES
+        if record.get("kind") != "step":
+            most_records += RESERVE_RECORDS
+            most_bytes += RESERVE_BYTES
         with self._lock:
             full = self._records >= most_records or self._bytes + size > most_bytes
             if full and self._records:  # one record always fits, however large

@@ -171,12 +171,11 @@ def double_counting(shape: Shape, rng: random.Random) -> Run:
 
 def configured(shape: Shape, rng: random.Random, header: Record) -> Run:
     """A run with the changes ``header`` of its run record, one of which LINT reports."""
-    aux = header.get("balance", {}).get("method") == "aux"
-    course = Course(
-        popularity=settled(shape, rng),
-        bias_update_rate=0.001 if "balance" not in header else None,
-        losses=(lambda counts: {"aux": pooled_aux(counts, shape)}) if aux else None,
-    )
+    course = Course(popularity=settled(shape, rng))
+    if "balance" in header:
+        course = replace(course, bias_update_rate=None)
+        if header["balance"].get("method") == "aux":
+            course = replace(course, losses=lambda counts: {"aux": pooled_aux(counts, shape)})
     return run_along(course, shape, rng, LINT, header=header)
 
 

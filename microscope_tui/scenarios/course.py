@@ -88,7 +88,9 @@ def steps(
         for router in range(shape.routers):
             weights = jittered(course.popularity(router, step), concentration, rng)
             row = draw_counts(weights, shape.tokens, shape.top_k, rng)
-            counts.append(course.meter(router, step, row) if course.meter else row)
+            if course.meter:
+                row = course.meter(router, step, row)
+            counts.append(row)
         spike = 3.0 if rng.random() < _SPIKE_CHANCE else 1.0
         yield Step(
             step=step,
@@ -141,8 +143,8 @@ class _Biases:
                 rows[router] = [b + (n < fair) - (n > fair) for b, n in zip(row, load, strict=True)]
             else:
                 aim = int(self._rng.random() * 5) - 2
-                pairs = zip(row, goals[router], strict=True)
-                rows[router] = [b + 1 if b < goal + aim else b - 1 for b, goal in pairs]
+                for expert, goal in enumerate(goals[router]):
+                    row[expert] += 1 if row[expert] < goal + aim else -1
 
 
 class _Signals:

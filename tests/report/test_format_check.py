@@ -171,6 +171,7 @@ def test_a_packed_log_is_the_same_log_and_what_cannot_be_read_exits_with_3(
 def test_hints_are_allowed_errors_and_empty_logs_are_not(write_log: Any) -> None:
     hinted = check_format(write_log([header(), {"kind": "note"}], "hinted"))
     assert (hinted.count("hint"), exit_code(hinted)) == (1, 0)
+    assert hinted.records == {"run": 1, "step": 0, "event": 0, "other": 1}
     wrong = check_format(write_log([header(format_version=2)], "wrong"))
     assert (wrong.count("error"), exit_code(wrong)) == (1, 3)
     empty = check_format(write_log([{"kind": "note"}], "empty"))

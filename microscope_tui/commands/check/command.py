@@ -103,13 +103,16 @@ def check(
         return _check_format(path, options)
     user = read_config(options.config)
     source = reading.request(user, path)
-    baseline = _baseline(options.baseline, source) if options.baseline is not None else None
+    baseline = None
+    if options.baseline is not None:
+        baseline = _baseline(options.baseline, source)
     request = _check_request(options, user, baseline)
     request = replace(request, cost=placed.request(), source_notes=partial(reading.note, path))
     search = Search(path, source)
     try:
-        judged = _follow if options.follow else _judge_now
-        return judged(search, request, options, baseline)
+        if options.follow:
+            return _follow(search, request, options, baseline)
+        return _judge_now(search, request, options, baseline)
     except NoRuns as error:
         _write_gauges(options.prometheus, ())
         if options.as_json:
@@ -127,8 +130,8 @@ def _judge_now(
         runs = runs_at(search)
         if len(runs) > 1 and not options.every:
             say(f"{runs[0].name}: newest of {len(runs):,} runs; --all judges all")
-        wanted = runs if options.every else runs[:1]
-        watches = [read(run, request.criteria, VERDICT_MEMORY) for run in wanted]
+            del runs[1:]
+        watches = [read(run, request.criteria, VERDICT_MEMORY) for run in runs]
     for watch in watches:
         _compare(watch, baseline)
     judgements = [judge(watch.file, request, watch=watch) for watch in watches]
@@ -191,9 +194,11 @@ def _check_format(path: Path, options: CheckOptions) -> int:
         logs = find_logs(path)
         if not logs:
             fail(f"{path}: contains no *.jsonl; name a log, or a folder of runs", NO_VERDICT)
-        reports = [format_check.check_format(one) for one in (logs if options.every else logs[:1])]
+        if not options.every:
+            del logs[1:]
+        reports = list(map(format_check.check_format, logs))
     if options.as_json:
-        found = [format_check.format_json(report) for report in reports]
+        found = list(map(format_check.format_json, reports))
         print_json(found if options.every else found[0])
     else:
         print_data("\n".join(format_check.format_text(report) for report in reports))

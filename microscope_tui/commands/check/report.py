@@ -112,20 +112,23 @@ def judge(
     diagnosis = watch.diagnosis
     no_verdict = why_no_verdict(watch)
     findings: list[tuple[Finding, Advice]] = []
+    profile = None
     if diagnosis is not None:
+        profile = diagnosis.run.profile
         findings = findings_with_advice(
             diagnosis, [e for e in diagnosis.episodes if request.counts(e)]
         )
     code = exit_code([f for f, _ in findings], request.fail_on)
     if code != CRITICAL and not no_verdict.why:
         no_verdict = NoVerdict(_read_to(watch))
-    code = NO_VERDICT if no_verdict.why else code
+    if no_verdict.why:
+        code = NO_VERDICT
     return Judgement(
         run=file.name,
         path=safe_text(file.path, 1000),
         state=state,
-        last_step=watch.latest.record.step if watch.latest else 0,
-        profile=diagnosis.run.profile if diagnosis is not None else None,
+        last_step=_last_step(watch),
+        profile=profile,
         exit_code=code,
         findings=findings,
         problem=no_verdict.why,
@@ -141,12 +144,18 @@ def no_run(path: Path, problem: str) -> Judgement:
     return Judgement(path.name, where, RunState.ERROR, 0, None, NO_VERDICT, (), problem, None, ())
 
 
+def _last_step(watch: RunWatch) -> int:
+    return watch.latest.record.step if watch.latest else 0
+
+
 def _read_to(watch: RunWatch) -> str | None:
     if watch.complete or watch.latest is None:
         return None
+    read = f"read to step {watch.latest.record.step:,}"
     last = glance(watch.path).last
-    rest = f" of {last.step:,}" if last is not None else ""
-    return f"read to step {watch.latest.record.step:,}{rest}"
+    if last is not None:
+        read += f" of {last.step:,}"
+    return read
 
 
 def findings_with_advice(
@@ -172,11 +181,13 @@ def worst_code(judgements: Sequence[Judgement]) -> int:
     """Of several runs: critical, no verdict, a warning, not judged yet, healthy, in this order."""
 
     def rank(one: Judgement) -> float:
-        # A run that waits has no finding: a warning matters more.
-        waits = one.waits_until is not None
-        return 0.5 if waits else (HEALTHY, WARNING, NO_VERDICT, CRITICAL).index(one.exit_code)
+        if one.waits_until is not None:
+            return 0.5  # it has no finding: a warning matters more
+        return (HEALTHY, WARNING, NO_VERDICT, CRITICAL).index(one.exit_code)
 
-    return max(judgements, key=rank).exit_code if judgements else NO_VERDICT
+    if not judgements:
+        return NO_VERDICT
+    return max(judgements, key=rank).exit_code
 
 
 def counts_text(judgements: Sequence[Judgement]) -> str:
@@ -204,14 +215,16 @@ def _notes_on_the_reading(watch: RunWatch) -> Iterator[str]:
 def _notes_on_the_log(watch: RunWatch) -> Iterator[str]:
     yield from _notes_on_the_reading(watch)
     if watch.defects.count:
-        how = "" if watch.file.foreign else "; repair: `moe-microscope check --format-only`"
         skipped = f"{plural(watch.defects.count, 'unreadable part')} skipped"
-        yield f"{skipped}: {'; '.join(watch.defects.first)}{how}"
+        note = f"{skipped}: {'; '.join(watch.defects.first)}"
+        if not watch.file.foreign:
+            note += "; repair: `moe-microscope check --format-only`"
+        yield note
     if watch.scan.repeated:
         step, times = watch.scan.repeated
         yield f"step {step:,} written {times} times: only the first counts; log one line per step"
     state, _ = watch.state()
-    last = watch.latest.record.step if watch.latest else 0
+    last = _last_step(watch)
     over = not state.live and state not in (RunState.FINISHED, RunState.WAITING)
     if watch.latest and over:
         yield f"the run is {state}: the verdict covers its routers up to step {last:,} only"
@@ -242,7 +255,9 @@ def _notes_on_the_header(run: RunRecord, missing: str) -> Iterator[str]:
 def _notes_on_blind_spots(diagnosis: Diagnosis) -> Iterator[str]:
     if is_one_step(diagnosis.run):
         yield "a single dump: rules about changes over time do not apply"
-    blind = diagnosis.blind_spots() if diagnosis.run.routers else {}
+    if not diagnosis.run.routers:
+        return
+    blind = diagnosis.blind_spots()
     for reason in dict.fromkeys(blind.values()):
         rules = [rule for rule, why in blind.items() if why == reason]
         verb = "is" if len(rules) == 1 else "are"
@@ -254,9 +269,10 @@ def _notes_on_the_request(request: CheckRequest, watch: RunWatch) -> Iterator[st
     if criteria.ignore:
         yield f"ignored rules: {', '.join(sorted(criteria.ignore))}"
     header = watch.run.profile if watch.run is not None else ""
-    if criteria.profile:
-        declared = f", the header has {header}" if header and header != criteria.profile else ""
-        yield f"judged as {criteria.profile} (--profile{declared})"
+    if criteria.profile and header in ("", criteria.profile):
+        yield f"judged as {criteria.profile} (--profile)"
+    elif criteria.profile:
+        yield f"judged as {criteria.profile} (--profile, the header has {header})"
     elif header and diagnosis is not None and diagnosis.run.profile != header:
         judged = f"judged as {diagnosis.run.profile}, the header has {header}"
         yield f"{judged}; --profile chooses another"
@@ -265,25 +281,31 @@ def _notes_on_the_request(request: CheckRequest, watch: RunWatch) -> Iterator[st
         yield from request.source_notes()
     if not request.since_step:
         return
-    last = watch.latest.record.step if watch.latest else 0
-    newest = f"; the newest step is {last:,}" if last < request.since_step else ""
-    active = "" if request.new_only else " or are active"
-    yield f"only findings that began at step {request.since_step:,} or later{active}{newest}"
+    note = f"only findings that began at step {request.since_step:,} or later"
+    if not request.new_only:
+        note += " or are active"
+    last = _last_step(watch)
+    if last < request.since_step:
+        note += f"; the newest step is {last:,}"
+    yield note
     if request.new_only and diagnosis is not None:
         yield from _still_active(diagnosis, request.since_step)
 
 
 def _still_active(diagnosis: Diagnosis, since_step: int) -> Iterator[str]:
     older = group(e for e in diagnosis.episodes if e.active and e.onset < since_step)
-    found = [
-        f"{f.rule}{f' in {listed(f.layers)}' if f.layers else ''} since step {f.onset:,}"
-        for f in older
-        if f.severity >= Severity.WARN
-    ]
-    more = f"; and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+    found = []
+    for f in older:
+        if f.severity >= Severity.WARN:
+            where = f" in {listed(f.layers)}" if f.layers else ""
+            found.append(f"{f.rule}{where} since step {f.onset:,}")
+    if not found:
+        return
+    named = found[:_MOST_NAMED]
+    if len(found) > _MOST_NAMED:
+        named.append(f"and {len(found) - _MOST_NAMED} more")
     what = "an older finding is" if len(found) == 1 else "older findings are"
-    if found:
-        yield f"{what} still active: {'; '.join(found[:_MOST_NAMED])}{more}"
+    yield f"{what} still active: {'; '.join(named)}"
 
 
 def verdict_text(judgement: Judgement) -> str:
@@ -299,7 +321,9 @@ def verdict_text(judgement: Judgement) -> str:
     if judgement.cost is not None:
         lines.append(f"  cost: {model_cost(judgement.cost)}")
     for finding, advice in judgement.findings:
-        text = _finding_text(finding, advice)[: 2 if advice.cause else None]
+        text = _finding_text(finding, advice)
+        if advice.cause:
+            del text[2:]
         if advice.explains:  # the findings that follow
             label = finding.severity.label.upper()
             text[:0] = [f"{label} cause: {advice.explanation}", f"  next  {advice.next}"]
@@ -354,14 +378,14 @@ class Alerts:
         # An episode withdrawn by a restart may return, and is reported again.
         before = self._known
         self._known = {}
-        for episode in diagnosis.episodes if diagnosis is not None else ():
+        if diagnosis is None:
+            return ()
+        for episode in diagnosis.episodes:
             key = (episode.rule, episode.router_index, episode.recurrence, episode.onset)
             if self._request.counts(episode) or key in (before or ()):
                 self._known[key] = (episode.severity, episode.active)
                 if event := _event(before, key, episode):
                     changed[event].append(episode)
-        if diagnosis is None:
-            return ()
         return [
             News(event, diagnosis.last_step, finding, advice)
             for event, episodes in changed.items()
@@ -386,12 +410,13 @@ def _event(before: _Known | None, key: _Key, episode: Episode) -> Event | None:
 def news_text(alert: News) -> str:
     """What ``check --follow`` prints of one alert; only the first line once it has recovered."""
     first, *rest = _finding_text(alert.finding, alert.advice)
-    event = "" if alert.event == "opened" else f"{alert.event}: "
+    if alert.event != "opened":
+        first = f"{alert.event}: {first}"
     if alert.event == "recovered":
         rest = []
     elif alert.advice.cause:
         rest.insert(-1, f"  cause {alert.advice.cause}")
-    return "\n".join([f"step {alert.step:,}: {event}{first}", *(f"  {line}" for line in rest)])
+    return "\n".join([f"step {alert.step:,}: {first}", *(f"  {line}" for line in rest)])
 
 
 def news_json(file: RunFile, alert: News) -> dict[str, Any]:
