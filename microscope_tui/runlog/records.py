@@ -167,7 +167,6 @@ EVENT: dict[str, Rule] = {
     "event": str,
     "values": Each(None, named=True),
 }
-END_REASONS = ("finished", "stopped", "collapse", "signal", "failed")
 
 
 def holds_fractions(row: Any) -> bool:

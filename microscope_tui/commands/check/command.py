@@ -130,7 +130,7 @@ def _judge_now(
         runs = runs_at(search)
         if len(runs) > 1 and not options.every:
             say(f"{runs[0].name}: newest of {len(runs):,} runs; --all judges all")
-            del runs[1:]
+            runs = runs[:1]
         watches = [read(run, request.criteria, VERDICT_MEMORY) for run in runs]
     for watch in watches:
         _compare(watch, baseline)
@@ -195,7 +195,7 @@ def _check_format(path: Path, options: CheckOptions) -> int:
         if not logs:
             fail(f"{path}: contains no *.jsonl; name a log, or a folder of runs", NO_VERDICT)
         if not options.every:
-            del logs[1:]
+            logs = logs[:1]
         reports = list(map(format_check.check_format, logs))
     if options.as_json:
         found = list(map(format_check.format_json, reports))
