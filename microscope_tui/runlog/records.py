@@ -53,7 +53,7 @@ class Number(msgspec.Struct, frozen=True):
         kinds = set(map(type, values))
         if not self.integer:
             kinds.discard(float)
-        # Then only True and what is no number is left over.
+        # True, and all that is not a number, remain.
         return kinds <= {int} and bool(self.low <= min(values) and max(values) <= self.high)
 
 
