@@ -32,6 +32,12 @@ _FROM_ANY_TERMINAL = re.compile(
     r"|(alt\+)?(ctrl\+)?(shift\+)?f([1245-9]|1[0-2])"
 )
 """Keys by Textual's names; others need the keyboard protocol of kitty."""
+_OF_BEFORE = {
+    "together.previous": "number.previous",
+    "together.next": "number.next",
+    "together.axis": "time.axis",
+}
+"""Ids of a screen that screen 6 has replaced, and what they are there."""
 
 
 class BadKey(ValueError):
@@ -55,30 +61,41 @@ def keymap_of(
     for name, value in _entries(table):
         if name.startswith(MISSING_IDS):  # the file may be shared with a larger installation
             continue
-        if name not in ids:
+        if name not in ids and name not in _OF_BEFORE:
             near = " or ".join(get_close_matches(name[:80], ids))
+            meant = near and f"did you mean {near}? "
             raise BadKey(
-                f"[keys] {safe_text(name, 40)}: no such id; "
-                f"{f'did you mean {near}? ' if near else ''}`moe-microscope keys` prints all"
+                f"[keys] {safe_text(name, 40)}: no such id; {meant}`moe-microscope keys` prints all"
             )
-        if not isinstance(value, str) or not value.strip():
-            shown = safe_text(repr(value), 40)
-            raise BadKey(f'[keys] {name} is {shown}: write at least one key, like "j" or "j,down"')
-        keys: dict[str, None] = {}
-        for written in (part.strip() for part in value.split(",")):
-            key = _named(written)
-            if key is None:
-                raise BadKey(
-                    f'[keys] {name}: terminals do not send a key "{safe_text(written, 30)}"; write '
-                    "a character (j J [ ?) or a name (up pageup space comma f5 ctrl+p)"
-                )
-            if key in _ALWAYS_QUIT:
-                raise BadKey(f"[keys] {name}: {key} always quits; write another key")
-            keys[key] = None
-        keymap[name] = ",".join(keys)
+        keymap[name] = _keys_of(name, value)
+    before = [name for name in keymap if name in _OF_BEFORE]
+    of_before = {_OF_BEFORE[name]: keymap.pop(name) for name in before}
     if found := conflicts(screens, keymap):
         raise BadKey(f"[keys] conflicting keys: {'; '.join(found)}; bind one to another key")
+    for name, keys in of_before.items():
+        wanted = {name: keys, **keymap}  # the name of today wins
+        if not conflicts(screens, wanted):  # its screen has more keys than that of before
+            keymap = wanted
     return keymap
+
+
+def _keys_of(name: str, value: object) -> str:
+    """The keys of one id by Textual's names, separated by commas."""
+    if not isinstance(value, str) or not value.strip():
+        shown = safe_text(repr(value), 40)
+        raise BadKey(f'[keys] {name} is {shown}: write at least one key, like "j" or "j,down"')
+    keys: dict[str, None] = {}
+    for written in (part.strip() for part in value.split(",")):
+        key = _named(written)
+        if key is None:
+            raise BadKey(
+                f'[keys] {name}: terminals do not send a key "{safe_text(written, 30)}"; write '
+                "a character (j J [ ?) or a name (up pageup space comma f5 ctrl+p)"
+            )
+        if key in _ALWAYS_QUIT:
+            raise BadKey(f"[keys] {name}: {key} always quits; write another key")
+        keys[key] = None
+    return ",".join(keys)
 
 
 def without_screen(table: Mapping[str, object]) -> list[str]:

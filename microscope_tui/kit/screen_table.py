@@ -86,9 +86,7 @@ ALL_SCREENS = {
     "placement": ScreenRow(
         "d", "placement on devices", "extensions.placement.screen", "placement cells header"
     ),
-    "together": ScreenRow(
-        "", "runs in one chart", "screens.course.together_screen", "charts runs header"
-    ),
+    "together": ScreenRow("", "runs in one chart", "screens.course.together", "charts runs header"),
     "help": ScreenRow("", "help", "screens.help.screen"),
 }
 """By the names that ``action_go``, snapshots and the glossary use."""

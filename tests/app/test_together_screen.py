@@ -33,12 +33,12 @@ def read(log: Path) -> RunCourse:
 async def test_selected_runs_are_drawn_together_and_a_growing_one_is_read_on(
     make_run: Make, append: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("microscope_tui.screens.course.together_screen._REFRESH_S", 0.05)
+    monkeypatch.setattr("microscope_tui.screens.course.together._REFRESH_S", 0.05)
     logs = [make_run(name, steps=range(1, 30)) for name in ("first", "second", "third")]
     async with open_app(logs[0].parent.parent, "r") as app:
         await app.sees("3 runs", "runs")
         await app.press("space", "down", "space", "T")
-        await app.sees("2 runs", "together-title")
+        await app.sees("2 runs", "answer")
         await app.sees("at step 29", "together-runs")
         shown = app.text("together-runs").split()
         assert len({"first", "second", "third"} & set(shown)) == 2
@@ -47,11 +47,32 @@ async def test_selected_runs_are_drawn_together_and_a_growing_one_is_read_on(
         append(grown, range(30, 34))
         await app.sees("at step 33", "together-runs")
         await app.press("x")
-        assert "over tokens" in app.text("together-title")
-        await app.press("down")
+        assert "over tokens" in app.text("answer")
+        await app.press("down", "enter")
         assert "loss" not in app.text("chart-number").split("\n")[0]
         await app.press("escape", "space", "T")
-        await app.sees("select runs with space", "together-title")
+        await app.sees("select runs with space", "answer")
+
+
+async def test_the_list_and_the_time_cursor_of_screen_6_are_there_for_several_runs(
+    make_run: Make,
+) -> None:
+    logs = [make_run(name, steps=range(1, 30), reward=0.5) for name in ("first", "second")]
+    async with open_app(logs[0].parent.parent, "r", "T", size=(120, 30)) as app:
+        await app.sees("at step 29", "together-runs")
+        assert "●   loss" in app.text("numbers")
+        await app.press("slash", *"rew", "enter", "enter")
+        assert app.text("chart-number").split("\n")[0].split() == ["▶", "reward"]
+        assert app.text("together-runs").count("0.5") == 2
+        await app.press("v")
+        assert app.text("chart-number").split("\n")[0].split() == ["▶", "reward"]
+        assert "│" not in app.text("chart-number")
+        await app.press("left_square_bracket")
+        assert "│" in app.text("chart-number")
+        await app.press("x")
+        assert "│" not in app.text("chart-number"), "the cursor is a step, and this axis is not"
+        await app.press("slash", *"x", "enter", "enter")
+        assert "no number matches" in app.screen.message_shown
 
 
 def test_lines_are_where_the_run_was_at_that_step_time_or_number_of_tokens(make_run: Make) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from microscope_tui.diagnosis import Severity
 from microscope_tui.draw.charts import (
     Chart,
     beside,
@@ -22,6 +23,7 @@ from microscope_tui.draw.pattern import matches
 from microscope_tui.draw.spans import Span, dim, pad
 from microscope_tui.draw.time_line import time_scale
 from microscope_tui.kit import keys
+from microscope_tui.kit.base import Part
 from microscope_tui.kit.chart_screen import TABS, ChartScreen
 from microscope_tui.kit.keys import key, pair
 from microscope_tui.watch import Column, Quantity, RunView, kept_numbers, worst_of_layers
@@ -30,6 +32,8 @@ _LIST_FROM = 100
 """Columns from which the list is beside the overview too."""
 _COMPARED = 240
 """Columns in which the loss is compared, whatever the size of the window."""
+Numbers = Mapping[str, tuple[float | None, Severity | None]]
+"""By name: the value at the shown step, and how grave a finding about the number is."""
 _WORST = {"balance": Quantity.BALANCE, "max-load": Quantity.LOAD}
 
 
@@ -59,25 +63,36 @@ class CourseScreen(ChartScreen):
         *keys.OUT,
         *keys.EVERYWHERE,
     ]
-    PARTS = (
+    PARTS: ClassVar[Sequence[Part]] = (
         *("header", "answer"),
         ("body", "numbers", ("charts", *map("chart-{}".format, COURSE), "chart-number")),
         *("hidden", "ribbon"),
     )
 
+    AT_FIRST = OVERVIEW
+    """First of the list, and drawn until another number is chosen."""
     pattern = ""
     cursor = ""
     """The number under the cursor of the list; at first the one that is drawn."""
-    _listed: Sequence[str] = (OVERVIEW,)
+    _listed: Sequence[str] = (AT_FIRST,)
     _list_of: tuple[RunView, int] | None = None
     """What the list was drawn for: a move of the cursor draws no chart."""
     _worst: tuple[object, Mapping[str, Sequence[Column]]] = (None, {})
 
     @property
+    def numbers(self) -> tuple[str, ...]:
+        """The numbers that were chosen, up to two."""
+        return self.session.numbers
+
+    @numbers.setter
+    def numbers(self, names: tuple[str, ...]) -> None:
+        self.session.numbers = names
+
+    @property
     def list_width(self) -> int:
         """Cells of the list; 0 where the charts need them."""
         columns = self.room.width
-        used = self.session.numbers or self.pattern or self.cursor not in ("", OVERVIEW)
+        used = self.numbers or self.pattern or self.cursor not in ("", self.AT_FIRST)
         if self.enlarged or not (used or columns >= _LIST_FROM):
             return 0
         return max(20, min(32, columns * 2 // 5))
@@ -87,7 +102,7 @@ class CourseScreen(ChartScreen):
 
     def plot_area(self) -> tuple[int, int]:
         start, width = super().plot_area()
-        names = names_width(self.columns(), named=len(self.session.numbers) > 1)
+        names = names_width(self.columns(), named=len(self.numbers) > 1)
         return start + self.list_width, width - names
 
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
@@ -96,36 +111,39 @@ class CourseScreen(ChartScreen):
         compared = session.view(_COMPARED, 1, ()) or view
         answer = loss_answer(compared, columns - len(moment), session.selected)
         self.show("answer", [[*answer, Span(moment, "accent")]])
-        self._list_of = view, room
-        self._draw_list(view, room)
-        charts = {name: self._chart(view, name) for name in session.numbers or COURSE}
-        if session.numbers:
+        self.draw_list(view, room)
+        charts = {name: self._chart(view, name) for name in self.numbers or COURSE}
+        if self.numbers:
             drawn = list(charts.values())
             charts = {"number": beside(*drawn) if len(drawn) > 1 else drawn[0]}
         charts = {n: chart for n, chart in charts.items() if chart.measured or n not in COURSE[1:]}
         time = time_scale(view, session.axis)
         self.draw_charts([list(charts)], charts, time, room, view.step)
 
-    def _draw_list(self, view: RunView, room: int) -> None:
-        session, width = self.session, self.list_width
-        watch, entry = session.watch, session.shown_entry
+    def numbers_listed(self, view: RunView) -> Numbers:
+        """What the list shows; numbers that findings quote come first."""
+        watch, entry = self.session.watch, self.session.shown_entry
         assert watch is not None  # there is a view of it
         values = entry.numbers() if entry is not None else {}
         about = quoted(finding for finding, _ in view.findings)
-        kept = (*kept_numbers(watch), *session.numbers)
-        numbers = {OVERVIEW: None, **numbers_of(view, values, kept, about)}
+        found = numbers_of(view, values, (*kept_numbers(watch), *self.numbers), about)
+        return {name: (value, about.get(name)) for name, value in found.items()}
+
+    def draw_list(self, view: RunView, room: int) -> None:
+        """The list of numbers in ``room`` lines, around the cursor."""
+        self._list_of, width = (view, room), self.list_width
+        numbers = {self.AT_FIRST: (None, None), **self.numbers_listed(view)}
         shown = (n for n in numbers if matches(self.pattern, f"{label_of(n)} {n}"))
-        self._listed = list(shown) or [OVERVIEW]
+        self._listed = list(shown) or [self.AT_FIRST]
         self.query_one("#numbers").set_class(not width, "gone")
         title = [dim(" numbers "), Span(self.filter_note(width - 10), "accent")]
         lines = [pad(title, width)]
-        marks = dict(zip(session.numbers or (OVERVIEW,), "●+", strict=False))
+        marks = dict(zip(self.numbers or (self.AT_FIRST,), "●+", strict=False))
         at = self._at
         for index in self.in_view(at, len(self._listed), room - 1):
             name, chosen = self._listed[index], index == at
-            mark, severity = marks.get(name, " "), about.get(name)
-            line = number_line(name, numbers[name], severity, width - 1, mark=mark, chosen=chosen)
-            lines.append(line)
+            mark = marks.get(name, " ")
+            lines.append(number_line(name, *numbers[name], width - 1, mark=mark, chosen=chosen))
         self.show("numbers", lines, width=width)
 
     def _chart(self, view: RunView, name: str) -> Chart:
@@ -142,35 +160,39 @@ class CourseScreen(ChartScreen):
 
     @property
     def _at(self) -> int:
-        name = self.cursor or next(iter(self.session.numbers), OVERVIEW)
+        name = self.cursor or next(iter(self.numbers), self.AT_FIRST)
         return self._listed.index(name) if name in self._listed else 0
 
     async def action_move(self, by: int) -> None:
         width = self.list_width
         self.cursor = self._listed[max(0, min(len(self._listed) - 1, self._at + by))]
         if self._list_of is not None and self.list_width == width:
-            self._draw_list(*self._list_of)
+            self.draw_list(*self._list_of)
             self.draw_last_line()
         else:
             await self.redraw()
 
     async def action_choose(self) -> None:
         name = self._listed[self._at]
-        if name == OVERVIEW and not matches(self.pattern, OVERVIEW):
+        if name != self.AT_FIRST:
+            await self._choose((name,))
+        elif matches(self.pattern, name):
+            await self._choose(())
+        else:
             self.show_message("no number matches", "dim")
-            return
-        await self._choose(() if name == OVERVIEW else (name,))
 
     async def action_second(self) -> None:
         """Beside the first, by default the loss; or no longer."""
-        first = self.session.numbers[0] if self.session.numbers else "loss"
+        first, *second = self.numbers or ("loss",)
         name = self._listed[self._at]
         if name in (first, OVERVIEW):
             self.show_message("choose another number to draw beside the first one", "dim")
+        elif name in second:
+            await self._choose((first,))
         else:
-            await self._choose((first,) if name in self.session.numbers else (first, name))
+            await self._choose((first, name))
 
     async def _choose(self, names: tuple[str, ...]) -> None:
-        self.session.numbers = names
+        self.numbers = names
         self._stop.set()  # another number is wanted now
         await self.redraw()

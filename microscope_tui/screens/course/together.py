@@ -1,26 +1,37 @@
-"""One number of several runs in one chart, over steps, tokens or time."""
+"""Screen 6 with several runs: one number of them in one chart, over steps, tokens or time."""
 
+import asyncio
 import math
+import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 from enum import StrEnum
 from itertools import accumulate, pairwise
 from operator import mul
+from pathlib import Path
+from time import monotonic
+from typing import ClassVar
 
 from microscope_tui.draw import words
 from microscope_tui.draw.charts import Chart, Curve
+from microscope_tui.draw.heat import after
 from microscope_tui.draw.numbers import label_of
-from microscope_tui.draw.spans import Line, Span, dim, pad, shortened, width_of
+from microscope_tui.draw.spans import Line, Span, dim, pad, shortened, width_of, with_notes
 from microscope_tui.draw.time_line import TimeScale
-from microscope_tui.runlog import safe_text
+from microscope_tui.kit.keys import with_keymap
+from microscope_tui.kit.session import Session
+from microscope_tui.runlog import plural, safe_text
 from microscope_tui.screens.course.run_course import RunCourse
-from microscope_tui.watch import Column, History, Window
+from microscope_tui.screens.course.screen import CourseScreen, Numbers
+from microscope_tui.watch import Column, History, RunView, Window
 
 MOST_RUNS = 8
 VALIDATION = "validation loss"
 _ROLES = (*(f"ink:{number}" for number in range(MOST_RUNS - 1)), "value")
 _TICKS = 5
 _STRETCHES = 512  # of the run, each with its mean number of tokens
+_REFRESH_S = 2.0
+_OF_ONE_RUN = ("number.second", "chart.next", "chart.previous")
 
 
 class Across(StrEnum):
@@ -38,9 +49,16 @@ def numbers_together(courses: Sequence[RunCourse]) -> list[str]:
 
 
 def together_chart(
-    courses: Sequence[RunCourse], name: str, across: Across, points: int
+    courses: Sequence[RunCourse],
+    name: str,
+    across: Across,
+    points: int,
+    cursor: int | None = None,
 ) -> tuple[Chart, TimeScale]:
-    """A line for each run, of at most so many ``points``, and the axis."""
+    """A line for each run, of at most so many ``points``, and the axis.
+
+    ``cursor``: a step to mark; other axes than that of the steps do not show it.
+    """
     curves = [
         Curve(*_places(course, name, across, points), role, name=course.file.name)
         for course, role in zip(courses, _ROLES, strict=False)
@@ -50,7 +68,8 @@ def together_chart(
     if across is not Across.STEPS:
         spell = words.short_number if across is Across.TOKENS else words.duration
         labels = {last * at // _TICKS: spell(last * at // _TICKS) for at in range(_TICKS + 1)}
-    scale = TimeScale(Window(0, max(1, last)), None, labels=labels)
+        cursor = None
+    scale = TimeScale(Window(0, max(1, last)), cursor, labels=labels)
     chart = Chart(label_of(name), curves, bottom=None, spell=words.significant)
     return chart, scale
 
@@ -127,3 +146,77 @@ def together_lines(courses: Sequence[RunCourse], name: str, width: int) -> list[
         line = [Span("  ● ", role), *run, Span(f"{said:>10}  "), dim(where)]
         lines.append(pad(line, width))
     return lines
+
+
+class TogetherScreen(CourseScreen, inherit_bindings=False):
+    """The selected runs, or the newest; a worker thread reads their logs.
+
+    It has the list and the keys of screen 6, except those for a second number and a second chart.
+    A step that the user goes to is marked in the chart.
+    """
+
+    BINDINGS: ClassVar = [
+        one for one in with_keymap(CourseScreen.BINDINGS, {}) if one.id not in _OF_ONE_RUN
+    ]
+    PARTS = ("header", "answer", ("body", "numbers", ("charts", "chart-number")), "together-runs")
+
+    AT_FIRST = "loss"
+    numbers = ()
+    across = Across.STEPS
+    _last_read = 0
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self._courses: dict[Path, RunCourse] = {}
+
+    async def draw(self, view: RunView, columns: int, rows: int) -> None:
+        courses = self._chosen()
+        if not self.busy and self._last_read != self._tick():
+            self._last_read = self._tick()
+            self.run_worker(self._read(courses), group="together")
+        runs = Span(f"  {plural(len(courses), 'run')}", "title")
+        title = [runs, dim(f"   over {self.across}")]
+        notes = ["x: another axis"]
+        if len(courses) == 1:
+            notes.insert(0, "select runs with space on screen 4")
+        self.show("answer", [with_notes(title, notes, columns)])
+        name, *_ = self.numbers or (self.AT_FIRST,)
+        lines = together_lines(courses, name, columns)
+        self.show("together-runs", lines, height=len(lines))
+        room = max(4, rows - 3 - len(lines))
+        self.draw_list(view, room)
+        pin = self.session.time.pin
+        step = pin.step if pin is not None else None
+        chart, scale = together_chart(courses, name, self.across, self.points(), step)
+        self.draw_charts([["number"]], {"number": chart}, scale, room, 0)
+
+    def _chosen(self) -> Sequence[RunCourse]:
+        cards = self.session.fleet.cards()
+        chosen = [card for card in cards if card.selected] or cards
+        known = {path: course for path, course in self._courses.items() if not course.replaced}
+        files = [card.file for card in chosen[:MOST_RUNS]]
+        self._courses = {file.path: known.get(file.path) or RunCourse(file) for file in files}
+        return list(self._courses.values())
+
+    def numbers_listed(self, view: RunView) -> Numbers:
+        return dict.fromkeys(numbers_together(list(self._courses.values())), (None, None))
+
+    async def _read(self, courses: Sequence[RunCourse]) -> None:
+        stop = threading.Event()
+        try:
+            for course in courses:
+                await asyncio.to_thread(course.read_on, stop.is_set)
+        finally:
+            stop.set()
+        await self.redraw_if_current()
+
+    def state_now(self) -> tuple[object, ...]:
+        """Logs are read on at every tick."""
+        return self._tick(), *(course.progress for course in self._courses.values())
+
+    def _tick(self) -> int:
+        return int(monotonic() / _REFRESH_S)
+
+    async def action_next_axis(self) -> None:
+        self.across = after(self.across, list(Across))
+        await self.redraw()
