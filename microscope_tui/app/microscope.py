@@ -18,6 +18,7 @@ from textual.screen import Screen
 from textual.theme import Theme
 
 from microscope_tui.diagnosis import NO_ROUTERS
+from microscope_tui.kit.base import BaseScreen
 from microscope_tui.kit.keys import (
     EVERYWHERE,
     name_of,
@@ -120,6 +121,13 @@ class Microscope(App[None]):
             return
         if name not in ("main", before) and (self.session.has_run or name == "runs"):
             await self.push_screen(screen_class(name)(self.session))
+
+    async def action_write(self, kind: str) -> None:
+        """Export what is shown, into the working directory."""
+        from microscope_tui.kit import out  # only for this key
+
+        if isinstance(self.screen, BaseScreen):
+            await out.export(self.screen, kind)
 
     def action_help(self) -> None:
         if self.shown != "help":

@@ -14,7 +14,7 @@ from microscope_tui.app.microscope import Microscope
 from microscope_tui.app.remembered import begin
 from microscope_tui.draw.glyphs import Glyphs, spelled
 from microscope_tui.draw.steady import SteadyLevels
-from microscope_tui.kit.base import BaseScreen
+from microscope_tui.kit.base import BaseScreen, is_busy
 from microscope_tui.kit.rows import in_truecolor
 from microscope_tui.kit.screen_table import SCREENS
 from microscope_tui.kit.session import PictureRequest, Session
@@ -79,7 +79,7 @@ async def _screen(app: Microscope, pilot: Pilot[None], wanted: PictureRequest) -
     if isinstance(screen, BaseScreen):
         await screen.redraw()
         await pilot.pause()
-        await _until(lambda: not screen.busy, _PATIENCE_S)
+        await _until(lambda: not is_busy(screen), _PATIENCE_S)
         await pilot.pause()
     with in_truecolor(app):
         return lines_of(app)

@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import Mapping, Sequence
 
-from microscope_tui.draw import time_line, words
+from microscope_tui.draw import words
 from microscope_tui.draw.charts import (
     SMOOTHINGS,
     Chart,
@@ -47,15 +47,7 @@ class PlotScreen(RunScreen):
         return self.room.width - 1
 
     def plot_area(self) -> tuple[int, int]:
-        """Cells left of the time axis, and cells of the axis."""
         return plot_area(self.columns())
-
-    def ribbon_columns(self) -> int:
-        return self.plot_area()[1]
-
-    def ribbon(self, view: RunView) -> Line:
-        plot, axis = self.plot_area(), self.session.axis
-        return time_line.aligned_ribbon(view, self.room.width, plot, axis)
 
 
 class ChartScreen(PlotScreen):

@@ -108,11 +108,11 @@ FILTER = [
     key("filter.next", "n", "match(1)", "next match"),
     key("filter.previous", "N", "match(-1)", "previous match"),
 ]
-SVG = key("out.svg", "S", "write('svg')", "export the screen as SVG")
+SVG = key("out.svg", "S", "app.write('svg')", "export the screen as SVG")
 OUT = [
     key("out.copy", "Y", "ask('copy')", "copy the verdict, the row or the value"),
-    key("out.csv", "w", "write('csv')", "export the loads of this step as CSV"),
-    key("out.json", "W", "write('json')", "export this step as JSON"),
+    key("out.csv", "w", "app.write('csv')", "export the loads of this step as CSV"),
+    key("out.json", "W", "app.write('json')", "export this step as JSON"),
     SVG,
 ]
 EVERYWHERE = [

@@ -8,7 +8,7 @@ from textual.timer import Timer
 from microscope_tui.diagnosis import Episode, Finding, key_of
 from microscope_tui.draw.heat import Order, after, order_of
 from microscope_tui.draw.time_line import Axis
-from microscope_tui.kit.base import BaseScreen
+from microscope_tui.kit.base import BaseScreen, ribbon_columns
 from microscope_tui.watch import PinnedRun, RunView
 
 _TICK_S = 0.25
@@ -22,6 +22,15 @@ class RunScreen(BaseScreen):
     _wanted: tuple[object, ...] = ()
 
     # Layers
+
+    @property
+    def pattern(self) -> str:
+        """The filter for layers, which these screens share."""
+        return self.session.filter
+
+    @pattern.setter
+    def pattern(self, pattern: str) -> None:
+        self.session.filter = pattern
 
     def position(self) -> int:
         """Of the chosen layer among those shown, or of the nearest."""
@@ -160,7 +169,7 @@ class RunScreen(BaseScreen):
                 self._player = None
             return
         columns = time.speed * _TICK_S
-        self.show_message(await asyncio.to_thread(time.play_on, columns, self.ribbon_columns()))
+        self.show_message(await asyncio.to_thread(time.play_on, columns, ribbon_columns(self)))
         await self.redraw()
 
     async def action_zoom(self, by: float) -> None:

@@ -255,6 +255,18 @@ class Session:
         source = self.watch.source if self.watch is not None else None
         return isinstance(source, PipedLog) and source.ended
 
+    def moment(self, view: RunView) -> str:
+        """What is shown, in words: the state while following, else that it is paused or played
+        back.
+        """
+        time = self.time
+        if time.following:
+            ended = self.pipe_ended and not view.state.ended
+            return "pipe ended" if ended else view.life.word
+        how = f"PLAYING {time.speed}x" if time.speed else "PAUSED"
+        behind = f", now {view.newest_step:,}" if view.newest_step > view.step else ""
+        return f"{how}{behind}"
+
     def how_it_watches(self) -> str:
         """Whether file events work, and why not."""
         if self.fleet.piped:

@@ -209,7 +209,7 @@ async def test_the_bell_rings_once_for_a_new_critical_alert_if_it_is_on(
 ) -> None:
     log = make_run(steps=range(1, 150), sick={0: range(999)})  # an alert that is there at first
     async with open_app(log, preferences=Preferences(bell=bell, interval_s=0.05)) as app:
-        await app.until(lambda: app.screen._shown, "the first look")  # type: ignore[attr-defined]
+        await app.until(lambda: app.screen._redraws._shown, "the first look")  # type: ignore[attr-defined]
         rung = []
         app.app.bell = lambda: rung.append(app.newest_step)  # type: ignore[method-assign]
         append(log, range(150, 260), sick={0: range(999), 1: range(999)})

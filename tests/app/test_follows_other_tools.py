@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from microscope_tui.kit.base import BaseScreen
+from microscope_tui.kit.redraws import Redraws
 from microscope_tui.kit.session import Preferences
 from microscope_tui.sources.dumps import SETTLED_S
 from tests.app.pilot import AppPilot, running
@@ -28,7 +28,7 @@ class Waits:
     def __init__(self, app: AppPilot, patch: pytest.MonkeyPatch) -> None:
         self.reader_s, self.reads, self.looks, self._since = 0.0, 0, 0, 0.0
         events, source = app.session.reader.events, app.watch.source
-        wait, read, look = events.wait, source.read, BaseScreen._look
+        wait, read, look = events.wait, source.read, Redraws._look
 
         def waited(timeout_s: float) -> bool:
             begun = time.monotonic()
@@ -41,13 +41,13 @@ class Waits:
             self.reads += 1
             return read(max_bytes)
 
-        async def looked(screen: BaseScreen) -> None:
+        async def looked(redraws: Redraws) -> None:
             self.looks += 1
-            await look(screen)
+            await look(redraws)
 
         patch.setattr(events, "wait", waited)
         patch.setattr(source, "read", counted)
-        patch.setattr(BaseScreen, "_look", looked)
+        patch.setattr(Redraws, "_look", looked)
 
     def begin(self) -> None:
         """Count from now on, also of a wait that is under way."""

@@ -10,6 +10,7 @@ import pytest
 
 from microscope_tui.app.picture import draw
 from microscope_tui.extensions.placement import screen as placement_screen
+from microscope_tui.kit.base import is_busy
 from microscope_tui.kit.session import PictureRequest, Preferences
 from microscope_tui.watch import Fleet
 from microscope_tui.watch.cost import CostRequest
@@ -23,7 +24,7 @@ def on(ranks: int | None) -> Preferences:
 
 
 async def fitted(app: AppPilot) -> str:
-    await app.until(lambda: not getattr(app.screen, "busy", True), "the placement")
+    await app.until(lambda: not is_busy(app.screen), "the placement")
     return app.text("placement")
 
 

@@ -16,8 +16,9 @@ from microscope_tui.extensions.anatomy.opened import Anatomy, anatomy_of
 from microscope_tui.extensions.anatomy.routing_file import Routing
 from microscope_tui.extensions.anatomy.token_flow import Flow, Place
 from microscope_tui.kit import keys
-from microscope_tui.kit.base import AIRY_FROM_ROWS, BaseScreen, Kind
+from microscope_tui.kit.base import AIRY_FROM_ROWS, BaseScreen
 from microscope_tui.kit.keys import key, pair
+from microscope_tui.kit.prompts import Prompt
 from microscope_tui.kit.rows import Rows
 from microscope_tui.kit.time_cursor import BadPlace, OfExpert, parse_token
 from microscope_tui.watch import RunView
@@ -83,37 +84,6 @@ class ProbeScreen(BaseScreen):
             anatomy.follow_router(names[anatomy.layer], session.selected)
         await self.redraw()
 
-    def prompt_hint(self) -> tuple[str, str | None]:
-        routing = self.anatomy.routing
-        if self.prompt.kind == "token":
-            last = routing.tokens - 1 if routing is not None else 0
-            return f"0 to {last:,}, 50%, +100, or e17 for expert 17", None
-        if self.prompt.kind == "find":
-            return "the text as written", None
-        return super().prompt_hint()
-
-    async def answered(self, kind: Kind, text: str) -> None:
-        anatomy = self.anatomy
-        routing = anatomy.routing
-        if routing is None or not routing.tokens:
-            return
-        if kind == "find":
-            anatomy.found = text
-            await self.from_disk(self.find, False)
-            return
-        experts = routing.shape.num_experts
-        try:
-            place = parse_token(text, shown=anatomy.token, tokens=routing.tokens, experts=experts)
-        except BadPlace as error:
-            self.show_message(str(error))
-            return
-        if isinstance(place, OfExpert):
-            self.session.expert = place.expert
-            await self.from_disk(self.go_to_expert, False)
-        else:
-            anatomy.token = place
-            await self.redraw()
-
     def find(self, back: bool) -> str | None:
         """To where the text begins next; the problem, if any. Reads from the disk."""
         anatomy = self.anatomy
@@ -146,6 +116,52 @@ class ProbeScreen(BaseScreen):
             return f"no {where} token chose expert {expert} in {layer}"
         anatomy.token = found
         return None
+
+
+class _Token(Prompt):
+    """To a token, or to the next one of an expert."""
+
+    LABEL = "go to token"
+    screen: ProbeScreen
+
+    def hint(self) -> tuple[str, str | None]:
+        routing = self.screen.anatomy.routing
+        last = routing.tokens - 1 if routing is not None else 0
+        return f"0 to {last:,}, 50%, +100, or e17 for expert 17", None
+
+    async def answered(self, text: str) -> None:
+        anatomy = self.screen.anatomy
+        routing = anatomy.routing
+        if routing is None or not routing.tokens:
+            return
+        experts = routing.shape.num_experts
+        try:
+            place = parse_token(text, shown=anatomy.token, tokens=routing.tokens, experts=experts)
+        except BadPlace as error:
+            self.screen.show_message(str(error))
+            return
+        if isinstance(place, OfExpert):
+            self.session.expert = place.expert
+            await self.screen.from_disk(self.screen.go_to_expert, False)
+        else:
+            anatomy.token = place
+            await self.screen.redraw()
+
+
+class _Find(Prompt):
+    """To where a text begins next."""
+
+    LABEL = "find"
+    screen: ProbeScreen
+
+    def hint(self) -> tuple[str, str | None]:
+        return "the text as written", None
+
+    async def answered(self, text: str) -> None:
+        anatomy = self.screen.anatomy
+        if anatomy.routing is not None and anatomy.routing.tokens:
+            anatomy.found = text
+            await self.screen.from_disk(self.screen.find, False)
 
 
 class TokensScreen(ProbeScreen):
@@ -184,6 +200,7 @@ class TokensScreen(ProbeScreen):
     ]
     PARTS = ("header", "token-title", "token-legend", ("token-body", "token-text", "token-panel"))
     MAIN_PART = "token-text"
+    PROMPTS: ClassVar = {**BaseScreen.PROMPTS, "token": _Token, "find": _Find}
 
     _flow: Flow | None = None
     _top = Place(0, 0)
@@ -200,7 +217,8 @@ class TokensScreen(ProbeScreen):
         token = self.anatomy.token
         beside = columns >= _BESIDE_FROM
         airy = rows >= AIRY_FROM_ROWS
-        self.flag(beside=beside, airy=airy)
+        self.set_class(beside, "beside")
+        self.set_class(airy, "airy")
         panel = _WIDE_PANEL if columns >= _WIDE_FROM else _PANEL
         body = height = rows - 4 - 2 * airy
         width = columns - _MARGIN
@@ -372,7 +390,7 @@ class SlicesScreen(ProbeScreen):
             self._at = experts.index(self.session.expert)
         self._at = max(0, min(self._at, len(experts) - 1))
         airy = rows >= AIRY_FROM_ROWS
-        self.flag(airy=airy)
+        self.set_class(airy, "airy")
         detail_rows = 6 if airy else 3
         which = f"{layer + 1} of {len(shape.layers)}"
         top = [slices.summary(table, names, shape.layer_names[layer], which, columns)]

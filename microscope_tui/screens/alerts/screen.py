@@ -6,8 +6,9 @@ from typing import ClassVar
 from microscope_tui.diagnosis import Advice, Finding
 from microscope_tui.draw.spans import Line, Span, pad
 from microscope_tui.kit import keys
-from microscope_tui.kit.base import AIRY_FROM_ROWS, ListScreen
+from microscope_tui.kit.base import AIRY_FROM_ROWS, ListScreen, ribbon_columns
 from microscope_tui.kit.keys import key, pair
+from microscope_tui.kit.prompts import Copy, filter_note
 from microscope_tui.screens.alerts import text as alerts
 from microscope_tui.screens.alerts.text import Entry
 from microscope_tui.watch import RunView, view_of
@@ -16,6 +17,24 @@ _FRAME_LINES = 5  # header, title, track, ribbon, keys
 _LEAST_LIST = 5
 _DETAIL_LINES = 12  # height of the details below the list
 _GAP = 3
+
+
+class _Copy(Copy):
+    """Of the alert at the cursor, and of the layer that it is about."""
+
+    def copy(self, what: str) -> None:
+        assert isinstance(self.screen, AlertsScreen)
+        entry, view = self.screen.entry, self.session.glance()
+        if entry is not None and what != "verdict":
+            self.session.selected = max(0, entry.finding.worst.router_index)
+            self.session.expert = None
+        if what != "verdict" or entry is None or view is None:
+            super().copy(what)
+            return
+        from microscope_tui.kit import out  # only for this key
+
+        text = out.verdict_text(view, (entry.finding, entry.advice))
+        self.put_in_clipboard(text, entry.finding.rule)
 
 
 class AlertsScreen(ListScreen):
@@ -41,6 +60,8 @@ class AlertsScreen(ListScreen):
     ]
     PARTS = ("header", "alerts-title", ("alerts", "alert-list", "alert-detail"), "track", "ribbon")
 
+    PROMPTS: ClassVar = {**ListScreen.PROMPTS, "copy": _Copy}
+
     _entries: Sequence[Entry] = ()
 
     def points(self) -> int:
@@ -51,7 +72,8 @@ class AlertsScreen(ListScreen):
         count = len(entries)
         beside = columns >= alerts.BESIDE_FROM and count > 0
         airy = rows >= AIRY_FROM_ROWS
-        self.flag(beside=beside, airy=airy)
+        self.set_class(beside, "beside")
+        self.set_class(airy, "airy")
         room = rows - _FRAME_LINES - 2 * airy
         width = alerts.list_width(entries, columns) if beside else columns
         height = room
@@ -59,13 +81,13 @@ class AlertsScreen(ListScreen):
             height = min(count + 1, max(min(_LEAST_LIST, room // 2), room - _DETAIL_LINES))
         shown = self.in_view(self.at, count, height - 1 if count else height)
         part = f"{self.first + 1:,} to {self.first + self.list_rows:,} of {count:,}"
-        said = [part if count > self.list_rows else "", self.filter_note()]
+        said = [part if count > self.list_rows else "", filter_note(self.pattern)]
         title = "  ·  ".join(filter(None, said))
         self.show("alerts-title", [alerts.title_line(entries, view, columns, title)])
         if not entries:
             nothing: Sequence[Line] = alerts.no_alerts(view, columns)
             if self.pattern:
-                text = Span(f"  no alert matches {self.filter_note(60)}", "dim")
+                text = Span(f"  no alert matches {filter_note(self.pattern, 60)}", "dim")
                 nothing = [[], pad([text], columns)]
             self.show("alert-list", nothing[:height], width=width, height=height)
             self.show("alert-detail", [])
@@ -78,7 +100,7 @@ class AlertsScreen(ListScreen):
         size = (columns - width - gap, room) if beside else (columns - gap, room - height - 1)
         unfolded = [[Span(" " * gap), *line] for line in alerts.unfolded(chosen, *size)]
         self.show("alert-detail", unfolded if beside else [[], *unfolded])
-        self.show("track", [alerts.track(chosen, view, columns, self.ribbon_columns())])
+        self.show("track", [alerts.track(chosen, view, columns, ribbon_columns(self))])
 
     def _found(self, view: RunView) -> Sequence[Entry]:
         """With those that begin after a paused step; at first one of the layer."""
@@ -93,24 +115,12 @@ class AlertsScreen(ListScreen):
         return entries
 
     @property
-    def _entry(self) -> Entry | None:
+    def entry(self) -> Entry | None:
+        """The one at the cursor."""
         return self._entries[self.at] if self.at < len(self._entries) else None
 
-    def copy(self, what: str) -> None:
-        entry, view = self._entry, self.session.glance()
-        if entry is not None and what != "verdict":  # of the layer that the alert is about
-            self.session.selected = max(0, entry.finding.worst.router_index)
-            self.session.expert = None
-        if what != "verdict" or entry is None or view is None:
-            super().copy(what)
-            return
-        from microscope_tui.kit import out  # only for this key
-
-        text = out.verdict_text(view, (entry.finding, entry.advice))
-        self.put_in_clipboard(text, entry.finding.rule)
-
     async def action_acknowledge(self) -> None:
-        entry = self._entry
+        entry = self.entry
         if entry is None:
             self.show_message("no alert", "dim")
             return
@@ -119,7 +129,7 @@ class AlertsScreen(ListScreen):
         await self.redraw()
 
     async def action_open_onset(self) -> None:
-        entry = self._entry
+        entry = self.entry
         if entry is None:
             self.show_message("no alert to go to", "dim")
             return

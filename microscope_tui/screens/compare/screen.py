@@ -10,6 +10,7 @@ from microscope_tui.draw.table import matching
 from microscope_tui.kit import keys
 from microscope_tui.kit.base import AIRY_FROM_ROWS
 from microscope_tui.kit.keys import key
+from microscope_tui.kit.prompts import filter_note
 from microscope_tui.kit.run_screen import RunScreen
 from microscope_tui.runlog import plural
 from microscope_tui.screens.compare import text as compare
@@ -68,7 +69,7 @@ class CompareScreen(RunScreen):
         self.layers_shown = matching(view, session.filter)
         at, count = self.position(), len(self.layers_shown)
         brief, airy = rows < _BRIEF_BELOW_ROWS, rows >= AIRY_FROM_ROWS
-        remarks = self._remark(view, reference), Span(self.moment(view), "accent")
+        remarks = self._remark(view, reference), Span(self.session.moment(view), "accent")
         top = compare.moment_lines(view, reference, columns, remarks, brief=brief)
         top = [[], *top, []] if airy else top
         self.show("moments", [pad(line, columns) for line in top], height=len(top))
@@ -92,7 +93,7 @@ class CompareScreen(RunScreen):
         more = count - layout.visible_layers
         notes = [
             compare.only_in_reference(view, reference),
-            self.filter_note(),
+            filter_note(self.pattern),
             plural(more, "more layer") if more > 0 else "",
             layout.table.no_room(", "),
         ]

@@ -26,6 +26,7 @@ from microscope_tui.kit import keys
 from microscope_tui.kit.base import Part
 from microscope_tui.kit.chart_screen import TABS, ChartScreen
 from microscope_tui.kit.keys import key, pair
+from microscope_tui.kit.prompts import filter_note
 from microscope_tui.watch import Column, Quantity, RunView, kept_numbers, worst_of_layers
 
 _LIST_FROM = 100
@@ -107,7 +108,7 @@ class CourseScreen(ChartScreen):
 
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
         session, room = self.session, self.rows_of_charts(rows, 3)
-        moment = "" if session.time.following else f"{self.moment(view)} "
+        moment = "" if session.time.following else f"{self.session.moment(view)} "
         compared = session.view(_COMPARED, 1, ()) or view
         answer = loss_answer(compared, columns - len(moment), session.selected)
         self.show("answer", [[*answer, Span(moment, "accent")]])
@@ -136,7 +137,7 @@ class CourseScreen(ChartScreen):
         shown = (n for n in numbers if matches(self.pattern, f"{label_of(n)} {n}"))
         self._listed = list(shown) or [self.AT_FIRST]
         self.query_one("#numbers").set_class(not width, "gone")
-        title = [dim(" numbers "), Span(self.filter_note(width - 10), "accent")]
+        title = [dim(" numbers "), Span(filter_note(self.pattern, width - 10), "accent")]
         lines = [pad(title, width)]
         marks = dict(zip(self.numbers or (self.AT_FIRST,), "●+", strict=False))
         at = self._at

@@ -18,6 +18,7 @@ from microscope_tui.draw.heat import after
 from microscope_tui.draw.numbers import label_of
 from microscope_tui.draw.spans import Line, Span, dim, pad, shortened, width_of, with_notes
 from microscope_tui.draw.time_line import TimeScale
+from microscope_tui.kit.base import is_busy
 from microscope_tui.kit.keys import with_keymap
 from microscope_tui.kit.session import Session
 from microscope_tui.runlog import plural, safe_text
@@ -171,7 +172,7 @@ class TogetherScreen(CourseScreen, inherit_bindings=False):
 
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
         courses = self._chosen()
-        if not self.busy and self._last_read != self._tick():
+        if not is_busy(self) and self._last_read != self._tick():
             self._last_read = self._tick()
             self.run_worker(self._read(courses), group="together")
         runs = Span(f"  {plural(len(courses), 'run')}", "title")

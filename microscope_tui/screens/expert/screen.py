@@ -72,7 +72,7 @@ class ExpertScreen(ChartScreen):
         expert = session.expert = max(0, min(experts - 1, chosen))
         self._ask_for_samples(view, columns)
         known = self._known()
-        moment = "" if session.time.following else self.moment(view)
+        moment = "" if session.time.following else self.session.moment(view)
         self.show("layer-title", [expert_card.title(view, layer, expert, moment, columns)])
         self.show("facts", expert_card.facts(view, layer, expert, known, columns))
         self.show("more", [expert_card.findings_line(view, layer, expert, columns)])

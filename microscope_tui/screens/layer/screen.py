@@ -1,6 +1,5 @@
 """One layer: its experts now on the left, the layer over time on the right."""
 
-from collections.abc import Container
 from typing import ClassVar
 
 from microscope_tui.draw import words
@@ -68,6 +67,7 @@ class LayerScreen(ChartScreen):
         *("hidden", "ribbon"),
     )
 
+    IN_DETAIL = True
     expert_order = Order.ID
     _drawn: tuple[RunView, LayerView]
 
@@ -81,9 +81,6 @@ class LayerScreen(ChartScreen):
         experts = run.routers[selected].num_experts
         return bars_width(experts, self.room.width - 1, self.session.glyphs)
 
-    def layers_in_detail(self) -> Container[int]:
-        return (self.session.selected,)
-
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
         if self.session.selected >= len(view.layers):
             return
@@ -96,7 +93,7 @@ class LayerScreen(ChartScreen):
         ]
         if quadrant := words.quadrant(layer):
             left.append(Span(f"   {quadrant}", "value"))
-        moment = "" if self.session.time.following else f"{self.moment(view)} "
+        moment = "" if self.session.time.following else f"{self.session.moment(view)} "
         self.show("layer-title", [spread(left, [Span(moment, "accent")], columns)])
         watch, most = self.session.watch, max(1, rows // _EVIDENCE_SHARE - 2)
         assert watch is not None  # there is a view of it

@@ -7,15 +7,15 @@ from textwrap import wrap
 from typing import ClassVar
 
 from msgspec.structs import replace
-from textual.widget import Widget
 
 from microscope_tui.draw import frame, table, time_line, words
 from microscope_tui.draw.heat import Heat, Measure, has_legend, highest_possible, legend
 from microscope_tui.draw.spans import Line, Span, dim, line_width, pad, plain, shortened
 from microscope_tui.draw.table import TableLayout, expert_line, fit, matching
 from microscope_tui.kit import keys
-from microscope_tui.kit.base import Kind, Part
+from microscope_tui.kit.base import draw_header, ribbon, ribbon_columns
 from microscope_tui.kit.keys import key
+from microscope_tui.kit.prompts import TopK
 from microscope_tui.kit.rows import Tiles
 from microscope_tui.kit.run_screen import RunScreen
 from microscope_tui.kit.session import Session
@@ -60,15 +60,13 @@ class MainScreen(RunScreen):
         *("loss", "legend", "ribbon", "notes", "waiting"),
     )
 
+    WIDGETS: ClassVar = {"load": Tiles}
+    PROMPTS: ClassVar = {**RunScreen.PROMPTS, "k": TopK}
+
     layers_shown: Sequence[int] = ()
     """Indices of the layers that the filter leaves."""
     _drawn: RunView | None = None
     _drawn_content: tuple[object, ...] = ()
-
-    def made(self, part: Part) -> Widget:
-        if part == "load":
-            return Tiles(self.session.glyphs, self.session.shades, id=part)
-        return super().made(part)
 
     async def draw_all(self) -> None:
         columns, rows = self.room
@@ -78,7 +76,7 @@ class MainScreen(RunScreen):
         waits = not session.has_run and (self._drawn is None or session.is_blank)
         self.set_class(waits, "waiting")
         if waits:
-            self.flag(legend=False, noted=False)
+            self.remove_class("legend", "noted")
             self.draw_last_line()
         if waits or probe is None:
             return
@@ -89,9 +87,10 @@ class MainScreen(RunScreen):
         say = session.expert is not None or bool(session.filter)
         shown = len(self.layers_shown)
         layout = fit(probe, columns, rows, shown=shown, noted=say, seen=session.seen)
-        self.flag(roomy=layout.roomy, noted=layout.noted, legend=layout.legend)
+        for name in ("roomy", "noted", "legend"):
+            self.set_class(getattr(layout, name), name)
         self.query_one("#verdict").styles.height = layout.verdict_lines
-        if self.draw_small(probe):
+        if not draw_header(self, probe):
             self._drawn = None
             return
         self.in_view(self.position(), len(self.layers_shown), layout.visible_layers)
@@ -130,7 +129,7 @@ class MainScreen(RunScreen):
         """``None`` if another run was opened meanwhile."""
         widest = layout.columns if layout.loss_rows else layout.spark
         points = max(24, widest * self.session.glyphs.points)
-        view = self.session.view(points, self.ribbon_columns(), visible)
+        view = self.session.view(points, ribbon_columns(self), visible)
         return view if self.session.watch is watch else None
 
     def _draw_around(self, view: RunView, layout: TableLayout) -> None:
@@ -148,7 +147,7 @@ class MainScreen(RunScreen):
             samples = [Span(" " * layout.label), *cells]
         if not layout.legend and not plain(verdict[-1]):
             verdict[-1] = samples
-        self.draw_header(view)
+        draw_header(self, view)
         self.show("verdict", verdict, palette)
         self.show("legend", [samples], palette)
         own = bool(self._of_one_step(view))
@@ -164,7 +163,7 @@ class MainScreen(RunScreen):
         watching = [*filter(None, [past]), session.how_it_watches()]
         notes = time_line.notes(view, layout.columns, layout.hidden, watching, chosen)
         self.show("notes", [notes])
-        self.show("ribbon", [self.ribbon(view)])
+        self.show("ribbon", [ribbon(self, view)])
         loss = table.loss_curve(view, layout, session.glyphs) if layout.loss_rows else []
         self.show("loss", loss, height=layout.loss_rows)
         self.draw_last_line()
@@ -228,10 +227,6 @@ class MainScreen(RunScreen):
         elif watch is not None:
             session.compare_with(session.time.pin or pin(watch))
             self.show_message("comparing with this step: move in time, or open 5 compare", "accent")
-        await self.redraw()
-
-    async def answered(self, kind: Kind, text: str) -> None:
-        self.show_message(self.session.confirm_keys(int(text[:5])), "accent")
         await self.redraw()
 
     def draw_last_line(self) -> None:

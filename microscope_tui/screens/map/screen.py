@@ -72,7 +72,7 @@ class MapScreen(PlotScreen):
         session = self.session
         self.layers_shown = matching(view, session.filter)
         roomy = rows >= AIRY_FROM_ROWS
-        self.flag(roomy=roomy)
+        self.set_class(roomy, "roomy")
         heat = Heat(session.look, colour=not self.app.no_color, glyphs=session.glyphs)
         shown = len(self.layers_shown)
         lines = rows - _FRAME_ROWS - 2 * roomy

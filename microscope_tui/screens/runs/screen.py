@@ -10,8 +10,9 @@ from microscope_tui.draw.columns import Table
 from microscope_tui.draw.pattern import matches
 from microscope_tui.draw.spans import ROLE_OF_SEVERITY, Line, Span, dim, pad, with_notes
 from microscope_tui.kit import keys
-from microscope_tui.kit.base import Kind, ListScreen
+from microscope_tui.kit.base import ListScreen
 from microscope_tui.kit.keys import key, screen_class
+from microscope_tui.kit.prompts import Filter, filter_note
 from microscope_tui.runlog import plural
 from microscope_tui.screens.runs import text as run_list
 from microscope_tui.watch import RunCard
@@ -23,6 +24,12 @@ _UP, _DOWN = keys.pair(
     key("run.previous", "up,k", "move(-1)", "previous run"),
     key("run.next", "down,j", "move(1)", "next run"),
 )
+
+
+class _Filter(Filter):
+    async def begin(self) -> None:
+        """Also where no run is open."""
+        self.open()
 
 
 class RunsScreen(ListScreen):
@@ -40,6 +47,7 @@ class RunsScreen(ListScreen):
         *keys.EVERYWHERE,
     ]
     PARTS = ("runs",)
+    PROMPTS: ClassVar = {"filter": _Filter}
 
     _count = 0
     _cards: Sequence[RunCard] = ()
@@ -93,7 +101,7 @@ class RunsScreen(ListScreen):
         left = [
             Span(f" {of_all}{plural(self._count, 'run')}", "title"),
             Span("   solo" if fleet.solo else selected, "accent"),
-            Span(f"   {self.filter_note(30)}" if self.pattern else "", "accent"),
+            Span(f"   {filter_note(self.pattern, 30)}" if self.pattern else "", "accent"),
             *_counted(self._cards),
         ]
         hides = shown > self.list_rows
@@ -104,11 +112,6 @@ class RunsScreen(ListScreen):
     @property
     def _card(self) -> RunCard | None:
         return self._cards[self.at] if self.at < len(self._cards) else None
-
-    async def action_ask(self, kind: Kind) -> None:
-        """Also where no run is open."""
-        self.prompt.kind, self.prompt.typed = kind, self.pattern
-        self.draw_last_line()
 
     async def action_select(self) -> None:
         if self._card is not None:

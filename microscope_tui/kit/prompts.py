@@ -1,0 +1,182 @@
+"""Prompts: questions in the last line, and what is done with the answer.
+
+A prompt with a screen of its own would lose keys that are typed fast to the screen below.
+"""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from microscope_tui.draw.glyphs import Glyphs
+from microscope_tui.draw.spans import Line, Span
+from microscope_tui.kit.key_line import said
+from microscope_tui.runlog import safe_text
+
+if TYPE_CHECKING:
+    from microscope_tui.kit.base import BaseScreen
+
+_MOST_CHARACTERS = 100
+
+
+class Prompt:
+    """A question, and the text that is typed as its answer. A subclass is a kind of question."""
+
+    LABEL: ClassVar[str]
+    """In front of what is typed."""
+    ENTER, ESCAPE = "go", "stay"
+    """What these keys do, in words."""
+
+    def __init__(self, screen: "BaseScreen") -> None:
+        self.screen = screen
+        self.session = screen.session
+        self.typed = ""
+
+    async def begin(self) -> None:
+        """Ask it, if there is a run."""
+        if self.session.has_run:
+            self.open()
+
+    def open(self) -> None:
+        """Show it in place of the keys."""
+        self.screen.prompt = self
+        self.screen.draw_last_line()
+
+    def close(self) -> None:
+        """Show the keys again."""
+        self.screen.prompt = None
+        self.screen.draw_last_line()
+
+    def hint(self) -> tuple[str, str | None]:
+        """What can be typed, and why it cannot be used now (``None``: it can)."""
+        return "", None
+
+    async def answered(self, text: str) -> None:
+        """``text`` was entered; it is not empty."""
+
+    def takes(self, character: str) -> bool:
+        """Whether the answer may contain this character."""
+        return character.isprintable()
+
+    async def take(self, key: str, character: str | None) -> None:
+        """Take a key: enter answers, escape closes."""
+        if key in ("enter", "escape"):
+            self.close()
+            if key == "enter" and self.typed:
+                await self.answered(self.typed)
+            return
+        if key == "backspace":
+            self.typed = self.typed[:-1]
+        elif key == "ctrl+u":
+            self.typed = ""
+        elif character is not None and self.takes(character):
+            self.typed = (self.typed + character)[:_MOST_CHARACTERS]
+        self.screen.draw_last_line()
+
+    def line(self) -> Line:
+        """As the last line; a problem replaces what can be typed."""
+        hint, problem = self.hint()
+        cursor = "_" if self.session.glyphs is Glyphs.ASCII else "▏"
+        label = Span(f" {self.LABEL} ", "accent")
+        typed: Line = [label, Span(self.typed, "title"), Span(cursor, "accent")]
+        if problem:
+            return [*typed, Span(f"   {problem}", "warn")]
+        keys = [("enter", f" {self.ENTER}   "), ("esc", f" {self.ESCAPE}")]
+        return [*typed, Span(f"   {hint}   ", "dim"), *said(keys)]
+
+
+class GoTo(Prompt):
+    """To a step, or a time."""
+
+    LABEL = "go to step"
+
+    def hint(self) -> tuple[str, str | None]:
+        time = self.session.time
+        return f"1 to {time.newest_step:,}, 50%, -100, 14:30, -2h", time.why_no_past()
+
+    async def answered(self, text: str) -> None:
+        await self.screen.from_disk(self.session.time.go, text)
+
+
+class Filter(Prompt):
+    """The pattern of the screen; applied while it is typed, and escape clears it."""
+
+    LABEL = "filter"
+    ENTER, ESCAPE = "keep", "all"
+
+    def open(self) -> None:
+        self.typed = self.screen.pattern
+        super().open()
+
+    def hint(self) -> tuple[str, str | None]:
+        return "text, !text, L1*", None
+
+    async def take(self, key: str, character: str | None) -> None:
+        await super().take(key, character)
+        self.screen.pattern = self.typed if key != "escape" else ""
+        await self.screen.redraw()
+
+
+class TopK(Prompt):
+    """The k of a run of another tool, whose proposed keys are then used."""
+
+    LABEL = "k"
+
+    async def begin(self) -> None:
+        if self.session.lacks_top_k:
+            self.open()
+        else:
+            await self.answered("0")
+
+    def hint(self) -> tuple[str, str | None]:
+        return "experts per token? 0: unknown", None
+
+    def takes(self, character: str) -> bool:
+        return character.isdecimal()
+
+    async def answered(self, text: str) -> None:
+        self.screen.show_message(self.session.confirm_keys(int(text[:5])), "accent")
+        await self.screen.redraw()
+
+
+class Copy(Prompt):
+    """One key chooses what goes into the clipboard, of the chosen layer."""
+
+    CHOICES: ClassVar = {"v": "verdict", "r": "row", "x": "value"}
+
+    def line(self) -> Line:
+        choices = [(f"  {key}", f" {what}") for key, what in self.CHOICES.items()]
+        return [Span(" copy ", "accent"), *said([*choices, ("   esc", " cancel")])]
+
+    async def take(self, key: str, character: str | None) -> None:
+        self.close()
+        if character in self.CHOICES:
+            self.copy(self.CHOICES[character])
+
+    def copy(self, what: str) -> None:
+        """Copy one of ``CHOICES``."""
+        from microscope_tui.kit import out  # only for this key
+
+        session, view = self.session, self.session.glance()
+        if view is None or session.selected >= len(view.layers):
+            return
+        layer = view.layers[session.selected]
+        match what:
+            case "verdict":
+                text = out.verdict_text(view)
+            case "row":
+                text = out.row_text(layer, view)
+            case _:
+                text = out.value_text(layer, session.expert)
+        if text:
+            self.put_in_clipboard(text, text.splitlines()[0])
+        else:
+            self.screen.show_message("no such value at this step")
+
+    def put_in_clipboard(self, text: str, name: str) -> None:
+        """Through the terminal (OSC 52); ``name``: what the message calls it."""
+        self.screen.app.copy_to_clipboard(text)
+        hint = "; in tmux it needs `set -g set-clipboard on`" if self.session.in_tmux else ""
+        self.screen.show_message(f"copied: {name}{hint}", "ok")
+
+
+def filter_note(pattern: str, cells: int = 40) -> str:
+    """The filter for a title, cut to so many cells; empty without one."""
+    return f"/{safe_text(pattern, cells)}" if pattern else ""
