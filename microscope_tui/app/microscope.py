@@ -130,13 +130,16 @@ class Microscope(App[None]):
             await out.export(self.screen, kind)
 
     def action_help(self) -> None:
-        if self.shown != "help":
-            waits, keymap = self.screen.has_class("waiting"), self.session.preferences.keymap
-            own = EVERYWHERE if waits else self.screen.BINDINGS
-            bindings = with_keymap(own, keymap)
-            behind = "" if waits else self.shown
-            look = self.session.glyphs, self.session.shades
-            self.push_screen(screen_class("help")(bindings, *look, behind))
+        behind, session = self.screen, self.session
+        if not isinstance(behind, BaseScreen):  # it is the help
+            return
+        look = session.glyphs, session.shades
+        if behind.has_class("waiting"):  # there is no run to read
+            bindings = with_keymap(EVERYWHERE, session.preferences.keymap)
+            self.push_screen(screen_class("help")(bindings, *look))
+        else:
+            words = behind.WORDS, behind.READING
+            self.push_screen(screen_class("help")(behind.bindings_shown, *look, *words))
 
     def action_repaint(self) -> None:
         """After another program wrote over the screen."""

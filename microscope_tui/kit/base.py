@@ -47,6 +47,13 @@ class BaseScreen(Screen[None]):
     """Of the parts that are not ``Rows``."""
     PROMPTS: ClassVar[Mapping[str, type[Prompt]]] = {"place": GoTo, "filter": Filter, "copy": Copy}
     """What ``action_ask`` asks, by the name in the keys."""
+    WORDS: ClassVar[Mapping[str, str]] = {}
+    """What its help explains, main terms first; see ``glossary``."""
+    READING: ClassVar[Sequence[str]] = (
+        "a row is a layer: load per expert, balance c, token entropy, dropped share",
+        "load: grey is fair, amber to coral overloaded, blue starving, × dead",
+    )
+    """How to read the screen, in sentences."""
     IN_DETAIL: ClassVar[bool] = False
     """Whether the view that ``draw`` gets has the curves of the chosen layer."""
 

@@ -16,8 +16,6 @@ class ScreenRow(NamedTuple):
     """For the help and the palette."""
     module: str
     """Below ``microscope_tui``: imported when the screen is opened."""
-    words: str = ""
-    """Parts of the glossary that its help explains, main terms first."""
     shown: tuple[str, ...] = ()
     """Its label in the last line, and its key there."""
     snapshot: str = ""
@@ -32,39 +30,18 @@ class ScreenRow(NamedTuple):
 
 
 ALL_SCREENS = {
-    "main": ScreenRow(
-        "1", "all layers", "screens.main.screen", "layers cells conditions alerts header time"
-    ),
-    "layer": ScreenRow(
-        "2", "one layer", "screens.layer.screen", "layers quadrants charts =bias alerts header time"
-    ),
-    "expert": ScreenRow(
-        "", "an expert", "screens.expert.screen", "expert conditions layers =bias header time"
-    ),
-    "alerts": ScreenRow(
-        "3", "alerts", "screens.alerts.screen", "alerts alert_list layers header time"
-    ),
-    "runs": ScreenRow("4,r", "runs", "screens.runs.screen", "runs header alerts", ("runs", "r")),
-    "compare": ScreenRow(
-        "5", "compare", "screens.compare.screen", "compare layers conditions header time"
-    ),
-    "course": ScreenRow(
-        "6",
-        "the course of any number",
-        "screens.course.screen",
-        "charts numbers =margin layers alerts header time",
-    ),
-    "map": ScreenRow(
-        "t",
-        "map: all layers over time",
-        "screens.map.screen",
-        "map layers cells alerts header time",
-    ),
+    "main": ScreenRow("1", "all layers", "screens.main.screen"),
+    "layer": ScreenRow("2", "one layer", "screens.layer.screen"),
+    "expert": ScreenRow("", "an expert", "screens.expert.screen"),
+    "alerts": ScreenRow("3", "alerts", "screens.alerts.screen"),
+    "runs": ScreenRow("4,r", "runs", "screens.runs.screen", ("runs", "r")),
+    "compare": ScreenRow("5", "compare", "screens.compare.screen"),
+    "course": ScreenRow("6", "the course of any number", "screens.course.screen"),
+    "map": ScreenRow("t", "map: all layers over time", "screens.map.screen"),
     "tokens": ScreenRow(
         "7",
         "tokens of a probe",
         "extensions.anatomy.screens",
-        "probe tokens =layer =entropy header",
         snapshot="extensions.anatomy.snapshots",
         ids=("token.",),
     ),
@@ -72,7 +49,6 @@ ALL_SCREENS = {
         "8",
         "slices of a probe",
         "extensions.anatomy.screens",
-        "slices probe =layer =share header",
         snapshot="extensions.anatomy.snapshots",
         ids=("slice.",),
     ),
@@ -80,16 +56,13 @@ ALL_SCREENS = {
         "9",
         "mismatch of two probes",
         "extensions.anatomy.mismatch_screen",
-        "mismatch =margin =layer header",
         ids=("mismatch.",),
     ),
-    "placement": ScreenRow(
-        "d", "placement on devices", "extensions.placement.screen", "placement cells header"
-    ),
-    "together": ScreenRow("", "runs in one chart", "screens.course.together", "charts runs header"),
+    "placement": ScreenRow("d", "placement on devices", "extensions.placement.screen"),
+    "together": ScreenRow("", "runs in one chart", "screens.course.together"),
     "help": ScreenRow("", "help", "screens.help.screen"),
 }
-"""By the names that ``action_go``, snapshots and the glossary use."""
+"""By the names that ``action_go`` and snapshots use."""
 SCREENS = {name: row for name, row in ALL_SCREENS.items() if not missing(row.module)}
 """Those of this installation."""
 MISSING_IDS = tuple(

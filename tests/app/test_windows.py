@@ -15,7 +15,6 @@ from microscope_tui.kit.key_line import last_line
 from microscope_tui.kit.keys import all_bindings, screen_class
 from microscope_tui.kit.rows import Rows
 from microscope_tui.kit.screen_table import SCREENS
-from microscope_tui.screens.help.glossary import glossary
 from microscope_tui.screens.help.screen import HelpScreen, help_lines
 from tests.app.pilot import AppPilot, open_app
 
@@ -27,7 +26,7 @@ SIZES = [(60, 20), (80, 24), (40, 10), (120, 40)]
 async def test_all_help_can_be_read_in_any_window(collapsed: Path, size: Any, keys: str) -> None:
     async with open_app(collapsed, *keys, size=size) as app:
         bindings = [b for b in app.screen.BINDINGS if isinstance(b, Binding)]
-        words = glossary(SCREENS[app.app.shown].words)
+        words = app.screen.WORDS  # type: ignore[attr-defined]
         await app.press("?")
         assert app.screen.query_one("#help").outer_size.height <= size[1]
         first = app.text("help")
@@ -40,7 +39,7 @@ async def test_all_help_can_be_read_in_any_window(collapsed: Path, size: Any, ke
         for binding in bindings:
             assert (binding.tooltip or binding.description) in " ".join(read.split())
         assert "Reading the screen" in read
-        assert all(word in read for names, _ in words for word in names.split(" "))
+        assert all(word in read for names in words for word in names.split(" "))
         assert "…" not in read
         assert ("more " in first) == (read != 2 * first)
         await app.press("w")

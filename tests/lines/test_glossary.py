@@ -29,14 +29,12 @@ from microscope_tui.draw.spans import (
 from microscope_tui.draw.table import (
     fit,
 )
+from microscope_tui.kit.keys import screen_class
 from microscope_tui.kit.screen_table import SCREENS
 from microscope_tui.screens.alerts import text as alerts
 from microscope_tui.screens.expert import text as expert_card
 from microscope_tui.screens.expert.text import (
     LoadSeries,
-)
-from microscope_tui.screens.help.glossary import (
-    glossary,
 )
 from microscope_tui.screens.runs import text as run_list
 from microscope_tui.watch import Fleet, RunView, RunWatch, state, view_of
@@ -48,7 +46,7 @@ per room run runs scale state step the to tokens why next
 PLAIN = frozenset(_PLAIN.split())
 """English that needs no explanation here."""
 
-GLOSSARY = {name: glossary(row.words) for name, row in SCREENS.items() if row.words}
+GLOSSARY = {name: screen_class(name).WORDS for name in SCREENS if name != "help"}
 
 
 def names_in(text: str) -> set[str]:
@@ -56,7 +54,7 @@ def names_in(text: str) -> set[str]:
 
 
 def unexplained(screen: str, *texts: str) -> set[str]:
-    known = {name for words, _ in GLOSSARY[screen] for name in names_in(words)}
+    known = {name for words in GLOSSARY[screen] for name in names_in(words)}
     return {name for text in texts for name in names_in(text)} - known
 
 
@@ -120,7 +118,7 @@ def test_every_state_badge_and_condition() -> None:
 
 
 def test_every_screen_of_a_run_has_its_words_and_no_word_twice() -> None:
-    assert set(GLOSSARY) == set(SCREENS) - {"help"}
     for screen, words in GLOSSARY.items():
-        names = [name.strip() for entry, _ in words for name in entry.split(",")]
+        assert words, screen
+        names = [name.strip() for entry in words for name in entry.split(",")]
         assert len(names) == len(set(names)), screen

@@ -15,6 +15,7 @@ from microscope_tui.extensions.anatomy.layout import BadRouting
 from microscope_tui.extensions.anatomy.opened import anatomy_of
 from microscope_tui.extensions.anatomy.routing_file import Routing
 from microscope_tui.kit import keys
+from microscope_tui.kit.glossary import HEADER, LAYER, MARGIN
 from microscope_tui.kit.keys import key
 from microscope_tui.kit.run_screen import RunScreen
 from microscope_tui.runlog import ROUTING_NAME, Stamp, safe_text, stamp_of
@@ -24,9 +25,18 @@ _FRAME_ROWS = 4  # header, title, heading of layers, keys
 _Key = tuple[object, ...]
 
 
+_MISMATCH = {
+    "A, B": "A: the probe of the pinned run; B: that of the open one, of the same tokens",
+    "differ": "share of (token, layer) choices whose set of experts is not the same",
+    "tenths": "the choices in ten parts of equal size, the smallest margins first",
+    "swap": "the expert that only A chose, and the one that B chose in its place",
+}
+
+
 class MismatchScreen(RunScreen):
     """A is the pinned run, B the open one. The result is kept for the session."""
 
+    WORDS: ClassVar = {**_MISMATCH, **MARGIN, **LAYER, **HEADER}
     BINDINGS: ClassVar = [
         keys.BACK,
         *keys.LAYERS,

@@ -17,6 +17,7 @@ from microscope_tui.extensions.anatomy.routing_file import Routing
 from microscope_tui.extensions.anatomy.token_flow import Flow, Place
 from microscope_tui.kit import keys
 from microscope_tui.kit.base import AIRY_FROM_ROWS, BaseScreen
+from microscope_tui.kit.glossary import ENTROPY, HEADER, LAYER, MARGIN, SHARE
 from microscope_tui.kit.keys import key, pair
 from microscope_tui.kit.prompts import Prompt
 from microscope_tui.kit.rows import Rows
@@ -28,6 +29,35 @@ _PANEL, _WIDE_PANEL = 26, 38
 _MARGIN, _GAP = 2, 3
 _BRIEF_ROWS = 3
 _SLICE_FRAME = 4  # header, two heads, keys
+
+
+_PROBE = {
+    "probe": "a finished model on a text: `moe-microscope probe` writes down every choice",
+    "token, id": "a piece of the text as the model reads it; its number in the vocabulary",
+    "slice, window": "a named part of the text; the stretch that the model saw at once",
+    "expert": "chosen by the router for a token; a token goes to the k best",
+    "this token, others": "its experts have colours, here and in the text; all others are grey",
+    "busiest": "the experts with the largest shares of all choices in this layer",
+}
+_TOKENS = {
+    "weight": "how much the output of a chosen expert counts",
+    **MARGIN,
+    "only expert": "tokens of one expert are highlighted, brightest where it has the largest "
+    "weight",
+    "a b c, ^ '": "below the text: the expert by its letter; ^ largest weight, ' also chosen",
+    "↵ → · �": "newline, tab, a token without a character of its own, bytes that are not text",
+}
+_SLICES = {
+    "-1.0, +2.0": "log2 of the share in the slice ÷ the share overall: half, four times as much",
+    "chance, ·": "what shuffled slices reach too, in 99 of 100; a dot is no more than that",
+    "few": "fewer than 10 choices are expected in this slice: the ratio may be chance",
+    "none": "the expert was never chosen in this slice",
+    "prefer, avoid": "a share in some slice that differs from its share overall beyond chance",
+    "most telling": "tokens that go to the expert far more often than tokens overall",
+    "lift": "how many times as often as overall the token goes to this expert",
+    "token identity": "share of the routing that is explained by which token it is, 0 to 1",
+    "shuffled": "the same with the tokens in random order: what chance explains",
+}
 
 
 class ProbeScreen(BaseScreen):
@@ -176,6 +206,12 @@ class TokensScreen(ProbeScreen):
     .beside #token-body { layout: horizontal; }
     .airy #token-body { margin: 1 0; }
     """
+    WORDS: ClassVar = {**_PROBE, **_TOKENS, **LAYER, **ENTROPY, **HEADER}
+    READING: ClassVar = (
+        "a token has the colour of the expert with its largest weight in this layer",
+        "colours are for the experts of the token at the cursor; all others are grey",
+        "beside or below: the token at the cursor, its experts, and the same token in all layers",
+    )
     BINDINGS: ClassVar = [
         keys.BACK,
         *keys.UP_AND_DOWN,
@@ -335,6 +371,11 @@ class SlicesScreen(ProbeScreen):
     #slice-top, #slice-heads { height: 2; }
     .airy #slice-top, .airy #slice-heads, .airy #slice-detail { margin-top: 1; }
     """
+    WORDS: ClassVar = {**_SLICES, **_PROBE, **LAYER, **SHARE, **HEADER}
+    READING: ClassVar = (
+        "a row is an expert: its share, how much more or less a slice chooses it, what it reads",
+        "amber is more than overall, blue is less, a dot no more than chance",
+    )
     BINDINGS: ClassVar = [
         keys.BACK,
         *pair(

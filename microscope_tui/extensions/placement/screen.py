@@ -11,6 +11,7 @@ from microscope_tui.extensions.placement.study import BadWindow, Request, Study,
 from microscope_tui.extensions.placement.text import ageing_chart, placement_lines, repair_first
 from microscope_tui.kit import keys
 from microscope_tui.kit.figure import figure
+from microscope_tui.kit.glossary import CELLS, HEADER
 from microscope_tui.kit.run_screen import RunScreen
 from microscope_tui.runlog import UnknownFormat, safe_text
 from microscope_tui.watch import RunView, RunWatch
@@ -22,9 +23,21 @@ _ONE_RANK = "One rank holds all experts: --ranks R shows this page for R ranks."
 _REFUSED = (BadCluster, BadWindow, NoCounts, UnknownFormat, OSError)
 
 
+_PLACEMENT = {
+    "balancedness": "mean load of the ranks ÷ that of the busiest, step by step: 1 is even",
+    "today, refined": "neighbouring experts on one rank, as engines place them; the computed "
+    "placement",
+    "load": "of a rank ÷ the mean of the ranks; in the cells of an expert ÷ the fair share",
+    "gain, pays": "balancedness on later steps less that of today; it is at least 0.01 and "
+    "beyond chance",
+    "ageing, refit": "the lost time won back, by steps since the fit; when a tenth of it is gone",
+}
+
+
 class PlacementScreen(RunScreen):
     """A worker thread reads the log and fits, once for each state of the log."""
 
+    WORDS: ClassVar = {**_PLACEMENT, **CELLS, **HEADER}
     BINDINGS: ClassVar = [keys.BACK, *keys.LAYERS, *keys.OUT, *keys.EVERYWHERE]
     PARTS = ("header", "placement")
     _of: tuple[object, ...] = ()

@@ -7,6 +7,7 @@ from microscope_tui.diagnosis import Advice, Finding
 from microscope_tui.draw.spans import Line, Span, pad
 from microscope_tui.kit import keys
 from microscope_tui.kit.base import AIRY_FROM_ROWS, ListScreen, ribbon_columns
+from microscope_tui.kit.glossary import ALERTS, HEADER, LAYERS, TIME
 from microscope_tui.kit.keys import key, pair
 from microscope_tui.kit.prompts import Copy, filter_note
 from microscope_tui.screens.alerts import text as alerts
@@ -17,6 +18,19 @@ _FRAME_LINES = 5  # header, title, track, ribbon, keys
 _LEAST_LIST = 5
 _DETAIL_LINES = 12  # height of the details below the list
 _GAP = 3
+
+
+_ALERT_LIST = {
+    "rule": "the kind of trouble; `moe-microscope explain RULE` describes it in full",
+    "cause": "what explains this alert and others; `next` is its remedy",
+    "severity": "how bad it is, at its worst step",
+    "crit, warn, info, error": "critical, warning, note; the measurement is at fault",
+    "end": "the step of the recovery, or active",
+    "value": "the worst value against its limit",
+    "evidence, grades": "the steps that show it; when it became a warning, when critical",
+    "before": "earlier alerts of this rule in this layer",
+    "confidence": "where the numbers come from: exact counts, or summaries only",
+}
 
 
 class _Copy(Copy):
@@ -44,6 +58,7 @@ class AlertsScreen(ListScreen):
     .beside #alerts { layout: horizontal; }
     .airy #alerts { margin: 1 0; }
     """
+    WORDS: ClassVar = {**ALERTS, **_ALERT_LIST, **LAYERS, **HEADER, **TIME}
     BINDINGS: ClassVar = [
         keys.BACK,
         *pair(

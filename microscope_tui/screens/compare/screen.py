@@ -9,6 +9,7 @@ from microscope_tui.draw.spans import Line, Span, dim, pad, with_notes
 from microscope_tui.draw.table import matching
 from microscope_tui.kit import keys
 from microscope_tui.kit.base import AIRY_FROM_ROWS
+from microscope_tui.kit.glossary import CONDITIONS, HEADER, LAYERS, TIME
 from microscope_tui.kit.keys import key
 from microscope_tui.kit.prompts import filter_note
 from microscope_tui.kit.run_screen import RunScreen
@@ -21,10 +22,19 @@ _BEFORE = 30  # steps before an onset: by then loads are on their way
 _EARLY = 0.1
 
 
+_COMPARE = {
+    "A, B": "A is the reference (b sets it), B the step or run shown",
+    "change": "B minus A",
+    "lr, tokens": "learning rate; tokens of the step",
+    "same order, order": "1: the same experts are busy in A and B, 0: others, -1: the idle ones",
+}
+
+
 class CompareScreen(RunScreen):
     CSS = """
     #compare-heads, #moved { height: 1; }
     """
+    WORDS: ClassVar = {**_COMPARE, **LAYERS, **CONDITIONS, **HEADER, **TIME}
     BINDINGS: ClassVar = [
         keys.BACK,
         *keys.LAYERS,

@@ -25,6 +25,7 @@ from microscope_tui.draw.time_line import time_scale
 from microscope_tui.kit import keys
 from microscope_tui.kit.base import Part
 from microscope_tui.kit.chart_screen import TABS, ChartScreen
+from microscope_tui.kit.glossary import ALERTS, CHARTS, HEADER, LAYERS, MARGIN, TIME
 from microscope_tui.kit.keys import key, pair
 from microscope_tui.kit.prompts import filter_note
 from microscope_tui.watch import Column, Quantity, RunView, kept_numbers, worst_of_layers
@@ -38,6 +39,18 @@ Numbers = Mapping[str, tuple[float | None, Severity | None]]
 _WORST = {"balance": Quantity.BALANCE, "max-load": Quantity.LOAD}
 
 
+NUMBERS = {
+    "overview": "loss, balance, load, gradient norm and learning rate, a chart each",
+    "z-loss, highest logit": "mean of the squared logsumexp of a router's logits; the largest "
+    "of them",
+    "router gradient": "norm of the gradient of a router's weights; here the mean of the layers",
+    "disagreement": "share of the choices that another engine makes differently",
+    "tokens/s, step time (s), memory (bytes)": "speed, seconds a step, peak of the device",
+    "●, +": "drawn as the first line; as the second one",
+    "log axis": "the highest value is more than 100 times the usual one",
+}
+
+
 class CourseScreen(ChartScreen):
     CSS = f"""
     {ChartScreen.CSS}
@@ -45,6 +58,15 @@ class CourseScreen(ChartScreen):
     #answer, #hidden {{ height: 1; }}
     .roomy #answer, .roomy #numbers {{ margin-top: 1; }}
     """
+    WORDS: ClassVar[Mapping[str, str]] = {
+        **CHARTS,
+        **NUMBERS,
+        **MARGIN,
+        **LAYERS,
+        **ALERTS,
+        **HEADER,
+        **TIME,
+    }
     BINDINGS: ClassVar = [
         keys.BACK,
         *pair(

@@ -19,11 +19,12 @@ from microscope_tui.draw.numbers import label_of
 from microscope_tui.draw.spans import Line, Span, dim, pad, shortened, width_of, with_notes
 from microscope_tui.draw.time_line import TimeScale
 from microscope_tui.kit.base import is_busy
+from microscope_tui.kit.glossary import CHARTS, HEADER, MARGIN, RUNS
 from microscope_tui.kit.keys import with_keymap
 from microscope_tui.kit.session import Session
 from microscope_tui.runlog import plural, safe_text
 from microscope_tui.screens.course.run_course import RunCourse
-from microscope_tui.screens.course.screen import CourseScreen, Numbers
+from microscope_tui.screens.course.screen import NUMBERS, CourseScreen, Numbers
 from microscope_tui.watch import Column, History, RunView, Window
 
 MOST_RUNS = 8
@@ -156,6 +157,7 @@ class TogetherScreen(CourseScreen, inherit_bindings=False):
     A step that the user goes to is marked in the chart.
     """
 
+    WORDS: ClassVar = {**CHARTS, **NUMBERS, **MARGIN, **RUNS, **HEADER}
     BINDINGS: ClassVar = [
         one for one in with_keymap(CourseScreen.BINDINGS, {}) if one.id not in _OF_ONE_RUN
     ]

@@ -10,6 +10,7 @@ from microscope_tui.kit.chart_screen import (
     MOST_POINTS,
     ChartScreen,
 )
+from microscope_tui.kit.glossary import BIAS, CONDITIONS, HEADER, LAYERS, TIME
 from microscope_tui.kit.keys import key, pair
 from microscope_tui.screens.expert import text as expert_card
 from microscope_tui.screens.expert.text import LoadSeries
@@ -25,6 +26,13 @@ _NOTHING = LoadSeries(())
 _COARSE = 32  # parts of a window: one whose ends stay in their parts keeps its samples
 
 
+_EXPERT = {
+    "place": "of the experts of this layer by load: 1 is the busiest",
+    "findings": "alerts that name this expert",
+    "steps sampled": "steps read again from the log for these curves",
+}
+
+
 class ExpertScreen(ChartScreen):
     """A worker thread reads the history from the log; the previous one stays until then."""
 
@@ -34,6 +42,7 @@ class ExpertScreen(ChartScreen):
     #facts {{ height: 2; }}
     .roomy #layer-title, .roomy #more {{ margin-top: 1; }}
     """
+    WORDS: ClassVar = {**_EXPERT, **CONDITIONS, **LAYERS, **BIAS, **HEADER, **TIME}
     BINDINGS: ClassVar = [
         keys.BACK,
         *pair(

@@ -1,7 +1,8 @@
 """Help: the keys, generated from the bindings, and the words of the screen behind it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
+from types import MappingProxyType
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -14,25 +15,7 @@ from microscope_tui.kit.key_line import plain_key
 from microscope_tui.kit.keys import key, shown_key
 from microscope_tui.kit.palette import Shades
 from microscope_tui.kit.rows import Rows
-from microscope_tui.kit.screen_table import SCREENS
-from microscope_tui.screens.help.glossary import glossary
 
-_READING = (
-    "a row is a layer: load per expert, balance c, token entropy, dropped share",
-    "load: grey is fair, amber to coral overloaded, blue starving, × dead",
-)
-_READING_OF = {
-    "tokens": (
-        "a token has the colour of the expert with its largest weight in this layer",
-        "colours are for the experts of the token at the cursor; all others are grey",
-        "beside or below: the token at the cursor, its experts, and the same token in all layers",
-    ),
-    "slices": (
-        "a row is an expert: its share, how much more or less a slice chooses it, what it reads",
-        "amber is more than overall, blue is less, a dot no more than chance",
-    ),
-}
-"""For the screens that show no loads."""
 _WORDS = 27
 _WIDE, _WIDEST = 56, 112
 _SECTIONS = {
@@ -69,13 +52,18 @@ class HelpScreen(ModalScreen[None]):
     ]
 
     def __init__(
-        self, bindings: Sequence[Binding], glyphs: Glyphs, shades: Shades, screen: str = ""
+        self,
+        bindings: Sequence[Binding],
+        glyphs: Glyphs,
+        shades: Shades,
+        words: Mapping[str, str] = MappingProxyType({}),
+        reading: Sequence[str] = (),
     ) -> None:
-        """``screen``: the name of the one behind."""
+        """``words``, ``reading``: of the screen behind; empty if it shows no run yet."""
         super().__init__()
         self._bindings_shown = bindings
-        self._words = glossary(SCREENS[screen].words) if screen else ()
-        self._reading = _READING_OF.get(screen, _READING)
+        self._words = words
+        self._reading = reading
         self._glyphs = glyphs
         self._shades = shades
         self._at = self._words_at = 0
@@ -92,10 +80,10 @@ class HelpScreen(ModalScreen[None]):
         self._words_at = len(lines) + 1
         if self._words:
             lines += [[], [Span("  Reading the screen", "title")]]
-        for text in self._reading if self._words else ():
+        for text in self._reading:
             lines += [[dim(f"  {part}")] for part in wrap(text, width - 6)]
         column = min(_WORDS, (width - 4) // 3)
-        for words, means in self._words:
+        for words, means in self._words.items():
             names = wrap(words, column - 2)
             texts = wrap(means, width - column - 6)
             for name, text in zip_longest(names, texts, fillvalue=""):

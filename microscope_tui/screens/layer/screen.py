@@ -17,6 +17,7 @@ from microscope_tui.draw.spans import Line, Span, dim, spread
 from microscope_tui.draw.time_line import TimeScale, time_scale
 from microscope_tui.kit import keys
 from microscope_tui.kit.chart_screen import TABS, Charts, ChartScreen
+from microscope_tui.kit.glossary import ALERTS, BIAS, CHARTS, HEADER, LAYERS, TIME
 from microscope_tui.kit.keys import key
 from microscope_tui.screens.expert import text as expert_card
 from microscope_tui.screens.expert.screen import ExpertScreen
@@ -30,6 +31,14 @@ _TWO_COSTS_FROM_ROWS = 24
 _EVIDENCE_SHARE = 4  # share of the screen's lines
 
 
+_QUADRANTS = {
+    "collapsed": "few experts get all tokens, at any entropy",
+    "specialised": "experts evenly used, and each token has a clear choice: the goal",
+    "uniform": "experts evenly used because the router hardly distinguishes tokens",
+    "undecided": "between specialised and uniform, usual early in training",
+}
+
+
 class LayerScreen(ChartScreen):
     """Experts now on the left, the layer over time on the right."""
 
@@ -40,6 +49,7 @@ class LayerScreen(ChartScreen):
     #now, #past {{ width: auto; height: auto; margin-right: 2; }}
     .roomy #layer-title {{ margin-top: 1; }}
     """
+    WORDS: ClassVar = {**LAYERS, **_QUADRANTS, **CHARTS, **BIAS, **ALERTS, **HEADER, **TIME}
     BINDINGS: ClassVar = [
         keys.BACK,
         keys.LAYERS[0],

@@ -14,6 +14,7 @@ from microscope_tui.draw.spans import Line, Span, dim, line_width, pad, plain, s
 from microscope_tui.draw.table import TableLayout, expert_line, fit, matching
 from microscope_tui.kit import keys
 from microscope_tui.kit.base import draw_header, ribbon, ribbon_columns
+from microscope_tui.kit.glossary import ALERTS, CELLS, CONDITIONS, HEADER, LAYERS, TIME
 from microscope_tui.kit.keys import key
 from microscope_tui.kit.prompts import TopK
 from microscope_tui.kit.rows import Tiles
@@ -36,6 +37,7 @@ class MainScreen(RunScreen):
     MainScreen.noted #notes { display: block; }
     MainScreen.small #notes { display: none; }
     """
+    WORDS: ClassVar = {**LAYERS, **CELLS, **CONDITIONS, **ALERTS, **HEADER, **TIME}
     BINDINGS: ClassVar = [
         *keys.LAYERS,
         keys.OPEN_LAYER,

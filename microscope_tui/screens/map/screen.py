@@ -11,6 +11,7 @@ from microscope_tui.draw.time_line import time_scale
 from microscope_tui.kit import keys
 from microscope_tui.kit.base import AIRY_FROM_ROWS
 from microscope_tui.kit.chart_screen import PlotScreen
+from microscope_tui.kit.glossary import ALERTS, CELLS, HEADER, LAYERS, TIME
 from microscope_tui.kit.keys import key, pair
 from microscope_tui.screens.map.text import (
     MapLayout,
@@ -28,6 +29,12 @@ from microscope_tui.watch import Quantity, RunMap, RunView, run_map
 _FRAME_ROWS = 7  # header, title, legend, ribbon, ticks, cursor, keys
 
 
+_MAP = {
+    "lowest, highest": "the worst value of the layer in the steps of one column",
+    "measure": "what the cells show: balance c, max load, entropy H, dropped",
+}
+
+
 class MapScreen(PlotScreen):
     """Layers × time from the history in memory; the cursor repaints one line."""
 
@@ -36,6 +43,7 @@ class MapScreen(PlotScreen):
     #map-cells { height: 1fr; }
     MapScreen.roomy #map-title, MapScreen.roomy #map-legend { margin-top: 1; }
     """
+    WORDS: ClassVar = {**_MAP, **LAYERS, **CELLS, **ALERTS, **HEADER, **TIME}
     BINDINGS: ClassVar = [
         keys.BACK,
         *keys.LAYERS,

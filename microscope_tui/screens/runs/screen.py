@@ -11,6 +11,7 @@ from microscope_tui.draw.pattern import matches
 from microscope_tui.draw.spans import ROLE_OF_SEVERITY, Line, Span, dim, pad, with_notes
 from microscope_tui.kit import keys
 from microscope_tui.kit.base import ListScreen
+from microscope_tui.kit.glossary import ALERTS, HEADER, RUNS
 from microscope_tui.kit.keys import key, screen_class
 from microscope_tui.kit.prompts import Filter, filter_note
 from microscope_tui.runlog import plural
@@ -33,6 +34,7 @@ class _Filter(Filter):
 
 
 class RunsScreen(ListScreen):
+    WORDS: ClassVar = {**RUNS, **HEADER, **ALERTS}
     BINDINGS: ClassVar = [
         keys.BACK,
         _UP,
