@@ -130,7 +130,8 @@ class Microscope(App[None]):
             await out.export(self.screen, kind)
 
     def action_help(self) -> None:
-        behind, session = self.screen, self.session
+        session = self.session
+        behind = self.screen
         if not isinstance(behind, BaseScreen):  # it is the help
             return
         look = session.glyphs, session.shades

@@ -123,8 +123,7 @@ class BaseScreen(Screen[None]):
 
     async def draw_all(self) -> None:
         """Draw all parts; nothing while there is no run, or if the window is too small."""
-        selected = (self.session.selected,)
-        only = selected if self.IN_DETAIL else ()
+        only = (self.session.selected,) if self.IN_DETAIL else ()
         view = self.session.view(self.points(), ribbon_columns(self), only)
         if view is None or not draw_header(self, view):
             return
@@ -184,8 +183,10 @@ class BaseScreen(Screen[None]):
 
     def draw_last_line(self) -> None:
         """Show the prompt, else the message, else the keys."""
-        width, time = self.room.width, self.session.time
-        keys, glyphs = self.bindings_shown, self.session.glyphs
+        keys = self.bindings_shown
+        glyphs = self.session.glyphs
+        time = self.session.time
+        width = self.room.width
         self.said = []
         if self.prompt is not None:
             line = self.said = self.prompt.line()
@@ -194,8 +195,8 @@ class BaseScreen(Screen[None]):
         elif time.speed:
             line = playback_line(keys, glyphs, time.speed, time.next_speed())
         else:
-            paused, probed = not time.following, self.leads_to_probe
-            line = last_line(keys, glyphs, width, paused=paused, probed=probed)
+            paused = not time.following
+            line = last_line(keys, glyphs, width, paused=paused, probed=self.leads_to_probe)
         self.show("keys", [pad(line, width)])
 
     def show_message(self, text: str | None, role: str = "warn") -> None:
@@ -283,10 +284,12 @@ def ribbon_columns(screen: BaseScreen) -> int:
 
 def ribbon(screen: BaseScreen, view: RunView) -> Line:
     """The line of the whole run, below a plot with the columns of its time axis."""
-    width, axis, plot = screen.room.width, screen.session.axis, screen.plot_area()
+    session = screen.session
+    width = screen.room.width
+    plot = screen.plot_area()
     if plot is not None:
-        return time_line.aligned_ribbon(view, width, plot, axis)
-    return time_line.ribbon(view, width, screen.session.moment(view), axis)
+        return time_line.aligned_ribbon(view, width, plot, session.axis)
+    return time_line.ribbon(view, width, session.moment(view), session.axis)
 
 
 def is_busy(screen: Screen[Any]) -> bool:

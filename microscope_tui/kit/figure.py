@@ -71,14 +71,16 @@ def figure(
     plot = _Plot(chart, time, (columns, rows), glyphs, chart.scale())
     cells = plot.curves(smoothing)
     plot.lay_over(cells, named=focused or rows >= _NAMES_FROM_ROWS)
-    names = plot.names(cells, margin - 1) if margin else [("", "")] * rows
-    ends = [[Span(f" {text}", role)] if text else [] for text, role in names]
+    ends: list[Line] = [[]] * rows
+    if margin:
+        ends = [[Span(f" {text}", role)] for text, role in plot.names(cells, margin - 1)]
     lines = [
         pad([Span(f"{text:>{GUTTER - 1}} ", role), *merged(row), *end], width)
         for (text, role), row, end in zip(plot.labels(), cells, ends, strict=True)
     ]
-    below = [pad([Span(" " * GUTTER), *time.tick_line(columns)], width)] if ticks else []
-    return [title, *lines, *below]
+    if ticks:
+        lines.append(pad([Span(" " * GUTTER), *time.tick_line(columns)], width))
+    return [title, *lines]
 
 
 class _Plot(NamedTuple):
@@ -93,10 +95,13 @@ class _Plot(NamedTuple):
     def row_of(self, value: float) -> int | None:
         """From the top; ``None`` outside the scale."""
         rows, share = self.size[1], self.left.share(value)
-        return rows - 1 - min(rows - 1, int(share * rows)) if 0 <= share <= 1 else None
+        if not 0 <= share <= 1:
+            return None
+        return rows - 1 - min(rows - 1, int(share * rows))
 
     def scale_of(self, curve: Curve) -> Scale:
-        return self.chart.right or self.left if curve is self.chart.curves[-1] else self.left
+        of_last = self.chart.right or self.left
+        return of_last if curve is self.chart.curves[-1] else self.left
 
     def curves(self, smoothing: float) -> list[list[Cell]]:
         drawn = [(curve, curve.values, curve.role) for curve in self.chart.curves]
@@ -174,7 +179,8 @@ class _Plot(NamedTuple):
         for mark in self.time.marks:
             at = self.time.column_of(mark.step, self.size[0])
             if at is not None:
-                for line in cells[-1:] if mark.what == EVALUATION else cells:
+                across = cells[-1:] if mark.what == EVALUATION else cells
+                for line in across:
                     _put(line, at, signs.get(mark.what, "'"), mark.role)
 
     def _name_onsets(self, cells: list[list[Cell]]) -> None:
@@ -207,8 +213,9 @@ def _put(line: list[Cell], at: int, char: str, role: str) -> None:
 def _fade_after(cells: list[list[Cell]], cursor: int) -> None:
     for line in cells:
         char, role = line[cursor]
-        line[cursor] = (char, "title" if role not in ("", "accent") else role)
-        line[cursor + 1 :] = [(c, "faint" if r else r) for c, r in line[cursor + 1 :]]
+        if role not in ("", "accent"):
+            line[cursor] = (char, "title")
+        line[cursor + 1 :] = [(char, role and "faint") for char, role in line[cursor + 1 :]]
 
 
 @lru_cache(maxsize=64)
@@ -240,9 +247,13 @@ def _cells(text: str, size: tuple[int, int], roles: Sequence[str]) -> list[list[
         if at % 2:
             role = roles[int(part) - 1] if part else ""
             continue
-        for line_at, line in enumerate(part.split("\n")):
-            if line_at:
-                rows.append([])
-            rows[-1] += [(char, role if char != " " else "") for char in line]
+        for char in part:
+            match char:
+                case "\n":
+                    rows.append([])
+                case " ":
+                    rows[-1].append((" ", ""))
+                case _:
+                    rows[-1].append((char, role))
     rows = [[*row, *[(" ", "")] * width][:width] for row in rows[:height]]
     return rows + [[(" ", "")] * width for _ in range(height - len(rows))]

@@ -44,7 +44,10 @@ def _places(
     """The bindings of each place and what they do; those of ``leading`` first."""
     places: dict[str, tuple[list[Binding], str]] = {}
     for binding in sorted(bindings, key=lambda one: one.id not in leading):
-        name = binding.group.description if binding.group else binding.id or ""
+        name = binding.id or ""
+        does = binding.description
+        if binding.group:
+            name = does = binding.group.description
         if name in places:
             places[name][0].append(binding)
         elif name in leading:
@@ -52,7 +55,7 @@ def _places(
         elif paused and binding.id == "time.follow":
             places[name] = [binding], "live"
         elif binding.show:
-            places[name] = [binding], name if binding.group else binding.description
+            places[name] = [binding], does
     return places
 
 
@@ -61,7 +64,9 @@ def playback_line(bindings: Iterable[Binding], glyphs: Glyphs, speed: int, faste
 
     ``faster``: the next speed; 0 if there is none.
     """
-    does = {"time.follow": "stop"} | ({"time.play": f"{faster} a second"} if faster else {})
+    does = {"time.follow": "stop"}
+    if faster:
+        does["time.play"] = f"{faster} a second"
     keys = [
         (f"   {plain_key(shown_key(one.key.split(',')[0]), glyphs)}", f" {does[one.id]}")
         for one in bindings
@@ -82,7 +87,8 @@ def _keys_of(bindings: list[Binding], glyphs: Glyphs) -> str:
     keys = [plain_key(key, glyphs) for key in shown]
     if group is None or not group.compact:
         return " ".join(keys)
-    return ("" if all(len(key) == 1 for key in keys) else "/").join(keys)
+    between = "" if all(len(key) == 1 for key in keys) else "/"
+    return between.join(keys)
 
 
 def said(keys: Iterable[tuple[str, str]]) -> Line:

@@ -132,11 +132,13 @@ def _named(written: str) -> str | None:
     if len(written) == 1:
         return _name_of(written)
     *modifiers, last = written.split("+")
-    key = "+".join([*sorted(modifiers), last if modifiers else last.lower()])
-    if modifiers or key in _NAMED:
-        return key if _FROM_ANY_TERMINAL.fullmatch(key) else None
-    character = character_of(key)
-    return _name_of(character) if character else None
+    if not modifiers:
+        last = last.lower()
+    key = "+".join([*sorted(modifiers), last])
+    if not modifiers and key not in _NAMED:
+        character = character_of(key)
+        return _name_of(character) if character else None
+    return key if _FROM_ANY_TERMINAL.fullmatch(key) else None
 
 
 def _name_of(character: str) -> str | None:

@@ -129,8 +129,12 @@ OPEN_EXPERT = key("expert.open", "enter", "open_expert", "open the expert", "exp
 
 def with_keymap(bindings: Iterable[BindingType], keymap: Mapping[str, str]) -> list[Binding]:
     """The bindings with an id, with the keys of the config file where it names them."""
-    ours = [one for one in bindings if isinstance(one, Binding) and one.id]
-    return [one.with_key(keys) if (keys := keymap.get(one.id or "")) else one for one in ours]
+    ours = []
+    for one in bindings:
+        if isinstance(one, Binding) and one.id:
+            keys = keymap.get(one.id)
+            ours.append(one.with_key(keys) if keys else one)
+    return ours
 
 
 def all_bindings(keymap: Mapping[str, str] | None = None) -> dict[str, list[Binding]]:
@@ -156,11 +160,14 @@ def shown_key(key: str) -> str:
 
 def written_key(key: str) -> str:
     """As the config file takes it: ``up``, ``[``, ``comma``."""
-    return key if key == "comma" else character_of(key) or key
+    if key == "comma":
+        return key
+    return character_of(key) or key
 
 
 def character_of(key: str) -> str | None:
     """The visible character behind one of Textual's names, ``question_mark`` for one."""
     character = key_to_character(REPLACED_KEYS.get(key, key))
-    visible = character and len(character) == 1 and character.isprintable() and character != " "
-    return character if visible else None
+    if character and len(character) == 1 and character.isprintable() and character != " ":
+        return character
+    return None

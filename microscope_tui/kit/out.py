@@ -27,7 +27,9 @@ _MAX_STEM = 80
 def verdict_text(view: RunView, chosen: tuple[Finding, Advice] | None = None) -> str:
     """The chosen or worst finding; one line if the run is healthy."""
     about = f"{view.name} step {view.step:,} ({view.life.word})"
-    found = chosen or (None if view.error else view.worst)
+    found = chosen
+    if found is None and not view.error:
+        found = view.worst
     if found is None:
         return _clean(f"{about}: {plain(frame.verdict(view, _MOST_CELLS, 1)[0]).strip()}")
     finding, advice = found
@@ -50,9 +52,10 @@ def row_text(layer: LayerView, view: RunView) -> str:
         parts.append(f"entropy {words.decimal(layer.entropy)} of {words.decimal(most)}")
     if layer.max_load is not None:
         parts.append(f"max load {words.decimal(layer.max_load)}")
-    if layer.drop_rate is not None:
-        dropped = words.percent(layer.drop_rate)
-        parts.append(f"dropped {dropped}" if layer.drop_rate else "nothing dropped")
+    if layer.drop_rate:
+        parts.append(f"dropped {words.percent(layer.drop_rate)}")
+    elif layer.drop_rate is not None:
+        parts.append("nothing dropped")
     active = [
         episode
         for finding, _ in view.findings  # worst first, causes before effects
@@ -74,17 +77,21 @@ def _balance_texts(layer: LayerView, view: RunView) -> list[str]:
     if effective is not None and math.isfinite(effective):
         of_all = f"{effective:.1f} of {router.num_experts:,} experts effective"
     if layer.balance is None:
-        return [of_all] if of_all else []
+        return [*filter(None, [of_all])]
     balance = f"balance c {words.index(layer.balance)} {words.judged(layer)}".rstrip()
-    return [f"{balance} ({of_all}, top-{router.top_k:,})" if of_all else balance]
+    if of_all:
+        balance += f" ({of_all}, top-{router.top_k:,})"
+    return [balance]
 
 
 def value_text(layer: LayerView, expert: int | None = None) -> str:
     """The load of ``expert``, else the balance of the layer, with all digits."""
-    if expert is None:
-        return "" if layer.balance is None else repr(layer.balance)
     load = layer.load or ()
-    return repr(load[expert]) if 0 <= expert < len(load) else ""
+    if expert is not None and 0 <= expert < len(load):
+        return repr(load[expert])
+    if expert is None and layer.balance is not None:
+        return repr(layer.balance)
+    return ""
 
 
 def _clean(*lines: str) -> str:

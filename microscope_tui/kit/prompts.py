@@ -21,7 +21,8 @@ class Prompt:
 
     LABEL: ClassVar[str]
     """In front of what is typed."""
-    ENTER, ESCAPE = "go", "stay"
+    ENTER = "go"
+    ESCAPE = "stay"
     """What these keys do, in words."""
 
     def __init__(self, screen: "BaseScreen") -> None:
@@ -99,7 +100,8 @@ class Filter(Prompt):
     """The pattern of the screen; applied while it is typed, and escape clears it."""
 
     LABEL = "filter"
-    ENTER, ESCAPE = "keep", "all"
+    ENTER = "keep"
+    ESCAPE = "all"
 
     def open(self) -> None:
         self.typed = self.screen.pattern

@@ -88,9 +88,9 @@ class Reader:
             self._choose_run(searched=self.fleet.search())
             idle = idle and self.fleet.open is watch
             watch = self.fleet.open
-            if not started and (self.fleet.root.exists() if watch is None else watch.complete):
-                started = True  # after the first frame
-                if not self.fleet.piped:
+            if not started:  # after the first frame
+                started = self.fleet.root.exists() if watch is None else watch.complete
+                if started and not self.fleet.piped:
                     self.events.start()
             begun = time.thread_time()
             if self.fleet.turn():
@@ -143,7 +143,9 @@ class Reader:
         """
         watch = self.fleet.open
         if watch is None or not self._is_foreign:
-            return _IDLE_S * (_PATIENCE_WITH_EVENTS if self.events.mode == "events" else 1)
+            if self.events.mode == "events":
+                return _IDLE_S * _PATIENCE_WITH_EVENTS
+            return _IDLE_S
         source = watch.source
         if watch.error is not None or source.exhausted or source.deleted:
             return _IDLE_S

@@ -61,7 +61,8 @@ class Redraws:
             self._screen.call_after_refresh(self._session.reader.painted.set)
 
     def _look_again(self) -> None:
-        interval_s, watch = _WAITING_S, self._session.watch
+        interval_s = _WAITING_S
+        watch = self._session.watch
         if watch is not None and watch.latest is not None:
             interval_s = self._session.preferences.interval_s
             if watch.unread and watch.judged < 1.0:
@@ -69,8 +70,10 @@ class Redraws:
         self._screen.set_timer(interval_s, self._look)
 
     async def _look(self) -> None:
-        screen, session = self._screen, self._session
-        now, watch = screen.state_now(), session.watch
+        screen = self._screen
+        session = self._session
+        now = screen.state_now()
+        watch = session.watch
         stage = watch and (watch.complete, watch.judged >= 1.0)
         due = stage != self._stage or monotonic() >= self._due
         if due and now != self._shown and screen.app.screen is screen:

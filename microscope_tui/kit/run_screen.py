@@ -43,8 +43,9 @@ class RunScreen(BaseScreen):
 
     async def action_move(self, by: int) -> None:
         shown = self.layers_shown
-        if shown is None:
-            shown = range(len(self.session.run.routers) if self.session.run else 0)
+        run = self.session.run
+        if shown is None and run is not None:
+            shown = range(len(run.routers))
         if shown:
             at = max(0, min(len(shown) - 1, self.position() + by))
             if shown[at] != self.session.selected:
@@ -68,8 +69,10 @@ class RunScreen(BaseScreen):
         if not order:
             self.show_message("no counts in this layer at this step")
             return
-        at = order.index(session.expert) + by if session.expert in order else 0
-        session.expert = order[max(0, min(len(order) - 1, at))]
+        at = 0
+        if session.expert in order:
+            at = max(0, min(len(order) - 1, order.index(session.expert) + by))
+        session.expert = order[at]
         await self.redraw()
 
     async def action_look(self, what: str) -> None:
@@ -154,7 +157,8 @@ class RunScreen(BaseScreen):
             self.show_message(problem)
             return
         if time.following:
-            await asyncio.to_thread(time.go_to, time.window.first if time.window else 1)
+            first, _ = time.window or (1, 1)
+            await asyncio.to_thread(time.go_to, first)
         time.speed = time.next_speed()
         if self._player is None:
             self._player = self.set_interval(_TICK_S, self._play_on)

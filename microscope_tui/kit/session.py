@@ -186,7 +186,9 @@ class Session:
         """Read unknown keys as proposed, with this k, or forget both; returns what was done."""
         watch, request, proposed = self.watch, self.fleet.request, self._proposed
         rules = proposed.confirmed if proposed is not None else ()
-        given = top_k or (request.top_k if rules else None)
+        given = top_k or None
+        if rules and not top_k:
+            given = request.top_k
         if watch is None or not (rules or given or self.maps or self.top_k):
             return "nothing is proposed for the keys of this run: --map names them"
         self.maps, self.top_k = tuple(rule.written for rule in rules), given
@@ -215,7 +217,9 @@ class Session:
             return self._selected
         if self.wanted_layer:
             names = [router.name for router in run.routers]
-            self._selected = names.index(self.wanted_layer) if self.wanted_layer in names else 0
+            self._selected = 0
+            if self.wanted_layer in names:
+                self._selected = names.index(self.wanted_layer)
             self.wanted_layer = ""
             self._chosen = True
         return min(self._selected, max(0, len(run.routers) - 1))
@@ -260,17 +264,24 @@ class Session:
         back.
         """
         time = self.time
+        if time.following and self.pipe_ended and not view.state.ended:
+            return "pipe ended"
         if time.following:
-            ended = self.pipe_ended and not view.state.ended
-            return "pipe ended" if ended else view.life.word
+            return view.life.word
         how = f"PLAYING {time.speed}x" if time.speed else "PAUSED"
         behind = f", now {view.newest_step:,}" if view.newest_step > view.step else ""
         return f"{how}{behind}"
 
+    def unless_live(self, view: RunView) -> str:
+        """The same, with a blank behind it; empty while following."""
+        return "" if self.time.following else f"{self.moment(view)} "
+
     def how_it_watches(self) -> str:
         """Whether file events work, and why not."""
+        if self.fleet.piped and self.pipe_ended:
+            return "the pipe has ended"
         if self.fleet.piped:
-            return "the pipe has ended" if self.pipe_ended else "through a pipe"
+            return "through a pipe"
         events = self.reader.events
         if events.mode == "events":
             return "file events"
@@ -347,11 +358,11 @@ class Session:
         found = await asyncio.to_thread(_moment, pinned, step)
         if self.pinned is not pinned:
             return ""
-        problem = found if isinstance(found, str) else ""
-        known, self.pin_problem = self.pin_problem, problem
         if not isinstance(found, str):
             self._refer_to(found)
-        return problem if problem != known else ""
+            return ""
+        known, self.pin_problem = self.pin_problem, found
+        return found if found != known else ""
 
     def _refer_to(self, found: Reference) -> None:
         self.pin_problem = ""

@@ -97,11 +97,11 @@ def animation_of(screens: Sequence[Screen], columns: int, shades: Shades, title:
 
 
 def _cells(screen: Screen) -> dict[_Text, None]:
-    return dict.fromkeys(
-        (row, at, part, style)
-        for row, column, text, style in _texts(screen)
-        for at, part in enumerate(text if set(map(cell_len, text)) == {1} else [text], column)
-    )
+    cells: dict[_Text, None] = {}
+    for row, column, text, style in _texts(screen):
+        parts = text if set(map(cell_len, text)) == {1} else [text]
+        cells |= {(row, at, part, style): None for at, part in enumerate(parts, column)}
+    return cells
 
 
 def svg_of(lines: Screen, columns: int, shades: Shades, *, title: str | None = None) -> str:

@@ -29,6 +29,7 @@ _LEAST_STEPS = 20
 _MOST_CHARACTERS = 24
 _NUMBER = re.compile(r"([+-]?)([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(k?)")
 _BEFORE = re.compile(r"-([0-9]+)(h|min)")
+_UNITS = {"h": "hours", "min": "minutes"}
 _CLOCK = re.compile(r"([0-9]{1,2}):([0-9]{2})")
 _MINUTE_S = 60.0
 
@@ -49,8 +50,9 @@ class TimeCursor:
     def newest_step(self) -> int:
         """0 before the first."""
         watch = self._watch()
-        latest = watch.latest if watch is not None else None
-        return latest.record.step if latest is not None else 0
+        if watch is None or watch.latest is None:
+            return 0
+        return watch.latest.record.step
 
     @property
     def shown_step(self) -> int:
@@ -247,13 +249,14 @@ def parse_place(text: str, *, shown: int, newest: int) -> int | time | timedelta
         return round(int(found[1]) / 100 * newest)
     if found := _NUMBER.fullmatch(typed):
         sign, number, thousands = found.groups()
-        count = int(number.replace(",", "")) * (1000 if thousands else 1)
+        count = int(f"{sign}{number}".replace(",", ""))
+        if thousands:
+            count *= 1000
         if not sign:
             return count
-        return max(0, min(newest, shown + (-count if sign == "-" else count)))
+        return max(0, min(newest, shown + count))
     if found := _BEFORE.fullmatch(typed):
-        count = min(int(found[1]), 10**6)
-        return timedelta(hours=count) if found[2] == "h" else timedelta(minutes=count)
+        return timedelta(**{_UNITS[found[2]]: min(int(found[1]), 10**6)})
     if found := _CLOCK.fullmatch(typed):
         if int(found[1]) > 23 or int(found[2]) > 59:
             raise BadPlace(f"{typed}: not a time of day; the last one is 23:59")

@@ -90,13 +90,18 @@ class AlertsScreen(ListScreen):
         self.set_class(beside, "beside")
         self.set_class(airy, "airy")
         room = rows - _FRAME_LINES - 2 * airy
-        width = alerts.list_width(entries, columns) if beside else columns
+        width = columns
         height = room
-        if count and not beside:  # the details are below the list
+        if beside:
+            width = alerts.list_width(entries, columns)
+        elif count:  # the details are below the list
             height = min(count + 1, max(min(_LEAST_LIST, room // 2), room - _DETAIL_LINES))
-        shown = self.in_view(self.at, count, height - 1 if count else height)
-        part = f"{self.first + 1:,} to {self.first + self.list_rows:,} of {count:,}"
-        said = [part if count > self.list_rows else "", filter_note(self.pattern)]
+        heads = min(1, count)
+        shown = self.in_view(self.at, count, height - heads)
+        said = [filter_note(self.pattern)]
+        if count > self.list_rows:
+            part = f"{self.first + 1:,} to {self.first + self.list_rows:,} of {count:,}"
+            said.insert(0, part)
         title = "  ·  ".join(filter(None, said))
         self.show("alerts-title", [alerts.title_line(entries, view, columns, title)])
         if not entries:
@@ -111,10 +116,13 @@ class AlertsScreen(ListScreen):
         layout = alerts.fit_alerts(entries, width)
         lines = [alerts.entry_line(entries[at], layout, chosen=at == self.at) for at in shown]
         self.show("alert-list", [layout.heads(), *lines], width=width, height=height)
-        chosen, gap = entries[self.at], _GAP if beside else 1
-        size = (columns - width - gap, room) if beside else (columns - gap, room - height - 1)
-        unfolded = [[Span(" " * gap), *line] for line in alerts.unfolded(chosen, *size)]
-        self.show("alert-detail", unfolded if beside else [[], *unfolded])
+        chosen = entries[self.at]
+        if beside:
+            detail = alerts.unfolded(chosen, columns - width - _GAP, room)
+            self.show("alert-detail", [[Span(" " * _GAP), *line] for line in detail])
+        else:
+            detail = alerts.unfolded(chosen, columns - 1, room - height - 1)
+            self.show("alert-detail", [[], *([Span(" "), *line] for line in detail)])
         self.show("track", [alerts.track(chosen, view, columns, ribbon_columns(self))])
 
     def _found(self, view: RunView) -> Sequence[Entry]:

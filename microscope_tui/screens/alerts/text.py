@@ -82,7 +82,7 @@ class Entry:
         """The layers of an alert; the whole run has none."""
         layers = self.finding.layers
         more = f" +{len(layers) - 2}" if len(layers) > 2 else ""
-        return f"{', '.join(layers[:2])}{more}" if layers else "the run"
+        return f"{', '.join(layers[:2])}{more}" or "the run"
 
     @property
     def end(self) -> str:
@@ -97,8 +97,10 @@ class Entry:
     def value(self) -> str:
         """The worst value against its limit, ``0.02 < 0.3``; empty for a rule without a number."""
         worst = self.finding.worst
+        if not worst.limit and not worst.value:
+            return ""
         if not worst.limit:
-            return f"{worst.value:.3g}" if worst.value else ""
+            return f"{worst.value:.3g}"
         sign = "<" if worst.value < worst.limit else ">"
         return f"{worst.value:.3g} {sign} {worst.limit:.3g}"
 
@@ -110,18 +112,20 @@ def entries_of(
 
     ``known``: findings by the end of the log, for later ones; ``seen``: keys as in ``Entry.key``.
     """
-    entries: list[Entry] = []
-    later = [pair for pair in known if pair[0].onset > view.step]
-    for finding, advice in [*view.findings, *later]:
-        state = AlertState.ACTIVE if finding.active else AlertState.RECOVERED
-        if finding.severity is Severity.INFO:
-            state = AlertState.NOTE
-        if len(entries) >= len(view.findings):
-            state = AlertState.LATER
+    found = [(pair, _state_of(pair[0])) for pair in view.findings]
+    found += [(pair, AlertState.LATER) for pair in known if pair[0].onset > view.step]
+    entries = []
+    for (finding, advice), state in found:
         key = key_of(view.name, finding)
         entries.append(Entry(finding, advice, state, key, key in seen))
     entries.sort(key=lambda entry: list(AlertState).index(entry.state))
     return [entry for entry in entries if matches(pattern, entry.text)]
+
+
+def _state_of(finding: Finding) -> AlertState:
+    if finding.severity is Severity.INFO:
+        return AlertState.NOTE
+    return AlertState.ACTIVE if finding.active else AlertState.RECOVERED
 
 
 def title_line(entries: Sequence[Entry], view: RunView, width: int, right: str) -> Line:
@@ -132,30 +136,37 @@ def title_line(entries: Sequence[Entry], view: RunView, width: int, right: str) 
     for state in AlertState:
         group = [entry for entry in entries if entry.state is state]
         if group:
-            word = f"{state}s" if state is AlertState.NOTE and len(group) > 1 else state
+            word = f"   {len(group)} {state}"
+            if state is AlertState.NOTE and len(group) > 1:
+                word += "s"
             worst = max(group, key=lambda entry: entry.finding.severity)
-            line.append(Span(f"   {len(group)} {word}", worst.role))
+            line.append(Span(word, worst.role))
     line.append(dim(f"   {words.unread(view)}"))
     return spread(line, [Span(f"{right} ", "faint")], width)
 
 
 def fit_alerts(entries: Sequence[Entry], width: int) -> Table:
     """In narrow windows the value goes first, then layer names shrink."""
-    narrow = width < _NARROW
-    rule = max([4, *(len(entry.finding.rule) for entry in entries)])
+    rule = 2 + max([4, *(len(entry.finding.rule) for entry in entries)])
     names = max([6, *(width_of(entry.names) for entry in entries)])
     onset = max([5, *(len(f"{entry.finding.onset:,}") for entry in entries)])
     end = max([6, *(len(entry.end) for entry in entries)])
     value = max([5, *(len(entry.value) for entry in entries)])
+    severity = Column("severity", 9, gap=0)
+    seen = [Column("seen", 6, gap=0, head="")]
+    if width < _NARROW:
+        severity = Column("severity", 2, gap=0, head="")
+        seen = []
+        rule = min(rule - 1, 1 + _MOST_RULE)
     columns = [
         Column("mark", 3, gap=0, head=""),
-        Column("severity", 2 if narrow else 9, gap=0, head="" if narrow else None),
-        Column("rule", 1 + min(rule, _MOST_RULE) if narrow else 2 + rule, gap=0),
+        severity,
+        Column("rule", rule, gap=0),
         Column("layers", min(names, _LEAST_LAYERS), gap=0),
         Column("onset", onset, "right"),
         Column("end", 3 + end, gap=0, head="   end"),
         Column("value", value, "right", priority=1),
-        *([] if narrow else [Column("seen", 6, gap=0, head="")]),
+        *seen,
     ]
     table = Table.fitting(columns, width)
     return table.resized(layers=max(1, min(names, width - table.used("layers"))))
@@ -172,18 +183,24 @@ def entry_line(entry: Entry, table: Table, *, chosen: bool) -> Line:
     """One row of the table of ``fit_alerts``."""
     finding, role = entry.finding, entry.role
     bright = "value" if entry.state is AlertState.ACTIVE or chosen else "dim"
+    title = bright
+    mark = ""
+    if chosen:
+        title = "title"
+        mark = " ▶ "
+    seen = "  seen" if entry.seen else ""
     severity = f"{finding.severity.letter} {finding.severity.label}"
     rule = shortened(finding.rule, table.width_of("rule") - 1)
     return table.line(
         {
-            "mark": [Span(" ▶ " if chosen else "", "accent")],
+            "mark": [Span(mark, "accent")],
             "severity": [Span(severity[: table.width_of("severity")], role)],
-            "rule": [Span(rule, "title" if chosen else bright)],
+            "rule": [Span(rule, title)],
             "layers": [Span(shortened(entry.names, table.width_of("layers")), bright)],
             "onset": [Span(f"{finding.onset:,}", bright)],
             "end": [Span(" → ", "faint"), Span(entry.end, role)],
             "value": [Span(entry.value, bright)],
-            "seen": [dim("  seen" if entry.seen else "")],
+            "seen": [dim(seen)],
         }
     )
 
@@ -197,8 +214,10 @@ def track(entry: Entry, view: RunView, columns: int, cells: int) -> Line:
     for mark in worst_of_columns(entry.finding.episodes, view.window, cells, newest):
         if mark is None:
             line.append(Span("·", "faint"))
+        elif mark is before:
+            line.append(Span("━", ROLE_OF_SEVERITY[mark]))
         else:
-            line.append(Span(mark.letter if mark is not before else "━", ROLE_OF_SEVERITY[mark]))
+            line.append(Span(mark.letter, ROLE_OF_SEVERITY[mark]))
         before = mark
     since, severity = entry.finding.worst.course()[-1]
     text = "later than the shown step" if later else f"{severity.label} from {since:,}"
@@ -250,8 +269,10 @@ def _facts(entry: Entry) -> Sequence[tuple[str, str]]:
     if len(worst.grades) > 1:
         steps = [f"{g.severity.label} from {g.step:,} ({g.value:.3g})" for g in worst.grades]
         facts.append(("grades", ", ".join(steps)))
-    again = worst.recurrence
-    facts.append(("before", f"{again} earlier in this layer" if again else "the first time"))
+    before = "the first time"
+    if worst.recurrence:
+        before = f"{worst.recurrence} earlier in this layer"
+    facts.append(("before", before))
     facts.append(("confidence", worst.confidence))
     return facts
 

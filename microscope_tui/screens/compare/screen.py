@@ -63,13 +63,16 @@ class CompareScreen(RunScreen):
         await self._choose(view)
         reference = self.session.reference or self._own
         if reference is None or view.run is None:
-            problem = self._problem or self.session.pin_problem
+            said = dim("  looking for a step to compare with")
+            if problem := self._problem or self.session.pin_problem:
+                said = Span(f"  {problem}", "warn")
             texts = [
-                (problem or "looking for a step to compare with", "warn" if problem else "dim"),
-                ("b sets A to this step: then move in time, or wait for the run", "dim"),
-                ("r lists the runs, and p pins one as A, at the same step", "dim"),
+                Span(""),
+                said,
+                dim("  b sets A to this step: then move in time, or wait for the run"),
+                dim("  r lists the runs, and p pins one as A, at the same step"),
             ]
-            how = [pad([Span(f"  {text}", role)], columns) for text, role in [("", ""), *texts]]
+            how = [pad([text], columns) for text in texts]
             self.show("moments", how, height=len(how))
             for name in ("compare-heads", "pairs", "moved"):
                 self.show(name, [])
@@ -81,7 +84,8 @@ class CompareScreen(RunScreen):
         brief, airy = rows < _BRIEF_BELOW_ROWS, rows >= AIRY_FROM_ROWS
         remarks = self._remark(view, reference), Span(self.session.moment(view), "accent")
         top = compare.moment_lines(view, reference, columns, remarks, brief=brief)
-        top = [[], *top, []] if airy else top
+        if airy:
+            top = [[], *top, []]
         self.show("moments", [pad(line, columns) for line in top], height=len(top))
         layout = compare.fit_compare(view, reference, columns, rows - 5 - len(top), count)
         self.show("compare-heads", [layout.table.heads()])
@@ -100,13 +104,10 @@ class CompareScreen(RunScreen):
         if session.selected in self.layers_shown:
             moved = compare.moved_text(view.layers[session.selected], reference, columns - 3)
         left: Line = [Span(f" {moved}", "accent")]
-        more = count - layout.visible_layers
-        notes = [
-            compare.only_in_reference(view, reference),
-            filter_note(self.pattern),
-            plural(more, "more layer") if more > 0 else "",
-            layout.table.no_room(", "),
-        ]
+        notes = [compare.only_in_reference(view, reference), filter_note(self.pattern)]
+        if count > layout.visible_layers:
+            notes.append(plural(count - layout.visible_layers, "more layer"))
+        notes.append(layout.table.no_room(", "))
         self.show("moved", [with_notes(left, notes, columns)])
 
     def _remark(self, view: RunView, reference: Reference) -> Span:
@@ -117,9 +118,10 @@ class CompareScreen(RunScreen):
             remark = "set with b"
         elif session.pin_problem:
             return Span(session.pin_problem, "warn")
+        elif reference.step < view.step:
+            remark = "pinned, its last step before B"
         else:
-            behind = reference.step < view.step
-            remark = "pinned, its last step before B" if behind else "pinned, at the same step"
+            remark = "pinned, at the same step"
         if (reference.run, reference.step) == (view.name, view.step):
             return Span("the same step as B", "warn")
         return dim(remark)
@@ -145,12 +147,17 @@ class CompareScreen(RunScreen):
         except OSError as error:
             found = None
             why = f"cannot be read: {error.strerror or error}"
-        self._own = reference_of(watch.file.name, found, watch.run) if found else None
-        self._problem = "" if found else why
+        self._own = None
+        self._problem = why
+        if found is not None:
+            self._own = reference_of(watch.file.name, found, watch.run)
+            self._problem = ""
 
     async def action_compare(self) -> None:
         session, watch = self.session, self.session.watch
-        moment = session.time.pin or (pin(watch) if watch is not None else None)
+        moment = session.time.pin
+        if moment is None and watch is not None:
+            moment = pin(watch)
         if moment is None:
             self.show_message("no step yet", "dim")
             return

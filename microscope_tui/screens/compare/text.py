@@ -46,7 +46,9 @@ def moment_lines(
     """A, B and the change, with two remarks; under heads, unless ``brief``."""
     then, now = reference.record, view.record or reference.record
     rows = [_values(then), _values(now), _changes(then, now)]
-    names = list(rows[0])[: 4 if columns >= _ALL_NUMBERS else 2]
+    names = list(rows[0])
+    if columns < _ALL_NUMBERS:
+        names = names[:2]
     numbers = [
         Column(name, max(5, len(name), *(len(row[name]) for row in rows)), "right", gap=3)
         for name in names
@@ -69,7 +71,9 @@ def moment_lines(
         line("A", reference.run, rows[0], "value", remarks[0]),
         line("B", view.name, rows[1], "value", remarks[1]),
     ]
-    return both if brief else [table.heads(), *both, line("", "change", rows[2], "dim")]
+    if brief:
+        return both
+    return [table.heads(), *both, line("", "change", rows[2], "dim")]
 
 
 def _values(record: StepRecord) -> Mapping[str, str]:
@@ -83,7 +87,8 @@ def _values(record: StepRecord) -> Mapping[str, str]:
 
 def _changes(then: StepRecord, now: StepRecord) -> Mapping[str, str]:
     def tokens(more: float) -> str:
-        return f"{'+' if more > 0 else '-'}{words.short_number(abs(more))}"
+        sign = "+" if more > 0 else "-"
+        return f"{sign}{words.short_number(abs(more))}"
 
     return {
         "step": _difference(then.step, now.step, "{:+,}".format),
@@ -96,7 +101,9 @@ def _changes(then: StepRecord, now: StepRecord) -> Mapping[str, str]:
 def _difference(then: float | None, now: float | None, spell: Callable[[float], str]) -> str:
     if then is None or now is None or not math.isfinite(now - then):
         return "-"
-    return spell(now - then) if now != then else "same"
+    if now == then:
+        return "same"
+    return spell(now - then)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,14 +128,18 @@ def why_not_comparable(layer: LayerView, reference: Reference) -> str | None:
         return f"{router.num_experts:,} experts in A, {layer.router.num_experts:,} in B"
     if not layer.load:
         return "no counts in B"
-    return None if reference.load_of(index, len(layer.load)) is not None else "no counts in A"
+    if reference.load_of(index, len(layer.load)) is None:
+        return "no counts in A"
+    return None
 
 
 def router_in(reference: Reference, layer: LayerView) -> RouterInfo | None:
     """The router of the reference beside ``layer``; ``None`` if it has none."""
     if not reference.routers:
         return layer.router
-    return reference.routers[layer.index] if layer.index < len(reference.routers) else None
+    if layer.index >= len(reference.routers):
+        return None
+    return reference.routers[layer.index]
 
 
 def only_in_reference(view: RunView, reference: Reference) -> str:
@@ -189,10 +200,9 @@ def layer_lines(
         loads[middle] = [dim(values)]
     else:
         loads = heat_lines(key, values, heat, layout.cells, layout.cell, height=height)
-    return [
-        layout.table.line({**(numbers if at == middle else {}), "load": load})
-        for at, load in enumerate(loads)
-    ]
+    lines = [layout.table.line({"load": load}) for load in loads]
+    lines[middle] = layout.table.line({**numbers, "load": loads[middle]})
+    return lines
 
 
 def moved_text(layer: LayerView, reference: Reference, room: int) -> str:
@@ -213,7 +223,8 @@ def moved_text(layer: LayerView, reference: Reference, room: int) -> str:
 
 def _moved(then: Sequence[float], now: Sequence[float]) -> list[str]:
     alive = [expert for expert, load in enumerate(now) if load]
-    ratios = {e: now[e] / then[e] if then[e] else math.inf for e in alive}
+    ratios = dict.fromkeys(alive, math.inf)
+    ratios |= {e: now[e] / then[e] for e in alive if then[e]}
     up = sorted((e for e in alive if ratios[e] > 2.0**CALM_TO), key=lambda e: -now[e])
     down = sorted((e for e in alive if ratios[e] < 2.0**CALM_FROM), key=lambda e: ratios[e])
     dead = [expert for expert, load in enumerate(now) if not load and then[expert]]
@@ -234,11 +245,17 @@ def _numbers(
 ) -> Mapping[str, Sequence[Span]]:
     record, index = reference.record.router, layer.index
     router = router_in(reference, layer)
-    before = balance_now(record, index, router) if router else BalanceNow(None, None, ())
+    before = BalanceNow(None, None, ())
+    if router:
+        before = balance_now(record, index, router)
     peak = value_at(record.max_load, index)
     table = layout.table
     then = reference.load_of(index, layer.router.num_experts)
-    order = _order(tuple(then), tuple(layer.load)) if then and layer.load else math.nan
+    order = Span("-", "faint")
+    if then and layer.load:
+        same = _order(tuple(then), tuple(layer.load))
+        if not math.isnan(same):
+            order = Span(words.no_zero(f"{same:.2f}"))
     label = table.width_of("layer")
     wide = (table.width_of("max load") - _ARROW) // 2
     pair = _pair(words.index(before.balance), words.index(layer.balance), _NUMBER)
@@ -251,7 +268,7 @@ def _numbers(
         "balance": [*pair, Span(" "), *change],
         "entropy": _pair(*entropy, _NUMBER),
         "max load": _pair(*loads, wide, _peak_role(peak, layer.max_load)),
-        "order": [Span("-", "faint") if math.isnan(order) else Span(words.no_zero(f"{order:.2f}"))],
+        "order": [order],
     }
 
 
@@ -269,8 +286,14 @@ def _change(then: float | None, now: float | None) -> Span:
     change = now - then
     if abs(change) < 0.005:
         return Span("·", "faint")
-    role = "ok" if change > 0 else "warn" if change > -_MUCH else "crit"
-    return Span(words.no_zero(f"{change:+.2f}"), "dim" if abs(change) < _SLIGHT else role)
+    role = "crit"
+    if abs(change) < _SLIGHT:
+        role = "dim"
+    elif change > 0:
+        role = "ok"
+    elif change > -_MUCH:
+        role = "warn"
+    return Span(words.no_zero(f"{change:+.2f}"), role)
 
 
 def _peak_role(then: float | None, now: float | None) -> str:
@@ -279,4 +302,6 @@ def _peak_role(then: float | None, now: float | None) -> str:
     ratio = now / then
     if ratio > _FAR_MORE:
         return "crit"
-    return "warn" if ratio > _MORE else "ok" if ratio < 1 / _MORE else "value"
+    if ratio > _MORE:
+        return "warn"
+    return "ok" if ratio < 1 / _MORE else "value"

@@ -130,7 +130,7 @@ class CourseScreen(ChartScreen):
 
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
         session, room = self.session, self.rows_of_charts(rows, 3)
-        moment = "" if session.time.following else f"{self.session.moment(view)} "
+        moment = self.session.unless_live(view)
         compared = session.view(_COMPARED, 1, ()) or view
         answer = loss_answer(compared, columns - len(moment), session.selected)
         self.show("answer", [[*answer, Span(moment, "accent")]])
@@ -154,7 +154,8 @@ class CourseScreen(ChartScreen):
 
     def draw_list(self, view: RunView, room: int) -> None:
         """The list of numbers in ``room`` lines, around the cursor."""
-        self._list_of, width = (view, room), self.list_width
+        self._list_of = view, room
+        width = self.list_width
         numbers = {self.AT_FIRST: (None, None), **self.numbers_listed(view)}
         shown = (n for n in numbers if matches(self.pattern, f"{label_of(n)} {n}"))
         self._listed = list(shown) or [self.AT_FIRST]

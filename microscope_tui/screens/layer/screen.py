@@ -103,7 +103,7 @@ class LayerScreen(ChartScreen):
         ]
         if quadrant := words.quadrant(layer):
             left.append(Span(f"   {quadrant}", "value"))
-        moment = "" if self.session.time.following else f"{self.session.moment(view)} "
+        moment = self.session.unless_live(view)
         self.show("layer-title", [spread(left, [Span(moment, "accent")], columns)])
         watch, most = self.session.watch, max(1, rows // _EVIDENCE_SHARE - 2)
         assert watch is not None  # there is a view of it

@@ -89,8 +89,9 @@ class MainScreen(RunScreen):
         say = session.expert is not None or bool(session.filter)
         shown = len(self.layers_shown)
         layout = fit(probe, columns, rows, shown=shown, noted=say, seen=session.seen)
-        for name in ("roomy", "noted", "legend"):
-            self.set_class(getattr(layout, name), name)
+        self.set_class(layout.roomy, "roomy")
+        self.set_class(layout.noted, "noted")
+        self.set_class(layout.legend, "legend")
         self.query_one("#verdict").styles.height = layout.verdict_lines
         if not draw_header(self, probe):
             self._drawn = None
