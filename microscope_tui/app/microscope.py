@@ -124,10 +124,10 @@ class Microscope(App[None]):
 
     async def action_write(self, kind: str) -> None:
         """Export what is shown, into the working directory."""
-        from microscope_tui.kit import out  # only for this key
+        from microscope_tui.app.exports import write_view  # only for this key
 
         if isinstance(self.screen, BaseScreen):
-            await out.export(self.screen, kind)
+            await write_view(self.screen, kind)
 
     def action_help(self) -> None:
         session = self.session

@@ -24,7 +24,7 @@ from microscope_tui.draw.table import first_visible
 from microscope_tui.kit.key_line import last_line, playback_line
 from microscope_tui.kit.keys import with_keymap
 from microscope_tui.kit.prompts import Copy, Filter, GoTo, Prompt
-from microscope_tui.kit.redraws import Redraws
+from microscope_tui.kit.redraws import Redraws, room_of
 from microscope_tui.kit.rows import Rows, Tiles
 from microscope_tui.kit.session import Session
 from microscope_tui.runlog import safe_text
@@ -76,9 +76,9 @@ class BaseScreen(Screen[None]):
         self.bindings_shown = with_keymap(self.BINDINGS, session.preferences.keymap)
         """The keys of this screen as the config file changes them."""
         self.said: Line = []
-        """What the last line says in place of the keys; empty if it shows these."""
+        """What the last line shows in place of the keys; empty if it has these."""
         self._role = ""
-        self._redraws = Redraws(self)
+        self._redraws = Redraws(self, session, self.redraw, self.state_now)
 
     def compose(self) -> ComposeResult:
         for part in (*self.PARTS, "keys"):
@@ -149,7 +149,7 @@ class BaseScreen(Screen[None]):
     @property
     def room(self) -> Size:
         """In cells; of the terminal before the first layout."""
-        return self.size or self.app.size
+        return room_of(self)
 
     def show(
         self,

@@ -3,17 +3,33 @@
 A prompt with a screen of its own would lose keys that are typed fast to the screen below.
 """
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+from textual.app import App
 
 from microscope_tui.draw.glyphs import Glyphs
 from microscope_tui.draw.spans import Line, Span
 from microscope_tui.kit.key_line import said
+from microscope_tui.kit.session import Session
 from microscope_tui.runlog import safe_text
 
-if TYPE_CHECKING:
-    from microscope_tui.kit.base import BaseScreen
-
 _MOST_CHARACTERS = 100
+
+
+class AskingScreen(Protocol):
+    """What a prompt needs of the screen that asks."""
+
+    session: Session
+    prompt: "Prompt | None"
+    pattern: str
+
+    @property
+    def app(self) -> App[Any]: ...
+    def draw_last_line(self) -> None: ...
+    def show_message(self, text: str | None, role: str = "warn") -> None: ...
+    async def redraw(self) -> None: ...
+    async def from_disk(self, work: Callable[..., str | None], *arguments: object) -> None: ...
 
 
 class Prompt:
@@ -25,7 +41,9 @@ class Prompt:
     ESCAPE = "stay"
     """What these keys do, in words."""
 
-    def __init__(self, screen: "BaseScreen") -> None:
+    screen: AskingScreen
+
+    def __init__(self, screen: Any) -> None:
         self.screen = screen
         self.session = screen.session
         self.typed = ""

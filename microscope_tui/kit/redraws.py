@@ -1,13 +1,13 @@
 """When a screen is drawn: as it opens, and again when the session has changed."""
 
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from time import monotonic
-from typing import TYPE_CHECKING
 
 from textual.geometry import Size
+from textual.screen import Screen
 
-if TYPE_CHECKING:
-    from microscope_tui.kit.base import BaseScreen
+from microscope_tui.kit.session import Session
 
 _WAITING_S = 0.25
 _SOON_S = 0.05  # the end of reading and judging is shown at once
@@ -20,9 +20,18 @@ class Redraws:
     toasts that it might have shown. Only the final state is sent: a paint is 50 KB.
     """
 
-    def __init__(self, screen: "BaseScreen") -> None:
+    def __init__(
+        self,
+        screen: Screen[None],
+        session: Session,
+        redraw: Callable[[], Awaitable[None]],
+        state_now: Callable[[], tuple[object, ...]],
+    ) -> None:
+        """``state_now``: what ``redraw`` draws depends on it."""
         self._screen = screen
-        self._session = screen.session
+        self._session = session
+        self._redraw = redraw
+        self._state_now = state_now
         self._shown: tuple[object, ...] = ()
         self._stage: object = None  # whether the run was read and judged in the last picture
         self._due = 0.0
@@ -33,21 +42,21 @@ class Redraws:
     async def begin(self) -> None:
         """The screen opens: draw it before the first layout, and look for changes from now on."""
         self._unsent.enter_context(self._screen.app.batch_update())
-        self._drawn_in = self._screen.room
-        await self._screen.redraw()
+        self._drawn_in = room_of(self._screen)
+        await self._redraw()
         self._look_again()
 
     async def resume(self) -> None:
         """The screen is the topmost one now: for the first time, or again."""
         if not self._new:
-            await self._screen.redraw()
+            await self._redraw()
         later = self._screen.call_later
         later(later, self._send)  # after the events of the first layout
 
     async def resize(self) -> None:
         """The screen may have another size."""
-        if not self._new or self._screen.room != self._drawn_in:
-            await self._screen.redraw()
+        if not self._new or room_of(self._screen) != self._drawn_in:
+            await self._redraw()
 
     def end(self) -> None:
         """The screen is removed: otherwise nothing would be sent again."""
@@ -72,7 +81,7 @@ class Redraws:
     async def _look(self) -> None:
         screen = self._screen
         session = self._session
-        now = screen.state_now()
+        now = self._state_now()
         watch = session.watch
         stage = watch and (watch.complete, watch.judged >= 1.0)
         due = stage != self._stage or monotonic() >= self._due
@@ -80,7 +89,12 @@ class Redraws:
             self._shown, self._stage = now, stage
             self._due = monotonic() + session.preferences.interval_s
             session.reader.pause()
-            await screen.redraw()
+            await self._redraw()
             if session.has_new_critical():
                 screen.app.bell()
         self._look_again()
+
+
+def room_of(screen: Screen[None]) -> Size:
+    """In cells; of the terminal before the first layout."""
+    return screen.size or screen.app.size
