@@ -39,13 +39,15 @@ class StepRows:
 
     def wait_s(self) -> float:
         """Seconds until the open step may be complete; 0 if none is open."""
-        return COMPLETE_AFTER_S / 10 if self._parts else 0.0
+        if not self._parts:
+            return 0.0
+        return COMPLETE_AFTER_S / 10
 
     def complete(self, rows: Sequence[Row], *, is_started: bool) -> Iterator[Step]:
         """The steps that these rows complete; ``is_started``: some were written to the log."""
         for row in rows:
             if 0 < self._newest - row.step <= _LATE_STEPS and not row.of_router:
-                continue
+                continue  # a delayed loss; with readings of routers it is a run that resumed
             if not self._parts or row.step != self._parts[0].step:
                 yield from self.close()
                 self._continue(row, is_started)
@@ -57,8 +59,11 @@ class StepRows:
 
     @property
     def _newest(self) -> int:
-        latest = self._parts[0] if self._parts else self._early
-        return latest.step if latest else 0
+        if self._parts:
+            return self._parts[0].step
+        if self._early is not None:
+            return self._early.step
+        return 0
 
     def _continue(self, row: Row, is_started: bool) -> None:
         early, self._early = self._early, None
@@ -94,8 +99,8 @@ class StepRows:
     def is_quiet(self, modified: float) -> bool:
         """Whether the open step counts as complete: nothing was written for long, by its growth or
         by the Unix time at which the source was ``modified``."""
-        at_rest = time.time() - modified >= self.patience_s
-        return at_rest or time.monotonic() - self._grew >= self.patience_s
+        rested_s = max(time.time() - modified, time.monotonic() - self._grew)
+        return rested_s >= self.patience_s
 
 
 def _merged(parts: Sequence[Row]) -> Row:
