@@ -62,6 +62,13 @@ def test_many_rows_of_one_step_are_merged_now_and_then(monkeypatch: pytest.Monke
     assert len(row.targets) == 1000
 
 
+def test_a_step_of_one_row_is_that_row() -> None:
+    steps = StepRows()
+    (given,) = rows(1)
+    assert not list(steps.complete([given], is_started=True))
+    assert [row is given for row, _ in steps.close()] == [True]
+
+
 @pytest.mark.parametrize("clock", ["time", "monotonic"])
 def test_a_step_is_complete_once_it_rests_for_the_whole_pause(
     clock: str, monkeypatch: pytest.MonkeyPatch
