@@ -337,7 +337,7 @@ def _balance(name: str, curves: Sequence[Curve], now: float | None, note: str) -
 
 def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
     """The charts of a layer, most useful first; no drops in a dropless run."""
-    steps, mean = view.axis, layer.mean_entropy
+    steps, mean = view.timeline.axis, layer.mean_entropy
     curves = [Curve(steps, layer.balance_history, edge="low")]
     note = words.judged(layer) or "1 is even"
     balance = _balance("balance c", curves, layer.balance, note)
@@ -363,14 +363,16 @@ def layer_charts(view: RunView, layer: LayerView) -> Mapping[str, Chart]:
 
 def course_chart(view: RunView, name: str, worst: Sequence[Column] = ()) -> Chart | None:
     """The loss, or the ``worst`` values of all layers; ``None`` for other numbers."""
-    record, steps = view.record, view.axis
+    record, steps = view.record, view.timeline.axis
     if name == "loss":
-        validated = [(at, x) for at, x in view.evaluations if x is not None and math.isfinite(x)]
+        validated = [
+            (at, x) for at, x in view.timeline.evaluations if x is not None and math.isfinite(x)
+        ]
         note = ""
         if validated:
             at, value = validated[-1]
             note = f"● validation {words.decimal(value)} at {at:,}"
-        losses = [Curve(steps, view.loss_history)]
+        losses = [Curve(steps, view.timeline.loss_history)]
         now = record.loss if record else None
         return Chart(name, losses, now, note, bottom=None, points=validated)
     if name == "balance":
@@ -420,7 +422,7 @@ def _compared(view: RunView, onset: int) -> Line:
     """The loss before the onset, and the highest since, against its usual spread."""
     shown = [
         (step, column)
-        for step, column in zip(view.axis, view.loss_history, strict=False)
+        for step, column in zip(view.timeline.axis, view.timeline.loss_history, strict=False)
         if step <= view.step and math.isfinite(column.mean)
     ]
     before = [column.mean for step, column in shown if step < onset][-_BEFORE:]

@@ -11,7 +11,7 @@ def evidence(watch: RunWatch, view: RunView, layer: int, columns: int, most: int
     lines: list[Line] = []
     width = max(20, columns - 12)
     with watch.lock:
-        found = findings_of(watch, None if view.cursor is None else view.step, layer)
+        found = findings_of(watch, None if view.timeline.cursor is None else view.step, layer)
     for finding, advice in found:
         severity = Span(f"  {finding.severity.label.upper():<6}", role_of(finding))
         lines.append([severity, Span(advice.verdict)])

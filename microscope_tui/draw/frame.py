@@ -145,8 +145,8 @@ def verdict(
     unseen = _unseen(view, seen)
     worst = unseen[0] if unseen else view.worst
     rows: list[Line]
-    if view.error:
-        rows = [[Span(" "), Span(view.error, "crit")]]
+    if view.log.error:
+        rows = [[Span(" "), Span(view.log.error, "crit")]]
     elif worst is None:
         rows = [[Span(" "), *_without_alert(view)]]
     else:
@@ -176,8 +176,8 @@ def _beside_badge(view: RunView, unseen: int) -> Line:
         texts.append(f"1 of {active} alerts")
     if unseen < active:
         texts.append(f"{active - unseen} seen" if unseen else "seen")
-    if view.busy:
-        texts.append(view.busy)
+    if view.log.busy:
+        texts.append(view.log.busy)
     return [dim(f"{'  '.join(texts)} ")] if texts else []
 
 
@@ -198,7 +198,7 @@ def _unseen(view: RunView, seen: Container[str]) -> list[tuple[Finding, Advice]]
 
 def verdict_heights(view: RunView, width: int, seen: Container[str] = ()) -> list[int]:
     """Lines of the whole verdict: without the why, and in full."""
-    if view.worst is None or view.error:
+    if view.worst is None or view.log.error:
         return []
     _, advice = (_unseen(view, seen) or [view.worst])[0]
     heights = []
@@ -224,8 +224,8 @@ def _cut(text: str, width: int, lines: int) -> list[str]:
 
 def _without_alert(view: RunView) -> Line:
     line = _all_well(view)
-    if view.busy:
-        line.append(dim(f"; {view.busy}"))
+    if view.log.busy:
+        line.append(dim(f"; {view.log.busy}"))
     return list(map(faded, line)) if view.life.outdated else line
 
 
@@ -235,7 +235,7 @@ def _all_well(view: RunView) -> Line:
     balances = [
         (c, layer.router.name) for layer in view.layers if (c := layer.judged_balance) is not None
     ]
-    if view.judged < 1.0:
+    if view.judging.share < 1.0:
         return _not_judged_yet(view, balances)
     line = _no_alert(view, f", lowest {_lowest(balances)}" if balances else "")
     text = f"; note: {view.notes[0][1].short.split(':')[0]}" if view.notes else ""
@@ -245,11 +245,11 @@ def _all_well(view: RunView) -> Line:
 
 
 def _no_alert(view: RunView, lowest: str) -> Line:
-    evidence = gathering(view.pending, [layer.judged_balance for layer in view.layers])
-    if view.no_verdict:
-        text = view.no_verdict + (", " if evidence else lowest)
+    evidence = gathering(view.judging.pending, [layer.judged_balance for layer in view.layers])
+    if view.judging.no_verdict:
+        text = view.judging.no_verdict + (", " if evidence else lowest)
         return [dim(text), Span(evidence, "warn")]
-    pending = {found.router_index for found in view.pending}
+    pending = {found.router_index for found in view.judging.pending}
     well = sum(layer.index not in pending for layer in view.layers)
     if not evidence:
         return [Span(f"{plural(well, 'layer')} healthy", "ok"), dim(lowest)]
@@ -259,11 +259,11 @@ def _no_alert(view: RunView, lowest: str) -> Line:
 
 
 def _not_judged_yet(view: RunView, balances: Sequence[tuple[float, str]]) -> Line:
-    reading = f"diagnosis at step {view.judged_step:,} ({view.judged:.0%})"
+    reading = f"diagnosis at step {view.judging.last_step:,} ({view.judging.share:.0%})"
     if view.state is RunState.DELETED:
-        reading = f"deleted when {view.judged:.0%} was judged"
-    elif view.progress < 1.0:
-        reading = f"scanning the log ({view.progress:.0%})"
+        reading = f"deleted when {view.judging.share:.0%} was judged"
+    elif view.log.progress < 1.0:
+        reading = f"scanning the log ({view.log.progress:.0%})"
     low = [pair for pair in balances if pair[0] < CollapseLimits().warn]
     if not low:
         return [dim(f"nothing found so far, {reading}")]

@@ -242,7 +242,7 @@ def _drop_widths(view: RunView, columns: int) -> tuple[int, int]:
 def _is_limited(view: RunView, widths: TableLayout) -> bool:
     complete = widths.spark and widths.has_entropy
     left_out = any(layer.without != () for layer in view.layers)
-    noted = words.unread(view) or view.parts or view.defects or view.memory_limit
+    noted = words.unread(view) or view.log.parts or view.log.defects or view.log.memory_limit
     return not complete or left_out or bool(noted)
 
 
@@ -409,11 +409,11 @@ def _tall(line: Line, width: int, layout: TableLayout) -> list[Line]:
 def loss_curve(view: RunView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
     """The course of the loss between its lowest and highest value, below a blank line."""
     rows, width = layout.loss_rows - 1, layout.columns - layout.label - 1
-    means = [column.mean for column in view.loss_history if math.isfinite(column.mean)]
+    means = [column.mean for column in view.timeline.loss_history if math.isfinite(column.mean)]
     if not means:
         return [[] for _ in range(layout.loss_rows)]
     bottom, top = min(means), max(means)
-    curve = spark(view.loss_history, width, (bottom, top), glyphs, rows)
+    curve = spark(view.timeline.loss_history, width, (bottom, top), glyphs, rows)
     heads = {0: words.decimal(top), rows // 2: "loss", rows - 1: words.decimal(bottom)}
     lines: list[Line] = [[]]
     for at, line in enumerate(curve):

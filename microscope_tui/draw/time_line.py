@@ -73,7 +73,7 @@ def ribbon(view: RunView, columns: int, shown: str, axis: Axis = Axis.STEP) -> L
     """Severities over the window, with the cursor at the shown step."""
     line = [dim(_start(view, axis)), *_cells(view, ribbon_width(columns))]
     now = axis_label(axis, view.step, view.record.time if view.record else None, _began(view))
-    line.append(Span("▏", "accent" if view.cursor is None else "faint"))
+    line.append(Span("▏", "accent" if view.timeline.cursor is None else "faint"))
     room = columns - line_width(line) - 2
     ends = [(n, s) for s in (shown, shown.split(", ")[0]) for n in _shorter(now)]
     now, shown = next(((n, s) for n, s in ends if width_of(n + s) < room), ends[-1])
@@ -88,14 +88,14 @@ def aligned_ribbon(view: RunView, columns: int, plot: tuple[int, int], axis: Axi
 
 def _cells(view: RunView, width: int) -> Line:
     cells = []
-    for mark in view.ribbon[:width]:
+    for mark in view.timeline.ribbon[:width]:
         cell = ("▁", "faint")
         if mark.restart:
             cell = ("╎", "accent")
         elif mark.severity is not None:
             cell = (_HEIGHTS[mark.severity], ROLE_OF_SEVERITY[mark.severity])
         cells.append(cell)
-    if view.cursor is not None and cells:
+    if view.timeline.cursor is not None and cells:
         at = column_of(view.step, view.window, len(cells))
         if at is not None:
             cells[at] = ("┃", "accent")
@@ -108,9 +108,9 @@ def _start(view: RunView, axis: Axis) -> str:
         first = view.window.first
         text = "step 0" if first == 1 else words.short_number(first)
     else:
-        time = view.times[0] if view.times else None
+        time = view.timeline.times[0] if view.timeline.times else None
         labels = _shorter(axis_label(axis, view.window.first, time, _began(view)))
-        if axis is Axis.CLOCK and _takes_days(view.times):
+        if axis is Axis.CLOCK and _takes_days(view.timeline.times):
             labels = [labels[0].rsplit(" ", 1)[0]]  # the day is more useful
         text = first_fitting(labels, _LEFT - 2, labels[-1])
     return f" {text[: _LEFT - 2]:<{_LEFT - 2}} "
@@ -133,19 +133,23 @@ def notes(
     cursor: str = "",
 ) -> Line:
     """Under the ribbon: events, or what the ``cursor`` is on, and what is ``hidden``."""
-    again = view.judged_again and view.judged < 1.0  # most important first: the last are dropped
-    right = [*filter(None, [view.parts]), *hidden]
+    again = (
+        view.judging.again and view.judging.share < 1.0
+    )  # most important first: the last are dropped
+    right = [*filter(None, [view.log.parts]), *hidden]
     if again:
-        right.append(f"{view.judged_again}, judging again")
+        right.append(f"{view.judging.again}, judging again")
     if left_out := words.left_out(view):
         right.append(f"* {left_out}")
-    if view.defects:
-        which = f" ({view.first_defects[0]})" if columns >= _FULL and view.first_defects else ""
-        right.append(f"{plural(view.defects, 'bad line')}{which}")
+    if view.log.defects:
+        which = (
+            f" ({view.log.first_defects[0]})" if columns >= _FULL and view.log.first_defects else ""
+        )
+        right.append(f"{plural(view.log.defects, 'bad line')}{which}")
     if unread := words.unread(view):
         right.append(unread)
-    if view.memory_limit is not None:
-        right.append(f"history coarser: {words.bytes_of(view.memory_limit)} memory")
+    if view.log.memory_limit is not None:
+        right.append(f"history coarser: {words.bytes_of(view.log.memory_limit)} memory")
     right.extend(watching)
     if view.step:
         first, last = view.window
@@ -169,7 +173,7 @@ def tick_line(view: RunView, width: int, ribbon: int) -> Line:
         fits = placed(cells, at - len(label), f"{label}╵", role)
         if not fits and not placed(cells, at, f"╵{label}", role):
             placed(cells, at, "╵", role)
-    for at, mark in enumerate(view.ribbon[:ribbon], start=_LEFT):
+    for at, mark in enumerate(view.timeline.ribbon[:ribbon], start=_LEFT):
         if mark.evaluation:
             placed(cells, at, "╵", "faint")
     return merged(cells)
@@ -181,7 +185,7 @@ def _labels(view: RunView) -> Sequence[tuple[int, str, str]]:
     if view.worst is not None:
         finding = view.worst[0]
         labels.append((finding.onset, ONSET, ROLE_OF_SEVERITY[finding.severity]))
-    return labels + [(step, RESTART, "dim") for step in reversed(view.restarts)]
+    return labels + [(step, RESTART, "dim") for step in reversed(view.timeline.restarts)]
 
 
 class TimeMark(msgspec.Struct, frozen=True):
@@ -268,16 +272,18 @@ def time_scale(view: RunView, axis: Axis, layer: int | None = None) -> TimeScale
 
     ``layer``: mark the onsets of this layer only; of all layers by default.
     """
-    cursor = view.step if view.cursor is not None else None
+    cursor = view.step if view.timeline.cursor is not None else None
     marks = tuple(_marks(view, layer))
-    return TimeScale(view.window, cursor, marks, axis, view.axis, view.times, _began(view))
+    return TimeScale(
+        view.window, cursor, marks, axis, view.timeline.axis, view.timeline.times, _began(view)
+    )
 
 
 def _marks(view: RunView, layer: int | None) -> Iterable[TimeMark]:
     """Most important last: it is drawn over the others."""
-    for step, _ in view.evaluations:
+    for step, _ in view.timeline.evaluations:
         yield TimeMark(step, EVALUATION, "dim")
-    for step in view.restarts:
+    for step in view.timeline.restarts:
         yield TimeMark(step, RESTART, "dim")
     for finding, _ in reversed(view.alerts):
         for episode in finding.episodes:

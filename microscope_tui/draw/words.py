@@ -190,6 +190,6 @@ def unread(view: RunView) -> str:
     """How far a log is read or judged that still is; else empty."""
     if view.state is RunState.DELETED:
         return ""
-    if view.progress < 1.0:
-        return f"sampled, reading {view.progress:.0%}"
-    return f"diagnosis at {view.judged:.0%}" if view.judged < 1.0 else ""
+    if view.log.progress < 1.0:
+        return f"sampled, reading {view.log.progress:.0%}"
+    return f"diagnosis at {view.judging.share:.0%}" if view.judging.share < 1.0 else ""

@@ -23,7 +23,7 @@ def verdict_text(view: RunView, chosen: tuple[Finding, Advice] | None = None) ->
     """The chosen or worst finding; one line if the run is healthy."""
     about = f"{view.name} step {view.step:,} ({view.life.word})"
     found = chosen
-    if found is None and not view.error:
+    if found is None and not view.log.error:
         found = view.worst
     if found is None:
         return _clean(f"{about}: {plain(frame.verdict(view, _MOST_CELLS, 1)[0]).strip()}")
@@ -61,7 +61,7 @@ def row_text(layer: LayerView, view: RunView) -> str:
         worst = max(active, key=lambda episode: episode.severity)
         parts.append(f"{WORD_OF_SEVERITY[worst.severity]} {worst.rule} since {worst.onset:,}")
     else:
-        so_far = "" if view.judged >= 1 else f" up to step {view.judged_step:,}"
+        so_far = "" if view.judging.share >= 1 else f" up to step {view.judging.last_step:,}"
         parts.append(f"no alert{so_far}")
     return _clean(f"{layer.router.name} step {view.step:,}: {', '.join(parts)}")
 

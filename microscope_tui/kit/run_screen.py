@@ -106,7 +106,7 @@ class RunScreen(BaseScreen):
         layers = [e.router_index for finding, _ in found for e in finding.episodes if e.active]
         sick = list(dict.fromkeys(layer for layer in layers if layer >= 0))
         if not sick:
-            judged = "no active alert" if view.judged >= 1.0 else "not judged yet"
+            judged = "no active alert" if view.judging.share >= 1.0 else "not judged yet"
             self.show_message(judged, "dim")
             return
         self.session.selected = after(self.session.selected, sick)

@@ -133,16 +133,15 @@ def _followed(watch: RunWatch, glanced: _Course) -> tuple[_Course, Verdict | Non
         error = glanced.error or watch.error
         if watch.latest is None or not (watch.complete or glanced.last is None):
             return glanced._replace(error=error), verdict
-        planned = watch.run.planned_steps if watch.run is not None else None
         last = watch.latest.record
         _, age = watch.state()
-        return _Course(last, planned, watch.shown.end, error, age, watch.life()), verdict
+        planned, end = watch.planned_steps, watch.shown.end
+        return _Course(last, planned, end, error, age, watch.life()), verdict
 
 
 def _is_critical(watch: RunWatch) -> bool:
     with watch.lock:
-        episodes = watch.diagnosis.episodes if watch.diagnosis is not None else ()
-        return any(e.active and e.severity is Severity.CRITICAL for e in episodes)
+        return any(e.active and e.severity is Severity.CRITICAL for e in watch.episodes)
 
 
 MOST_FOLLOWED = 8

@@ -388,9 +388,11 @@ class History:
         ``name``: of the series; ``index``: the router in it, 0 for a number of the run; ``window``:
         by default the whole history.
         """
+        cuts = self._cuts(count, self.rows(window))
+        if len(cuts) == 1:
+            return []  # no rows; before a header not even a series
         curve = self._curves[name][index]
         curve.keep_coarse(self._complete)
-        cuts = self._cuts(count, self.rows(window))
         return [curve.column(first, last) for first, last in itertools.pairwise(cuts)]
 
     def axis(self, count: int, window: "Window | None" = None) -> list[int]:
@@ -417,7 +419,9 @@ class History:
 
     def value(self, name: str, index: int, row: int = -1) -> float:
         """The mean of one row; NaN: there is none."""
-        return self._curves[name][index].fine.mean[row] if self.steps else NAN
+        if not self.steps:
+            return NAN
+        return self._curves[name][index].fine.mean[row]
 
     @property
     def _complete(self) -> int:
@@ -437,35 +441,36 @@ class Window(NamedTuple):
 class Curves:
     """The series of a history in columns that all curves of a view share. The caller has the lock.
 
-    All methods return empty results where ``history`` is ``None``: before a header was read.
+    All methods return empty results before a header was read.
     """
 
-    def __init__(self, history: History | None, columns: int, window: Window) -> None:
+    def __init__(self, history: History, columns: int, window: Window) -> None:
+        self.window = window
         self._history = history
         self._columns = columns
-        self._window = window
-        self.restarts: Sequence[int] = history.restarts if history else ()
 
     def of(self, name: str, index: int = 0) -> Sequence[Column]:
         """At most as many columns as requested; ``index``: the router."""
-        if self._history is None:
-            return ()
-        return self._history.columns(name, index, self._columns, self._window)
+        return self._history.columns(name, index, self._columns, self.window)
 
     def axis(self) -> Sequence[int]:
         """First step of each column."""
-        if self._history is None:
-            return ()
-        return self._history.axis(self._columns, self._window)
+        return self._history.axis(self._columns, self.window)
 
     def times(self, steps: Sequence[int]) -> Sequence[float | None]:
         """Of each of ``steps``, Unix seconds; ``None`` where it was not logged."""
-        return [self._history.time_of(step) for step in steps] if self._history else ()
+        return list(map(self._history.time_of, steps))
+
+    def restarts(self) -> Sequence[int]:
+        """Steps in the window from which the run was resumed."""
+        if not len(self._history):
+            return ()  # the first step behind a restart has not come
+        return tuple(filter(self.window.has, self._history.restarts))
 
     def share_of(self, step: int) -> float | None:
         """The place of ``step`` among the columns, 0 … 1; ``None`` where the window has no rows."""
-        if self._history is None:
+        rows = self._history.rows(self.window)
+        if not rows:
             return None
-        rows = self._history.rows(self._window)
         before = self._history.index_of(step) + 1 - rows.start
-        return max(0.0, min(1.0, before / len(rows))) if rows else None
+        return max(0.0, min(1.0, before / len(rows)))

@@ -51,7 +51,9 @@ class Pin(msgspec.Struct, frozen=True):
     @property
     def counts_step(self) -> int | None:
         """The step of ``with_counts``."""
-        return self.with_counts.record.step if self.with_counts is not None else None
+        if self.with_counts is None:
+            return None
+        return self.with_counts.record.step
 
 
 def pin(watch: RunWatch) -> Pin | None:
@@ -69,7 +71,7 @@ def kept_steps(watch: RunWatch) -> tuple[int, int] | None:
     """
     with watch.lock:
         history, (start, end) = watch.history, watch.source.kept()
-        if history is None or not watch.can_seek:
+        if not watch.can_seek:
             return None
         first, behind = (bisect_left(history.offsets, at) for at in (start, end))
         if first >= behind:
@@ -88,15 +90,17 @@ def pin_at(watch: RunWatch, step: int) -> Pin | None:
     read.
     """
     with watch.lock:
-        latest, history, generation = watch.latest, watch.history, watch.generation
+        history, generation = watch.history, watch.generation
         kept = kept_steps(watch)
-        if history is not None and len(history):
-            step = max(step, kept[0] if kept is not None else history.steps[0])
-        if latest is not None and step >= latest.record.step:
+        first = min(history.steps[:1], default=step)
+        if kept is not None:
+            first, last = kept
+        step = max(step, first)
+        if watch.latest is not None and step >= watch.last_step:
             return pin(watch)
-        if history is None or kept is None:
+        if kept is None:
             return None
-        step = min(step, kept[1])
+        step = min(step, last)
     entry = _find(watch, history, step)
     if entry is None:
         return None
@@ -198,7 +202,7 @@ def samples(
 def _places(watch: RunWatch, count: int, window: Window | None) -> list[_Place]:
     """Evenly spread rows of the history, each up to the next one or to where the run restarted."""
     history, kept = watch.history, kept_steps(watch)
-    if history is None or kept is None or count < 1:
+    if kept is None or count < 1:
         return []
     first, last = window or (1, history.last_step)
     first = max(first, kept[0])
@@ -239,7 +243,9 @@ _READING_BYTES = 32 << 20
 def kept_numbers(watch: RunWatch) -> Sequence[str]:
     """Names of the numbers of the whole run that its history has; others need a ``Reading``."""
     with watch.lock:
-        return (*PER_RUN, *watch.history.later) if watch.history is not None else ()
+        if watch.run is None:
+            return ()
+        return (*PER_RUN, *watch.history.later)
 
 
 def course_of(
@@ -251,7 +257,7 @@ def course_of(
     """
     with held.lock:
         curves = Curves(held.history, columns, window)
-        return curves.axis(), curves.of(name, router) if held.history is not None else ()
+        return curves.axis(), curves.of(name, router)
 
 
 class Reading(Scan):

@@ -53,11 +53,10 @@ def run_map(watch: RunWatch, quantity: Quantity, columns: int, window: Window) -
     The balance is the collapse index as it is judged.
     """
     with watch.lock:
-        routers = watch.run.routers if watch.run is not None else ()
         curves = Curves(watch.history, columns, window)
         axis = curves.axis()
         rows = []
-        for index, router in enumerate(routers):
+        for index, router in enumerate(watch.routers):
             found = curves.of(_SERIES[quantity], index)
             values = [column.low if quantity.low_is_bad else column.high for column in found]
             if quantity is Quantity.BALANCE:

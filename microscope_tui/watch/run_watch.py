@@ -3,16 +3,17 @@
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from microscope_tui.diagnosis import ANYTHING, Criteria, Diagnosis
+from microscope_tui.diagnosis import ANYTHING, Criteria, Diagnosis, Episode
 from microscope_tui.runlog import (
     EVERYTHING,
     Chunk,
     Defects,
     Entry,
     PipedLog,
+    RouterInfo,
     RunFile,
     RunReader,
     RunRecord,
@@ -130,13 +131,34 @@ class RunWatch:
         return self.shown.run
 
     @property
+    def routers(self) -> Sequence[RouterInfo]:
+        """Those of the header, in forward order; empty before one was read."""
+        if self.run is None:
+            return ()
+        return self.run.routers
+
+    @property
+    def planned_steps(self) -> int | None:
+        """Those of the header; ``None`` before one was read, or where it has none."""
+        if self.run is None:
+            return None
+        return self.run.planned_steps
+
+    @property
     def latest(self) -> StepEntry | None:
         """The newest step of what is shown; ``None`` before the first."""
         return self.shown.latest
 
     @property
-    def history(self) -> History | None:
-        """The curves of what is shown; ``None`` before a header was read."""
+    def last_step(self) -> int:
+        """The number of the newest step of what is shown; 0 before the first."""
+        if self.latest is None:
+            return 0
+        return self.latest.record.step
+
+    @property
+    def history(self) -> History:
+        """The curves of what is shown; without any before a header was read."""
         return self.shown.history
 
     @property
@@ -148,6 +170,13 @@ class RunWatch:
     def diagnosis(self) -> Diagnosis | None:
         """So far; of a run that is over see ``conclude_if_over``."""
         return self._judge.diagnosis
+
+    @property
+    def episodes(self) -> Sequence[Episode]:
+        """Those of the diagnosis so far."""
+        if self.diagnosis is None:
+            return ()
+        return self.diagnosis.episodes
 
     @property
     def defects(self) -> Defects:
@@ -184,7 +213,7 @@ class RunWatch:
     def bounded_by_memory(self) -> bool:
         """Whether more memory would give the history a finer resolution."""
         history = self.scan.history
-        return history is not None and history.stride > 1 and history.capacity < MAX_ROWS
+        return history.stride > 1 and history.capacity < MAX_ROWS
 
     def open_overview(self) -> None:
         """Sample a long log, for a first frame before the full scan."""
@@ -298,10 +327,8 @@ class RunWatch:
         some.
         """
         with self.lock:
-            step = self.latest.record.step if self.latest is not None else 0
-            planned = self.run.planned_steps if self.run is not None else None
             pauses = list(self.scan.intervals), self.scan.longest_pause
-            life = life_of(*self.state(), *pauses, step, planned)
+            life = life_of(*self.state(), *pauses, self.last_step, self.planned_steps)
             return life_of_busy(life, self.source.busy_since)
 
     def busy(self) -> str:

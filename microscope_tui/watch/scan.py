@@ -193,7 +193,7 @@ class Scan:
         self.evaluations: deque[EventRecord] = deque(maxlen=1000)
         self.held_out: EventRecord | None = None
         """The last evaluation with counts."""
-        self.history: History | None = None
+        self.history = History({})
         self.expected_steps = 0
         self.intervals: deque[float] = deque(maxlen=33)
         """In seconds."""
@@ -229,14 +229,14 @@ class Scan:
         """Make the steps since the last call visible, under the lock of the readers; true if any
         were.
         """
-        return self.history is not None and self.history.commit()
+        return self.history.commit()
 
     def make_room(self, lock: AbstractContextManager[object]) -> None:
         """Halve a full history, mostly outside ``lock``: only the caller changes it."""
-        if (history := self.history) is not None and history.full:
+        if self.history.full:
             with lock:
-                history.commit()
-            halved = history.halved()
+                self.history.commit()
+            halved = self.history.halved()
             with lock:
                 self.history = halved
 
@@ -249,7 +249,7 @@ class Scan:
             self.recent.clear()
             self.counted.clear()
         cut = self._course.take(run)
-        if before is None or before.routers != run.routers or self.history is None:
+        if before is None or before.routers != run.routers:
             self.history, self._row_of = self._begun(run)
         elif cut is not None:
             self._restart(cut, before)
@@ -259,9 +259,8 @@ class Scan:
         return empty, row_maker(len(run.routers))
 
     def _take_step(self, entry: StepEntry) -> None:
-        run, history = self.run, self.history
-        step = entry.record.step
-        if run is None or history is None:
+        run, step = self.run, entry.record.step
+        if run is None:
             return
         holds = min(step - 1, self._course.last_step)  # earlier steps, up to here
         cut = self._course.take(entry)
@@ -283,17 +282,19 @@ class Scan:
         if entry.has_counts:
             self.recent.append(entry)
             self.counted.append(copy(entry))
-        history.add(step, self._row_of(entry), entry.offset, entry.record.time)
+        self._add_step(entry)
+
+    def _add_step(self, entry: StepEntry) -> None:
+        record = entry.record
+        self.history.add(record.step, self._row_of(entry), entry.offset, record.time)
 
     def _restart(self, step: int, run: RunRecord) -> None:
-        history = self.history
-        assert history is not None
-        torn = history.restart(step)
+        torn = self.history.restart(step)
         if torn is not None:
             for entry in self._reread(torn, run, step):
-                history.add(entry.record.step, self._row_of(entry), entry.offset, entry.record.time)
-            history.close_row()
-        history.last_step = step - 1
+                self._add_step(entry)
+            self.history.close_row()
+        self.history.last_step = step - 1
         kept = [e for e in self.evaluations if e.step is None or e.step < step]
         self.evaluations = deque(kept, maxlen=self.evaluations.maxlen)
         if self.held_out is not None and (self.held_out.step or 0) >= step:

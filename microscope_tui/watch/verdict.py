@@ -77,8 +77,8 @@ def verdict_on(watch: RunWatch) -> Verdict:
             )[:_MOST_TROUBLES],
             no_verdict=why_no_verdict(watch).why,
             evidence=evidence(watch),
-            last_step=watch.latest.record.step if watch.latest is not None else 0,
-            planned_steps=watch.run.planned_steps if watch.run is not None else None,
+            last_step=watch.last_step,
+            planned_steps=watch.planned_steps,
         )
 
 
@@ -108,10 +108,10 @@ def evidence(watch: RunWatch) -> str:
 
 def judged_balance(watch: RunWatch) -> list[float | None]:
     """Of every router in the newest step; empty without one."""
-    if watch.latest is None or watch.run is None:
+    if watch.latest is None:
         return []
     summary = watch.latest.record.router
-    routers = enumerate(watch.run.routers)
+    routers = enumerate(watch.routers)
     return [balance_now(summary, index, router).judged for index, router in routers]
 
 
@@ -129,9 +129,9 @@ def _why_not_measured(watch: RunWatch) -> str:
 
 
 def _measured(watch: RunWatch) -> bool:
-    if watch.history is None or watch.run is None or watch.latest is None:
+    if watch.latest is None:
         return False
-    indices = [i for i, r in enumerate(watch.run.routers) if r.num_experts > r.top_k > 0]
+    indices = [i for i, r in enumerate(watch.routers) if r.num_experts > r.top_k > 0]
     last = watch.latest.record.router.effective_experts
     if any(value_at(last, i) is not None for i in indices):
         return True  # the usual case, checked at every poll

@@ -50,17 +50,20 @@ class Mark(msgspec.Struct):
     """Whether the log has an evaluation at one of these steps."""
 
 
-def ribbon_of(watch: RunWatch, window: tuple[int, int], count: int) -> list[Mark]:
-    """``count`` marks for the steps of ``window``, both ends included. The caller has the lock."""
-    newest = watch.latest.record.step if watch.latest else 0
-    episodes = watch.diagnosis.episodes if watch.diagnosis else ()
-    marks = list(map(Mark, worst_of_columns(episodes, window, count, newest)))
-    for step in watch.history.restarts if watch.history else ():
+def ribbon_of(
+    watch: RunWatch, restarts: Iterable[int], window: tuple[int, int], count: int
+) -> list[Mark]:
+    """``count`` marks for the steps of ``window``, both ends included. The caller has the lock.
+
+    ``restarts``: where the run was resumed.
+    """
+    worst = worst_of_columns(watch.episodes, window, count, watch.last_step)
+    marks = list(map(Mark, worst))
+    for step in restarts:
         if (at := column_of(step, window, count)) is not None:
             marks[at].restart = True
     for event in watch.shown.evaluations:
-        at = None if event.step is None else column_of(event.step, window, count)
-        if at is not None:
+        if event.step is not None and (at := column_of(event.step, window, count)) is not None:
             marks[at].evaluation = True
     return marks
 
@@ -89,8 +92,10 @@ def worst_of_columns(
             if first > last:
                 continue
             a, b = (column_of(step, window, count) or 0 for step in (first, last))
-            after = column_of(last + 1, window, count)  # a step may have several columns
-            for at in range(a, count if after is None else max(b + 1, after)):
+            after = count
+            if last < window[1]:  # a step may have several columns
+                after = max(b + 1, column_of(last + 1, window, count) or 0)
+            for at in range(a, after):
                 worst[at] = max(worst[at] or severity, severity)
     return worst
 
@@ -137,6 +142,65 @@ class LayerView(msgspec.Struct, frozen=True):
     drop_history: Sequence[Column]
 
 
+class Timeline(msgspec.Struct, frozen=True):
+    """What the window of a view covers, in columns that all of its curves share."""
+
+    cursor: float | None
+    """Position in the curves, 0 … 1; ``None`` while following."""
+    axis: Sequence[int]
+    """First step of each column of the curves."""
+    times: Sequence[float | None]
+    """When these steps were logged, Unix seconds; ``None`` without a time."""
+    entropy_ends: tuple[float, float] | None
+    """Lowest and highest entropy of all routers in the whole run; ``None`` where no curves are
+    drawn.
+    """
+    loss_history: Sequence[Column]
+    """Columns like those of the layers."""
+    ribbon: Sequence[Mark]
+    """The time ribbon; it has columns of its own, of equal numbers of steps."""
+    restarts: Sequence[int]
+    """Steps in the window from which the run was resumed."""
+    evaluations: Sequence[tuple[int, float | None]]
+    """Steps in the window, and their validation losses."""
+
+
+class LogView(msgspec.Struct, frozen=True):
+    """How far the log was read, and what of it could not be used."""
+
+    progress: float
+    """Share of the log that was read, 0 … 1; below 1 the history is a sample."""
+    memory_limit: int | None
+    """In bytes, if it makes the history coarser."""
+    parts: str
+    """See ``Progress.parts``."""
+    defects: int
+    """Lines of the log that could not be used."""
+    first_defects: Sequence[str]
+    """Some of them in words, with their line numbers."""
+    error: str | None
+    """Why the log cannot be read, in words; what was read before is still shown."""
+    busy: str
+    """``busy since 12:04:31`` while the source is at work; usually empty."""
+
+
+class JudgingView(msgspec.Struct, frozen=True):
+    """How far the run was judged, and why not further."""
+
+    share: float
+    """Share of the log that the diagnosis has seen, 0 … 1."""
+    last_step: int
+    """The last step that the diagnosis has seen; 0 before the first."""
+    again: str
+    """Why a second process did not judge the log to its end, in words; usually empty."""
+    no_verdict: str | None
+    """Why the shown step has no verdict, in words; ``None`` where it has one."""
+    pending: Sequence[Pending]
+    """What has not lasted long enough for an alert. Empty at an earlier step, which has
+    findings.
+    """
+
+
 class RunView(msgspec.Struct, frozen=True):
     """One frame of a run: all its parts were read under the same lock, so they belong together.
 
@@ -167,52 +231,11 @@ class RunView(msgspec.Struct, frozen=True):
     """The steps that the curves and the ribbon cover."""
     newest_step: int
     """The last step that was read, which may be later than the shown one; 0 before the first."""
-    cursor: float | None
-    """Position in the curves, 0 … 1; ``None`` while following."""
-    axis: Sequence[int]
-    """First step of each column of the curves."""
-    times: Sequence[float | None]
-    """When these steps were logged, Unix seconds; ``None`` without a time."""
-    entropy_ends: tuple[float, float] | None
-    """Lowest and highest entropy of all routers in the whole run; ``None`` where no curves are
-    drawn.
-    """
-    loss_history: Sequence[Column]
-    """Columns like those of the layers."""
-    ribbon: Sequence[Mark]
-    """The time ribbon; it has columns of its own, of equal numbers of steps."""
-    restarts: Sequence[int]
-    """Steps in the window from which the run was resumed."""
-    evaluations: Sequence[tuple[int, float | None]]
-    """Steps in the window, and their validation losses."""
     held_out: EventRecord | None
     """The last evaluation with counts."""
-    progress: float
-    """Share of the log that was read, 0 … 1; below 1 the history is a sample."""
-    judged: float
-    """The same of the diagnosis."""
-    judged_step: int
-    """The last step that the diagnosis has seen; 0 before the first."""
-    judged_again: str
-    """Why a second process did not judge the log to its end, in words; usually empty."""
-    no_verdict: str | None
-    """Why the shown step has no verdict, in words; ``None`` where it has one."""
-    pending: Sequence[Pending]
-    """What has not lasted long enough for an alert. Empty at an earlier step, which has
-    findings.
-    """
-    memory_limit: int | None
-    """In bytes, if it makes the history coarser."""
-    parts: str
-    """See ``Progress.parts``."""
-    defects: int
-    """Lines of the log that could not be used."""
-    first_defects: Sequence[str]
-    """Some of them in words, with their line numbers."""
-    error: str | None
-    """Why the log cannot be read, in words; what was read before is still shown."""
-    busy: str
-    """``busy since 12:04:31`` while the source is at work; usually empty."""
+    timeline: Timeline
+    log: LogView
+    judging: JudgingView
 
     @property
     def step(self) -> int:
@@ -253,56 +276,101 @@ def view_of(
         window: steps that curves and ribbon cover; by default the whole run.
     """
     with watch.lock:
-        at = at if at is not None and _is_there(watch, at) else None
+        if at is not None and not _is_there(watch, at):
+            at = None
         shown = at or pin(watch)
-        step = at.step if at is not None else None
-        findings = findings_of(watch, step)
-        diagnosis = watch.diagnosis
-        state, age = watch.state()
-        newest = watch.latest.record.step if watch.latest else 0
-        window = window or Window(1, max(1, newest))
+        record = counts_step = step = None
+        if shown is not None:
+            record = shown.latest.record
+            counts_step = shown.counts_step
+        if at is not None:
+            step = at.step
+        window = window or Window(1, max(1, watch.last_step))
         curves = Curves(watch.history, columns, window)
+        findings = findings_of(watch, step)
+        state, age = watch.state()
         return RunView(
             name=watch.file.name,
             run=watch.run,
             state=state,
             life=watch.life(),
             age_s=age,
-            record=shown.latest.record if shown else None,
-            counts_step=shown.counts_step if shown else None,
+            record=record,
+            counts_step=counts_step,
             layers=_layers(watch, shown, findings, curves, only),
             findings=findings,
             window=window,
-            newest_step=newest,
-            cursor=curves.share_of(step) if step is not None else None,
-            axis=(axis := curves.axis()),
-            times=curves.times(axis),
-            entropy_ends=_entropy_ends(watch, columns),
-            loss_history=curves.of("loss"),
-            ribbon=ribbon_of(watch, window, ribbon) if newest else (),
-            restarts=tuple(filter(window.has, curves.restarts)),
-            evaluations=_evaluations(watch, window),
+            newest_step=watch.last_step,
             held_out=watch.shown.held_out,
-            progress=1.0 if watch.complete else watch.progress,
-            judged=watch.judged,
-            judged_step=diagnosis.last_step if diagnosis else 0,
-            judged_again=watch.judged_again,
-            no_verdict=why_no_verdict(watch, step).why,
-            pending=pending(diagnosis) if diagnosis and at is None else (),
-            memory_limit=watch.memory_bytes if watch.bounded_by_memory else None,
-            parts=watch.source.parts,
-            defects=watch.defects.count,
-            first_defects=tuple(watch.defects.first),
-            error=watch.error,
-            busy=watch.busy(),
+            timeline=_timeline(watch, curves, step, columns, ribbon),
+            log=_log(watch),
+            judging=_judging(watch, step),
         )
 
 
+def _timeline(
+    watch: RunWatch, curves: Curves, step: int | None, columns: int, ribbon: int
+) -> Timeline:
+    cursor = None
+    if step is not None:
+        cursor = curves.share_of(step)
+    axis = curves.axis()
+    restarts = curves.restarts()
+    marks: Sequence[Mark] = ()
+    if watch.last_step:
+        marks = ribbon_of(watch, restarts, curves.window, ribbon)
+    return Timeline(
+        cursor=cursor,
+        axis=axis,
+        times=curves.times(axis),
+        entropy_ends=_entropy_ends(watch, columns),
+        loss_history=curves.of("loss"),
+        ribbon=marks,
+        restarts=restarts,
+        evaluations=_evaluations(watch, curves.window),
+    )
+
+
+def _log(watch: RunWatch) -> LogView:
+    progress = watch.progress
+    if watch.complete:
+        progress = 1.0  # also while a little more is being read
+    memory = None
+    if watch.bounded_by_memory:
+        memory = watch.memory_bytes
+    return LogView(
+        progress=progress,
+        memory_limit=memory,
+        parts=watch.source.parts,
+        defects=watch.defects.count,
+        first_defects=tuple(watch.defects.first),
+        error=watch.error,
+        busy=watch.busy(),
+    )
+
+
+def _judging(watch: RunWatch, step: int | None) -> JudgingView:
+    """``step``: an earlier one that is shown."""
+    last_step = 0
+    waiting: Sequence[Pending] = ()
+    if watch.diagnosis is not None:
+        last_step = watch.diagnosis.last_step
+        if step is None:
+            waiting = pending(watch.diagnosis)
+    return JudgingView(
+        share=watch.judged,
+        last_step=last_step,
+        again=watch.judged_again,
+        no_verdict=why_no_verdict(watch, step).why,
+        pending=waiting,
+    )
+
+
 def _entropy_ends(watch: RunWatch, columns: int) -> tuple[float, float] | None:
-    history, run = watch.history, watch.run
-    if history is None or run is None or columns < 2:
+    if columns < 2:
         return None
-    of_layers = chain(*(history.columns("entropy", at, 1) for at in range(len(run.routers))))
+    routers = range(len(watch.routers))
+    of_layers = chain(*(watch.history.columns("entropy", at, 1) for at in routers))
     known = [column for column in of_layers if math.isfinite(column.low + column.high)]
     if not known:
         return None
@@ -311,8 +379,7 @@ def _entropy_ends(watch: RunWatch, columns: int) -> tuple[float, float] | None:
 
 def _is_there(watch: RunWatch, at: Pin) -> bool:
     """The log may have been replaced."""
-    routers = len(watch.run.routers) if watch.run else 0
-    return at.generation == watch.generation and at.latest.routers == routers
+    return at.generation == watch.generation and at.latest.routers == len(watch.routers)
 
 
 def _evaluations(watch: RunWatch, window: Window) -> tuple[tuple[int, float | None], ...]:
@@ -349,33 +416,42 @@ def _layers(
     curves: Curves,
     only: Container[int] | None,
 ) -> list[LayerView]:
-    run, history = watch.run, watch.history
-    if run is None or history is None or shown is None:
+    if shown is None:
         return []
     latest = shown.latest
-    severities = _severities(findings)
-    matrices = shown.with_counts.matrices() if shown.with_counts else None
-    counted_now = shown.counts_step == shown.step
     summary = latest.record.router
+    severities = _severities(findings)
+    matrices = None
+    if shown.with_counts is not None:
+        matrices = shown.with_counts.matrices()
     layers = []
-    for index, router in enumerate(run.routers):
-        counts = matrices.tokens_per_expert[index] if matrices else None
-        lately = partial(left_out_lately, history, index, router, shown.step)
-        now = balance_now(summary, index, router, counts if counted_now else None, lately)
+    for index, router in enumerate(watch.routers):
+        counts = of_step = bias = load = None
+        if matrices is not None:
+            counts = matrices.tokens_per_expert[index]
+            bias = matrices.expert_bias[index]
+        if counts:
+            load = measures.load(counts)
+        if shown.counts_step == shown.step:  # the balance is of the shown step
+            of_step = counts
+        lately = partial(left_out_lately, watch.history, index, router, shown.step)
+        now = balance_now(summary, index, router, of_step, lately)
         without = now.without
         if without is None and counts:  # of an earlier step
             without = measures.balance(counts, router.top_k, measures.SLACK).without or None
 
         def curve(name: str, index: int = index) -> Sequence[Column]:
-            return curves.of(name, index) if only is None or index in only else ()
+            if only is None or index in only:
+                return curves.of(name, index)
+            return ()
 
         layers.append(
             LayerView(
                 index=index,
                 router=router,
                 counts=counts,
-                load=measures.load(counts) if counts else None,
-                bias=matrices.expert_bias[index] if matrices else None,
+                load=load,
+                bias=bias,
                 balance=now.balance,
                 judged_balance=now.judged,
                 without=without,
@@ -409,14 +485,14 @@ def _quadrant(
     latest: StepEntry, index: int, router: RouterInfo, judged: float | None
 ) -> str | None:
     summary = latest.record.router
+    confidence = None
     mass = value_at(summary.selected_mass, index)
-    return measures.quadrant(
-        judged,
-        measures.relative_mutual_information(
-            value_at(summary.entropy, index), value_at(summary.mean_entropy, index)
-        ),
-        mass * router.num_experts / router.top_k if mass is not None and router.top_k else None,
+    if mass is not None and router.top_k:
+        confidence = mass * router.num_experts / router.top_k
+    information = measures.relative_mutual_information(
+        value_at(summary.entropy, index), value_at(summary.mean_entropy, index)
     )
+    return measures.quadrant(judged, information, confidence)
 
 
 _ENOUGH = 512  # differences of two steps needed to estimate the noise
@@ -443,7 +519,9 @@ class Recent(msgspec.Struct, frozen=True):
         rows = [row for row in every if row and len(row) == len(layer.load)]
         total = [sum(column) for column in zip(*rows, strict=True)]
         load = measures.load(total)
-        return (layer, 0.0) if load is None else (replace(layer, load=load), _noise(rows))
+        if load is None:
+            return layer, 0.0
+        return replace(layer, load=load), _noise(rows)
 
 
 def recent_of(watch: RunWatch) -> Recent:

@@ -52,12 +52,15 @@ def test_a_verdict_is_what_why_and_what_next_in_the_words_of_the_screen(view: Ru
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"findings": []}, "5 layers healthy, lowest balance .0"),
-        ({"error": "permission denied"}, "permission denied"),
+        (lambda view: replace(view, findings=[]), "5 layers healthy, lowest balance .0"),
+        (
+            lambda view: replace(view, log=replace(view.log, error="permission denied")),
+            "permission denied",
+        ),
     ],
 )
-def test_without_a_finding_it_is_one_line(view: RunView, change: dict[str, Any], text: str) -> None:
-    found = verdict_text(replace(view, **change))
+def test_without_a_finding_it_is_one_line(view: RunView, change: Any, text: str) -> None:
+    found = verdict_text(change(view))
     assert found.startswith(f"collapse step 450 (finished): {text}")
     assert "\n" not in found
 
@@ -74,7 +77,7 @@ def test_a_row_is_one_line_with_its_numbers_and_its_alert(view: RunView, sick: L
 def test_a_healthy_row_has_no_alert_as_far_as_that_is_known(view: RunView) -> None:
     layer = view.layers[0]
     assert row_text(layer, view).endswith(", no alert")
-    early = replace(view, judged=0.5, judged_step=220)
+    early = replace(view, judging=replace(view.judging, share=0.5, last_step=220))
     assert row_text(layer, early).endswith(", no alert up to step 220")
 
 

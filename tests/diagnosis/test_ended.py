@@ -208,8 +208,8 @@ def test_every_view_of_a_run_that_fell_silent_agrees(write_log: Any, tmp_path: P
         view, judgement = view_of(watch), check(card.file)
         shown = [(f.rule, f.severity, f.onset) for f, _ in view.findings]
         assert shown == [(f.rule, f.severity, f.onset) for f, _ in judgement.findings]
-        assert view.no_verdict == judgement.problem
-        assert not view.pending
+        assert view.judging.no_verdict == judgement.problem
+        assert not view.judging.pending
         with card.file.path.open("ab") as log:  # it continues
             log.write(json.dumps(step(213, [fair(1, 128, 32)] * 2, 0)).encode() + b"\n")
         assert watch.advance()

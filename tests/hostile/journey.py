@@ -123,9 +123,9 @@ def follow(path: Path, rng: random.Random) -> RunWatch:
 
 def look(watch: RunWatch, rng: random.Random) -> None:
     view = view_of(watch, rng.choice([1, 7, 60]), rng.choice([1, 40]), pin(watch))
-    if view.step < 0 or not 0.0 <= view.progress <= 1.0 or not 0.0 <= view.judged <= 1.0:
-        raise Hurt(f"step {view.step}, read {view.progress}, judged {view.judged}")
-    for text in (*view.first_defects, view.error or "", view.name):
+    if view.step < 0 or not 0.0 <= view.log.progress <= 1.0 or not 0.0 <= view.judging.share <= 1.0:
+        raise Hurt(f"step {view.step}, read {view.log.progress}, judged {view.judging.share}")
+    for text in (*view.log.first_defects, view.log.error or "", view.name):
         harmless(text)
 
 

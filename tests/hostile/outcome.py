@@ -48,9 +48,7 @@ def outcome(watch: RunWatch) -> dict[str, Any]:
     }
 
 
-def history_of(history: History | None) -> Any:
-    if history is None:
-        return None
+def history_of(history: History) -> Any:
     history.commit()
     curves = {
         name: [plain([curve.fine.low, curve.fine.mean, curve.fine.high]) for curve in router]

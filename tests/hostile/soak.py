@@ -59,7 +59,7 @@ def soak(
         lives=lived,
         seconds=round(time.monotonic() - started, 1),
         steps=watch.latest.record.step if watch.latest else 0,
-        restarts=len(history.restarts) if history else 0,
+        restarts=len(history.restarts),
         defects=watch.defects.count,
         size=path.stat().st_size,
         difference=_difference(watch, fresh),

@@ -41,7 +41,7 @@ snapshot_text(watch)
 view = view_of(watch)
 status = Path("/proc/self/status").read_text()  # ru_maxrss would be that of pytest before exec
 peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-print(view.step, view.defects, int(peak.split()[1]) // 1024)
+print(view.step, view.log.defects, int(peak.split()[1]) // 1024)
 """
 
 

@@ -210,7 +210,7 @@ def test_the_loss_takes_the_lines_that_no_layer_can_use(synthetic: Synthetic) ->
 def test_entropy_is_drawn_between_the_ends_of_a_run_and_noise_is_flat(synthetic: Synthetic) -> None:
     view = view_of(synthetic("healthy", routers=1, steps=20), columns=20)
     layer, layout = view.layers[0], fit(view, 120, 24)
-    assert view.entropy_ends == pytest.approx(
+    assert view.timeline.entropy_ends == pytest.approx(
         (min(c.low for c in layer.entropy_history), max(c.high for c in layer.entropy_history))
     )
 
@@ -219,7 +219,7 @@ def test_entropy_is_drawn_between_the_ends_of_a_run_and_noise_is_flat(synthetic:
             "".join(map(plain, table.entropy(layer, layout, Glyphs.BLOCK, ends=ends)))
         ) - set(" .0123456789")
 
-    assert "█" in levels(view.entropy_ends)  # type: ignore[arg-type]
+    assert "█" in levels(view.timeline.entropy_ends)  # type: ignore[arg-type]
     middle = layer.entropy_history[-1].mean
     assert len(levels((middle, middle + 1e-3))) < 4
 

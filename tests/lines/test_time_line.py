@@ -21,7 +21,8 @@ def whole(synthetic: Callable[..., RunWatch]) -> RunView:
 
 
 def lasting(view: RunView, seconds: float) -> RunView:
-    times = [BEGAN + seconds * at / len(view.axis) for at in range(len(view.axis))]
+    columns = len(view.timeline.axis)
+    times = [BEGAN + seconds * at / columns for at in range(columns)]
     record: Any = view.record
     changed = type(record)(**{name: getattr(record, name) for name in record.__struct_fields__})
     changed.time = BEGAN + seconds
@@ -29,7 +30,7 @@ def lasting(view: RunView, seconds: float) -> RunView:
         view,
         run=replace(view.run, time=BEGAN),
         record=changed,
-        times=[t for t in times if t is not None],
+        timeline=replace(view.timeline, times=times),
     )
 
 

@@ -181,7 +181,9 @@ def test_the_last_verdict_stays_and_is_grey_after_a_minute(watched: RunWatch) ->
         shown = plain(header(view, 120, Glyphs.BRAILLE))
         assert since.removeprefix("busy ") in shown
         assert ("● busy" in shown) is grey
-        calm = verdict(replace(view, findings=[], pending=[]), 120, 4)
+        calm = verdict(
+            replace(view, findings=[], judging=replace(view.judging, pending=[])), 120, 4
+        )
         assert since in plain(calm[0])
         assert ("ok" in roles_of(calm)) is not grey
 

@@ -135,7 +135,6 @@ def test_what_appears_late_costs_no_earlier_step_of_the_curves_the_verdict_and_t
     (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
     watch = opened(tmp_path / name)
     assert watch.run is not None
-    assert watch.history is not None
     assert watch.diagnosis is not None
     at = 0 if late == "an expert" else 1
     router = watch.run.routers[at]
@@ -162,7 +161,6 @@ def test_the_first_picture_of_a_long_source_has_the_layers_that_appear_late(
     watch.open_overview()
     assert watch.sampled
     assert watch.run is not None
-    assert watch.history is not None
     assert len(watch.run.routers) == 2
     assert watch.history.steps[0] < 50
     assert watch.history.last_step > 350

@@ -109,8 +109,8 @@ def test_a_small_memory_makes_the_history_coarser_and_says_so(
     rows, stride = len(small.history), small.history.stride
     assert rows * 21 * 12 < MIB // 2  # 21 curves of three single floats
     assert stride > 1
-    assert view_of(small).memory_limit == MIB // 2
-    assert view_of(scanned).memory_limit is None
+    assert view_of(small).log.memory_limit == MIB // 2
+    assert view_of(scanned).log.memory_limit is None
     assert max(c.high for c in losses(small)) == single(99.0)
     moment = pin_at(small, 4_321)
     assert moment.step == 4_321

@@ -86,7 +86,7 @@ def test_samples_are_what_a_reading_of_the_whole_log_gives_whatever_the_restarts
 
 
 def halve(watch: RunWatch, stride: int) -> None:
-    while watch.history is not None and watch.history.stride < stride and len(watch.history) > 1:
+    while watch.history.stride < stride and len(watch.history) > 1:
         watch.scan.history = watch.history.halved()
 
 

@@ -63,15 +63,15 @@ def test_the_ribbon_covers_the_whole_run_at_any_step(write_log: Any, balanced: A
     steps = [step(n, [balanced(n)] * 3, 2048) for n in range(1, 101)]
     again = [step(n, [balanced(n)] * 3, 2048) for n in range(61, 90)]
     watch = open_log(write_log([header(), *steps, header(resumed_at_step=61), *again]))
-    assert view_of(watch).restarts == (61,)
+    assert view_of(watch).timeline.restarts == (61,)
     past = view_of(watch, at=pin_at(watch, 30))
-    assert past.restarts == (61,)
-    assert [at for at, mark in enumerate(past.ribbon) if mark.restart] == [64]
-    assert past.cursor == pytest.approx(30 / 89)
+    assert past.timeline.restarts == (61,)
+    assert [at for at, mark in enumerate(past.timeline.ribbon) if mark.restart] == [64]
+    assert past.timeline.cursor == pytest.approx(30 / 89)
     early = view_of(watch, at=pin_at(watch, 30), window=Window(11, 50))
-    assert early.restarts == ()
-    assert not any(mark.restart for mark in early.ribbon)
-    assert early.cursor == 0.5
+    assert early.timeline.restarts == ()
+    assert not any(mark.restart for mark in early.timeline.ribbon)
+    assert early.timeline.cursor == 0.5
 
 
 def test_a_log_deleted_in_the_middle_of_the_scan_keeps_the_overview(tmp_path: Path) -> None:

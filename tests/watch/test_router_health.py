@@ -19,8 +19,8 @@ def test_the_worst_layer_of_every_column_is_the_worst_of_the_view(
     view = view_of(watch, columns, window=Window(*window))
     balance = worst_of_layers(watch, Quantity.BALANCE, columns, Window(*window))
     load = worst_of_layers(watch, Quantity.LOAD, columns, Window(*window))
-    assert len(balance) == len(load) == len(view.axis)
-    for at in range(len(view.axis)):
+    assert len(balance) == len(load) == len(view.timeline.axis)
+    for at in range(len(view.timeline.axis)):
         lows = [layer.balance_history[at].low for layer in view.layers]
         highs = [layer.max_load_history[at].high for layer in view.layers]
         assert balance[at].low == pytest.approx(min(lows))

@@ -53,20 +53,21 @@ def test_a_pinned_moment_stays_in_a_live_run(write_log: Callable[..., Path], bal
     watch.read_all()
     held = view_of(watch, at=moment)
     assert (held.step, held.record.loss if held.record else None) == (1, 5.0)
-    assert len(held.loss_history) == 3  # the curve goes on behind the shown step
-    assert held.cursor == pytest.approx(1 / 3)
+    assert len(held.timeline.loss_history) == 3  # the curve goes on behind the shown step
+    assert held.timeline.cursor == pytest.approx(1 / 3)
     assert view_of(watch).step == 3
 
 
 def test_what_is_judged_of_a_part_of_a_log_is_marked(scenario: Any, monkeypatch: Any) -> None:
     path = scenario("healthy", routers=3, steps=20) / "metrics.jsonl"
     whole = view_of(open_log(path))
-    assert [fit(replace(whole, judged=x), 80, 24).noted for x in (1.0, 0.5)] == [False, True]
+    half = replace(whole, judging=replace(whole.judging, share=0.5))
+    assert [fit(view, 80, 24).noted for view in (whole, half)] == [False, True]
     monkeypatch.setattr(run_watch, "HOLD_S", -1.0)  # one record at a time
     watch = run_watch.RunWatch(RunFile("run", path, 0.0))
     assert watch.advance()
     view = view_of(watch)
-    assert max(view.judged, view.progress) < 0.5
+    assert max(view.judging.share, view.log.progress) < 0.5
     assert "reading" in plain(title_line([], view, 80, ""))
 
 

@@ -280,7 +280,7 @@ def _facts(entry: Entry) -> Sequence[tuple[str, str]]:
 def no_alerts(view: RunView, width: int) -> list[Line]:
     """What a screen without alerts shows instead: what was judged, and by which limits."""
     warn, share, drops = CollapseLimits().warn, StarvedLimits().share, DropLimits().warn
-    judged = view.no_verdict or f"up to step {view.judged_step:,}"
+    judged = view.judging.no_verdict or f"up to step {view.judging.last_step:,}"
     explain = "`moe-microscope explain` lists all rules and their limits"
     room = width - 4
     facts = list[Line]()

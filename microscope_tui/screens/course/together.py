@@ -81,7 +81,7 @@ def _places(
 ) -> tuple[Sequence[int], Sequence[Column]]:
     with course.lock:
         history = course.history
-        if history is None or not len(history):
+        if not len(history):
             return (), ()
         steps = history.axis(points)
         if name == VALIDATION:
@@ -122,7 +122,7 @@ def _columns(course: RunCourse, name: str, points: int) -> Sequence[Column]:
     if name == VALIDATION:
         losses = [event.values.get("loss", math.nan) for event in course.evaluations]
         return [Column(loss, loss, loss) for loss in losses]
-    if history is None or name not in history.later:
+    if name not in history.later:
         return ()
     return history.columns(name, 0, points)
 

@@ -50,7 +50,7 @@ def _body(view: RunView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
             table.balance(layer, layout, glyphs),
         ]
         if layout.entropy:
-            parts.append(table.entropy(layer, layout, glyphs, ends=view.entropy_ends))
+            parts.append(table.entropy(layer, layout, glyphs, ends=view.timeline.entropy_ends))
         if layout.drop:
             parts.append(table.drop(layer, layout, glyphs))
         for name, cells, *rest in zip(*parts, strict=True):

@@ -172,13 +172,14 @@ class MainScreen(RunScreen):
         self.draw_last_line()
 
     def _draw_table(self, view: RunView, layout: TableLayout) -> None:
-        session, glyphs, cursor = self.session, self.session.glyphs, view.cursor
+        session, glyphs, cursor = self.session, self.session.glyphs, view.timeline.cursor
         visible = [view.layers[index] for index in self._visible()]
         self._draw_labels(view, layout)
         parts = {
             "balance": [table.balance(layer, layout, glyphs, cursor) for layer in visible],
             "entropy": [
-                table.entropy(layer, layout, glyphs, cursor, view.entropy_ends) for layer in visible
+                table.entropy(layer, layout, glyphs, cursor, view.timeline.entropy_ends)
+                for layer in visible
             ],
             "drop": [table.drop(layer, layout, glyphs) for layer in visible],
         }
