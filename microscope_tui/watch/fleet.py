@@ -10,18 +10,16 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from microscope_tui.diagnosis import ANYTHING, Criteria, Severity
 from microscope_tui.runlog import (
-    EventRecord,
     Glance,
     NoRuns,
     RunFile,
     Stamp,
-    StepRecord,
     safe_text,
 )
 from microscope_tui.sources import Search, SourceRequest
@@ -73,12 +71,16 @@ class RunCard(msgspec.Struct, frozen=True):
     @property
     def findings(self) -> Sequence[Trouble] | None:
         """Active alerts, worst first; ``None`` where the run is not judged."""
-        return None if self.verdict is None else [t for t in self.verdict.troubles if t.active]
+        if self.verdict is None:
+            return None
+        return [trouble for trouble in self.verdict.troubles if trouble.active]
 
     @property
     def recovered(self) -> Sequence[Trouble]:
         """Alerts that are over, worst first; empty where the run is not judged."""
-        return [] if self.verdict is None else [t for t in self.verdict.troubles if not t.active]
+        if self.verdict is None:
+            return []
+        return [trouble for trouble in self.verdict.troubles if not trouble.active]
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -102,41 +104,51 @@ class Seen(msgspec.Struct, frozen=True):
         return over and self.ends.last is not None
 
 
-class _Course(NamedTuple):
-    last: StepRecord | None
-    planned: int | None
-    """Planned steps."""
-    end: EventRecord | None
-    """The end record, if the run logged one."""
-    error: str | None
-    age_s: float | None
-    life: Life
-
-
-def _glanced(run: RunFile, seen: Seen, verdict: Verdict | None) -> _Course:
-    found = seen.ends
-    age = age_of(run.modified, changed_at=seen.changed_at)
-    times = [found.step_time_s] if found.step_time_s else []
+def _glanced(seen: Seen, verdict: Verdict | None) -> RunCard:
+    """What the ends of a log show; ``verdict``: a kept one on the log in this state."""
+    file, found = seen.file, seen.ends
+    age = age_of(file.modified, changed_at=seen.changed_at)
     has_steps = found.last is not None
+    times = list(filter(None, [found.step_time_s]))
     state = state_of(age, deleted=False, has_steps=has_steps, end=found.end, step_times_s=times)
-    planned = found.run.planned_steps if found.run is not None else None
-    if found.run is not None and verdict is not None and verdict.last_step:
-        planned = verdict.planned_steps  # of the newest run record
-    life = life_of(state, age, times, 0.0, found.last.step if found.last else 0, planned)
-    return _Course(found.last, planned, found.end, found.error, age, life)
+    planned = loss = reason = None
+    step = 0
+    if found.run is not None:
+        planned = found.run.planned_steps
+        if verdict is not None and verdict.last_step:
+            planned = verdict.planned_steps  # of the newest run record
+    if found.last is not None:
+        step, loss = found.last.step, found.last.loss
+    if found.end is not None:
+        reason = found.end.reason
+    life = life_of(state, age, times, 0.0, step, planned)
+    return RunCard(file, life, age, step, planned, loss, verdict, found.error, end_reason=reason)
 
 
-def _followed(watch: RunWatch, glanced: _Course) -> tuple[_Course, Verdict | None]:
-    """What following the run shows, where it has read more than the last glance; its verdict."""
+def _followed(watch: RunWatch, card: RunCard, *, has_steps: bool) -> RunCard:
+    """``card`` with what following the run shows.
+
+    ``has_steps``: the glance saw one, which is the newer one until all of the log has been read.
+    """
     with watch.lock:
-        verdict = verdict_on(watch) if watch.diagnosis is not None else None
-        error = glanced.error or watch.error
-        if watch.latest is None or not (watch.complete or glanced.last is None):
-            return glanced._replace(error=error), verdict
-        last = watch.latest.record
-        _, age = watch.state()
-        planned, end = watch.planned_steps, watch.shown.end
-        return _Course(last, planned, end, error, age, watch.life()), verdict
+        verdict = None
+        if watch.diagnosis is not None:
+            verdict = verdict_on(watch)
+        card = replace(card, verdict=verdict, error=card.error or watch.error)
+        if watch.latest is None or (has_steps and not watch.complete):
+            return card
+        reason = None
+        if watch.shown.end is not None:
+            reason = watch.shown.end.reason
+        return replace(
+            card,
+            life=watch.life(),
+            age_s=watch.state()[1],
+            step=watch.last_step,
+            planned_steps=watch.planned_steps,
+            loss=watch.latest.record.loss,
+            end_reason=reason,
+        )
 
 
 def _is_critical(watch: RunWatch) -> bool:
@@ -318,20 +330,21 @@ class Fleet:
                     self._verdicts[run.path] = found.identity, verdict
                 at = None
                 if (seen := self._glances.get(run.path)) is not None:
-                    before = (seen.file.modified, seen.file.size)
-                    changed = before != (run.modified, run.size)
-                    at = time.monotonic() if changed else seen.changed_at
+                    at = seen.changed_at
+                    if (seen.file.modified, seen.file.size) != (run.modified, run.size):
+                        at = time.monotonic()
                 self._glances[run.path] = Seen(run, found, at)
         return bool(stale)
 
     def judge_finished(self) -> bool:
         """Judge a finished run for a few milliseconds; false if none is left."""
         if self._at_work is None:
-            wanted = next((run for run in self.runs if self._is_queued(run)), None)
-            identity = self._glances[wanted.path].ends.identity if wanted is not None else None
-            if wanted is None or identity is None:
+            wanted = next(filter(self._is_queued, self.runs), None)
+            if wanted is None:
                 return False
             watch = RunWatch(wanted, self._criteria, patient=True, memory_bytes=VERDICT_MEMORY)
+            identity = self._glances[wanted.path].ends.identity
+            assert identity is not None  # else it may not be judged
             self._at_work = watch, identity
         watch, identity = self._at_work
         whole = False
@@ -354,8 +367,9 @@ class Fleet:
         """Whether runs are left to glance at or to judge, so that cards will change by
         themselves.
         """
-        runs = () if self.piped else self.runs
-        return any(self._is_stale(run) or self._is_queued(run) for run in runs)
+        if self.piped:
+            return False
+        return any(self._is_stale(run) or self._is_queued(run) for run in self.runs)
 
     def _is_queued(self, run: RunFile) -> bool:
         seen = self._glances.get(run.path)
@@ -364,8 +378,10 @@ class Fleet:
         return self._verdict(run.path, seen.ends.identity) is None
 
     def _verdict(self, path: Path, identity: Stamp | None) -> Verdict | None:
-        known = self._verdicts.get(path)
-        return known[1] if known is not None and known[0] == identity else None
+        state, verdict = self._verdicts.get(path, (None, None))
+        if state != identity:
+            return None
+        return verdict
 
     def _keep(self, path: Path, identity: Stamp, verdict: Verdict, *, cached: bool) -> None:
         with self.lock:
@@ -374,8 +390,9 @@ class Fleet:
             self._kept.keep(identity, verdict)
 
     def _keep_verdict(self, watch: RunWatch | None) -> None:
-        seen = self._glances.get(watch.path) if watch is not None else None
-        if watch is None or seen is None or (identity := seen.ends.identity) is None:
+        if watch is None or (seen := self._glances.get(watch.path)) is None:
+            return
+        if (identity := seen.ends.identity) is None:
             return
         at_end = watch.complete and not watch.unread and watch.error is None
         if at_end and (*watch.file.inode, watch.source.size) == identity[:3]:
@@ -390,34 +407,34 @@ class Fleet:
             followed = dict(self._beside)
             if self.open is not None:
                 followed[self.open.path] = self.open
-                runs = [self.open.file] if self.piped else runs  # its header came with the log
+                if self.piped:
+                    runs = [self.open.file]  # its header came with the log
         return [self._card(run, glances.get(run.path), followed.get(run.path)) for run in runs]
 
     def _card(self, run: RunFile, seen: Seen | None, watch: RunWatch | None) -> RunCard:
         """From the last glance at ``run`` and from following it, if there were any."""
-        glanced = seen or Seen(run, Glance(), None)
-        verdict = self._verdict(run.path, glanced.ends.identity)
-        course = _glanced(run, glanced, verdict)
+        known = seen or Seen(run, Glance(), None)
+        card = _glanced(known, self._verdict(run.path, known.ends.identity))
+        has_steps = known.ends.last is not None
         if watch is not None:
-            course, verdict = _followed(watch, course)
-        elif seen is None or run.is_read_whole:
-            # Not read yet; or an archive, whose end is unknown before it is unpacked.
-            state = RunState.ARCHIVED if seen else RunState.UNKNOWN
-            course = course._replace(life=Life(state, state))
-        if course.error and course.last is None:
-            course = course._replace(life=Life(RunState.ERROR, "error"))
-        judged_to = verdict.last_step if verdict is not None else 0
-        step = course.last.step if course.last is not None else judged_to
-        return RunCard(
+            card = _followed(watch, card, has_steps=has_steps)
+            has_steps = has_steps or watch.latest is not None
+        elif seen is None:
+            card = replace(card, life=Life(RunState.UNKNOWN, RunState.UNKNOWN))
+        elif run.is_read_whole:  # its end is unknown before it is unpacked
+            card = replace(card, life=Life(RunState.ARCHIVED, RunState.ARCHIVED))
+        if card.error and not has_steps:
+            card = replace(card, life=Life(RunState.ERROR, "error"))
+        step, planned = card.step, card.planned_steps
+        if not has_steps and card.verdict is not None:
+            step = card.verdict.last_step
+        if planned is not None and step > planned:
+            planned = None
+        return replace(
+            card,
             file=run,
-            life=course.life,
-            age_s=course.age_s,
             step=step,
-            planned_steps=course.planned if step <= (course.planned or 0) else None,
-            loss=course.last.loss if course.last else None,
-            verdict=verdict,
-            error=course.error,
-            end_reason=course.end.reason if course.end else None,
+            planned_steps=planned,
             judged=self._judged(run, watch),
             queued=self._is_queued(run),
             open=watch is not None and watch is self.open,
@@ -428,7 +445,9 @@ class Fleet:
     def _judged(self, run: RunFile, watch: RunWatch | None) -> float:
         if watch is None and self._at_work is not None and self._at_work[0].path == run.path:
             watch = self._at_work[0]
-        return watch.judged if watch is not None else 0.0
+        if watch is None:
+            return 0.0
+        return watch.judged
 
     def _is_stale(self, run: RunFile) -> bool:
         seen = self._glances.get(run.path)
