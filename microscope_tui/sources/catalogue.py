@@ -383,22 +383,30 @@ class Search:
 
     def _runs_of(self, form: Format, path: Path, rules: Sequence[Rule]) -> list[RunFile]:
         about = form.reader.about(path)
-        name = about.get("name") or (path.name if path.is_dir() else path.stem)
+        name = about.get("name") or path.stem
+        if path.is_dir() and not about.get("name"):
+            name = path.name
         size, modified = _size_and_time(path)
-        return [
-            ForeignRun(
-                safe_text(run or name),
-                Path(f"{path}#{run}") if run else path,
-                modified,
-                size,
-                form=form,
-                file=path,
-                run=run,
-                request=self.request,
-                about=about,
+        found: list[RunFile] = []
+        for run in reversed(form.reader.runs(path, rules)):  # the newest first
+            place = path
+            if run:
+                place = Path(f"{path}#{run}")
+            shown = safe_text(run or name)
+            found.append(
+                ForeignRun(
+                    shown,
+                    place,
+                    modified,
+                    size,
+                    form=form,
+                    file=path,
+                    run=run,
+                    request=self.request,
+                    about=about,
+                )
             )
-            for run in reversed(form.reader.runs(path, rules))  # the newest first
-        ]
+        return found
 
 
 def _refuse_missing(path: Path) -> None:

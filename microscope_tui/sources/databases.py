@@ -5,6 +5,7 @@ rewritten and is read from the start.
 """
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -265,12 +266,14 @@ def _unique_labels(runs: Sequence[tuple[str, str, tuple[object, ...]]]) -> list[
     Args:
         runs: Name, what makes it unique, and the values that find the run in the tables.
     """
-    names = [safe_text(name, 120) for name, _, _ in runs]
-    counts = {name: names.count(name) for name in names}
-    return [
-        Run(name if counts[name] == 1 and name else safe_text(f"{name}/{more}", 200), values)
-        for name, (_, more, values) in zip(names, runs, strict=True)
-    ]
+    counts = Counter(safe_text(name, 120) for name, _, _ in runs)
+    found = []
+    for name, more, values in runs:
+        label = safe_text(name, 120)
+        if counts[label] > 1 or not label:
+            label = safe_text(f"{label}/{more}", 200)
+        found.append(Run(label, values))
+    return found
 
 
 class TrackioReader(DatabaseReader):

@@ -212,11 +212,12 @@ class DumpReader(CountsReader):
         for path in paths:
             with suppress(FileNotFoundError):
                 found[path] = stamp_of(path.stat())
-        now = time.monotonic()
-        self._seen = {
-            path: old if (old := self._seen.get(path)) and old[0] == version else (version, now)
-            for path, version in found.items()
-        }
+        before, self._seen = self._seen, {}
+        for path, version in found.items():
+            old, since = before.get(path, (None, 0.0))
+            if old != version:
+                since = time.monotonic()
+            self._seen[path] = version, since
         self.size = sum(version.size for version in found.values())
         if found:
             self.modified = max(version.modified_ns for version in found.values()) / 1e9
@@ -249,7 +250,9 @@ class Router(NamedTuple):
         """As the screen shows it: ``L3``, or ``mtp.0`` in a layer of multi-token prediction."""
         if not self.mtp:
             return f"L{self.layer}"
-        return f"mtp.{self.mtp - 1}" + (f".{self.layer}" if self.layer else "")
+        if not self.layer:
+            return f"mtp.{self.mtp - 1}"
+        return f"mtp.{self.mtp - 1}.{self.layer}"
 
 
 @dataclass(slots=True)
@@ -356,14 +359,18 @@ class ExactCounts:
         return max(self._width, self._num_experts)
 
     def _header(self) -> Record:
-        deepest = max((router.layer for router in self._order if not router.mtp), default=-1)
-        depths = [deepest + router.mtp if router.mtp else router.layer for router in self._order]
+        depths = [router.layer for router in self._order if not router.mtp]
+        deepest = max(depths, default=-1)
+        depths += [deepest + router.mtp for router in self._order if router.mtp]  # they come last
+        planned = None
+        if self._is_moment:
+            planned = 1
         return run_record(
             depths=depths,
             experts=[self._experts] * len(depths),
             top_k=self._top_k or self._request.confirmed_top_k,
             names=[router.name() for router in self._order],
-            planned_steps=1 if self._is_moment else None,
+            planned_steps=planned,
             **self._header_facts,
         )
 
@@ -371,11 +378,15 @@ class ExactCounts:
         rows = [self._row(counted.rows.get(router)) for router in self._order]
         seen: list[float | None] = [counted.tokens.get(router) for router in self._order]
         known = dict.fromkeys(tokens for tokens in seen if tokens is not None)
-        router = {"tokens": seen} if len(known) > 1 else {}
+        router = {}
+        if len(known) > 1:
+            router = {"tokens": seen}
         return step_record(counted.step, rows, tokens=next(iter(known), None), router=router)
 
     def _row(self, row: Counts | None) -> Sequence[int] | None:
-        return None if row is None else [*row, *[0] * (self._experts - len(row))]
+        if row is None:
+            return None
+        return [*row, *[0] * (self._experts - len(row))]
 
 
 def misses_ranks(reader: RecordReader, ranks: Collection[int]) -> bool:

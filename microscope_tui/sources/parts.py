@@ -59,10 +59,13 @@ def merge(path: Path, parts: Sequence[RunFile], *, named: bool = False) -> Merge
 def merged(root: Path, logs: Sequence[RunFile]) -> list[RunFile]:
     """The logs, with the parts in a folder as one run; not if ``root`` is a part itself."""
     runs: dict[Path, list[RunFile]] = {}
+    found: list[RunFile] = []
     for log in logs:
-        folder = log.path.parents[1] if log.part_of else log.path
-        runs.setdefault(folder if folder.is_relative_to(root) else log.path, []).append(log)
-    return [one[0] if one[0].path == path else merge(path, one) for path, one in runs.items()]
+        if log.part_of and log.path.parents[1].is_relative_to(root):
+            runs.setdefault(log.path.parents[1], []).append(log)
+        else:
+            found.append(log)
+    return found + [merge(folder, parts) for folder, parts in runs.items()]
 
 
 class Part:
@@ -113,11 +116,14 @@ class Part:
             if len(self.restarts) > 1000:
                 self.why = "it restarts more than 1,000 times"
         if isinstance(entry, EventRecord):
-            self.ended = (entry.reason or "finished") if entry.event == "end" else self.ended
+            if entry.event == "end":
+                self.ended = entry.reason or "finished"
         else:
             self.ended = ""
         if isinstance(entry, RunRecord):
-            run = "" if self._named else entry.run
+            run = entry.run
+            if self._named:
+                run = ""
             other, self.layout = self.layout, (run, entry.routers, entry.counts)
             if other not in (None, self.layout):
                 self.why = "another model begins in its log"

@@ -284,8 +284,8 @@ def _matrix(
     for names in (("layer", "expert"), ("expert", "layer")):
         one = _as_matrix(texts, keys, dict(zip(varying, names, strict=True)), values)
         if one is not None:
-            pairs = zip(words, names, strict=True)
-            named = sum(1 if word == name else -1 for word, name in pairs if word)
+            fits = [word == name for word, name in zip(words, names, strict=True) if word]
+            named = 2 * sum(fits) - len(fits)
             more = columns[varying[names.index("expert")]]
             found.append((one.right, named, more, one))
     if not found:
@@ -423,8 +423,10 @@ def _refusals(keys: Keys) -> list[str]:
     found = []
     for why, [name, *others] in [*names.items()][:_MOST_REASONS]:
         more = f" and {len(others)} more" if others else ""
-        steps = f" ({plural(keys.refused[name][1], 'step')} left out)"
-        found.append(f"{name}{more}: {why}{steps if name in keys.counted else ''}")
+        text = f"{name}{more}: {why}"
+        if name in keys.counted:
+            text += f" ({plural(keys.refused[name][1], 'step')} left out)"
+        found.append(text)
     return found
 
 

@@ -1,8 +1,9 @@
 """The records of the run log that readers make: a header, and one record a step."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from microscope_tui import measures
 from microscope_tui.runlog import RunHeader, Values, one_or_each, safe_text
@@ -11,6 +12,7 @@ from microscope_tui.sources.reader import Record
 SHARES_SUM = 1_000_000
 """What the counts of a router add up to if only shares are known."""
 Counts = Sequence[int]
+T = TypeVar("T")
 
 
 def run_record(
@@ -21,14 +23,13 @@ def run_record(
     *,
     writer: str,
     counts: str,
-    names: Sequence[str] | None = None,
+    names: Sequence[str],
     profile: str = "pretrain",
     time: float | None = None,
     planned_steps: int | None = None,
     note: str = "",
     layer_order: str = "",
     unconfirmed: str = "",
-    ranks: int = 1,
     hidden_layers: int = 0,
 ) -> Record:
     """The ``run`` record of a source; ``None`` or 0: unknown.
@@ -36,13 +37,20 @@ def run_record(
     Args:
         depths: of every router, in forward order.
         counts: ``exact``, ``top1``, ``shares``, ``local_rank`` or ``none``.
-        names: shown names of the routers, by default ``L{depth}``.
+        names: shown names of the routers.
         note: what limits these counts, in a few words.
         layer_order: ``unknown`` if the routers may be listed in another order than in the model.
         unconfirmed: the keys that were taken for loads of experts without asking.
-        ranks: that share the experts of a layer.
         hidden_layers: of the model, dense ones included.
     """
+    model: dict[str, Any] = {
+        "layers": list(depths),
+        "layer_names": list(names),
+        "num_experts": one_or_each(experts),
+        "top_k": top_k,  # null: unknown
+    }
+    if hidden_layers:
+        model["num_hidden_layers"] = hidden_layers
     source = {
         "writer": writer,
         "counts": counts,
@@ -52,19 +60,18 @@ def run_record(
     }
     return RunHeader(
         run=safe_text(run, 120),
-        time=UNSET if time is None else time,
-        planned_steps=UNSET if planned_steps is None else planned_steps,
+        time=_or_unset(time),
+        planned_steps=_or_unset(planned_steps),
         profile=profile,
-        model={
-            "layers": list(depths),
-            "layer_names": list(names) if names is not None else [f"L{depth}" for depth in depths],
-            "num_experts": one_or_each(experts),
-            "top_k": top_k,  # null: unknown
-            **({"num_hidden_layers": hidden_layers} if hidden_layers else {}),
-        },
+        model=model,
         source={key: value for key, value in source.items() if value},
-        expert_parallel_size=ranks if ranks > 1 else UNSET,
     ).to_json()
+
+
+def _or_unset(value: T | None) -> T | UnsetType:
+    if value is None:
+        return UNSET
+    return value
 
 
 def step_record(
@@ -97,11 +104,11 @@ def _derived(rows: Sequence[Counts | None], given: Mapping[str, Values]) -> dict
     derived = measures.summarise([row or [] for row in rows])
     if all(rows):
         return derived
-    unknown: Values = [None] * len(rows)
     for name, values in derived.items():
-        others = given.get(name) or unknown
-        both = zip(rows, values, others, strict=True)
-        derived[name] = [value if row else other for row, value, other in both]
+        others = given.get(name) or [None] * len(rows)
+        for at, row in enumerate(rows):
+            if not row:
+                values[at] = others[at]
     return derived
 
 

@@ -234,8 +234,14 @@ class Layout:
     def header(self, **facts: Any) -> Record:
         """The run record; ``facts``: what is not in the rows, as in ``run_record``."""
         self.remarks = self._remark()
-        layers, gates = self._layers, self._source.keys.of_gates
-        names = [f"{'gate ' if gates else 'L'}{layer}" for layer in layers]
+        layers = self._layers
+        names = [f"L{layer}" for layer in layers]
+        order = ""
+        if self._source.keys.of_gates:
+            names = [f"gate {layer}" for layer in layers]
+            order = "unknown"  # see keys.Rule
+        if layers == [None]:
+            names = ["all layers"]
         counts = self._source.counts
         for quantity, kind in (("tokens_per_expert", "exact"), ("share", "shares")):
             if quantity in self._rows:
@@ -244,10 +250,10 @@ class Layout:
             depths=[layer or 0 for layer in layers],
             experts=[max(self._experts_in_all, self._experts[layer]) for layer in layers],
             top_k=self.top_k or self._request.confirmed_top_k,
-            names=["all layers"] if layers == [None] else names,
+            names=names,
             counts=counts or "none",
             profile=self._request.profile or "pretrain",
-            layer_order="unknown" if gates else "",  # see keys.Rule
+            layer_order=order,
             **facts,
         )
 
@@ -290,27 +296,31 @@ class Layout:
             return list(map(_integers, matrices["tokens_per_expert"]))
         if "share" not in matrices:
             return None
-        loads = matrices["share"]
-        if self._source.keys.of_gates:
-            loads = [one if one and abs(sum(one) / len(one) - 1) < _OFF else None for one in loads]
-        return [None if one is None else counts_of_shares(one) for one in loads]
+        return list(map(self._counts_of, matrices["share"]))
+
+    def _counts_of(self, loads: Sequence[float] | None) -> list[int] | None:
+        if not loads:
+            return None
+        if self._source.keys.of_gates and not abs(sum(loads) / len(loads) - 1) < _OFF:
+            return None  # without an expert
+        return counts_of_shares(loads)
 
     def _numbers(self, row: Row) -> tuple[dict[str, Values], dict[str, _Matrix], dict[str, float]]:
         """Summaries, matrices (without a row where an expert is missing), numbers of the step."""
         if self._planned != row.targets:
-            row = self._filled_up(row) if self._cut or self._unseen else row
+            if self._cut or self._unseen:
+                row = self._filled_up(row)
             self._plan(row.targets)
         values: list[Any] = [*row.numbers, None]
         for at, target, beside in self._changed:
-            load = 1.0 + row.numbers[beside] if beside >= 0 else math.nan
+            load = math.nan
+            if beside >= 0:
+                load = 1.0 + row.numbers[beside]
             values[at] = _final(target, row.numbers[at], load, self._experts_in_all)
         found = list(self._ordered(values))
         return (
             {name: found[part] for name, part in self._parts.items()},
-            {
-                name: [None if part is None else found[part] for part in rows]
-                for name, rows in self._matrices.items()
-            },
+            {name: [found[part] for part in rows] for name, rows in self._matrices.items()},
             {name: found[at] for name, at in self._singles.items()},
         )
 
@@ -339,11 +349,17 @@ class Layout:
         order = list(map(place.get, self._wanted, repeat(-1)))
         self._parts = {n: at for n, at in self._columns.items() if max(order[at], default=-1) >= 0}
         self._matrices = {
-            name: [at if min(order[at], default=-1) >= 0 else None for at in rows]
-            for name, rows in self._rows.items()
+            name: [_found_at(order, part) for part in rows] for name, rows in self._rows.items()
         }
         self._singles = {name: at for name, at in self._steps.items() if order[at] >= 0}
         self._ordered = itemgetter(*order, -1, -1)
+
+
+def _found_at(order: Sequence[int], part: slice) -> slice | int:
+    """The place of a row; -1, where there is no value, if it lacks an expert."""
+    if min(order[part], default=-1) < 0:
+        return -1
+    return part
 
 
 def _k_of(sums: Sequence[float], rows: Sequence[Sequence[float]], exact: bool) -> int | None:

@@ -228,7 +228,7 @@ def _by_time(files: list[_EventFile]) -> Iterator[Row]:
 
 _TABLE = list(range(256))
 for _ in range(8):
-    _TABLE = [value >> 1 ^ (_POLYNOMIAL if value & 1 else 0) for value in _TABLE]
+    _TABLE = [value >> 1 ^ _POLYNOMIAL * (value & 1) for value in _TABLE]
 
 
 def masked_crc32c(data: bytes) -> int:
@@ -446,11 +446,10 @@ class EventRows:
         before, self._lengths = self._lengths, list(map(len, events))
         if self._lengths == before != self._tried and len(events) >= _LEAST_REPEATED:
             self._tried = before
-            heads = [
-                self._heads[event[varint(event, 10)[1] : -4]] if event[9:10] == b"\x10" else SLOW
-                for event in events
-            ]
-            if SLOW not in heads and {event[0] for event in events} == {9}:
+            if any(event[:1] != b"\x09" or event[9:10] != b"\x10" for event in events):
+                return
+            heads = [self._heads[event[varint(event, 10)[1] : -4]] for event in events]
+            if SLOW not in heads:
                 self.layout = StepLayout(events, heads)
 
     def _head_of(self, head: bytes) -> Head:
@@ -538,7 +537,7 @@ def _tensor(message: bytes) -> tuple[list[int], list[float]]:
     else:
         found = [float(x) for value in values for x in whole_numbers(value)]
         if place == _HALVES:
-            found = [_of_half(int(x)) if x else x for x in found]
+            found = list(map(_of_half, map(int, found)))
     size = math.prod(shape)
     if not len(found) <= size <= MAX_EXPERTS or len(shape) > 4:
         return shape, []
@@ -547,7 +546,9 @@ def _tensor(message: bytes) -> tuple[list[int], list[float]]:
 
 def _of_half(bits: int) -> float:
     """torch writes the bits of a 32-bit float; those of a half, as TensorFlow, are not read."""
-    return fixed_numbers(struct.pack("<I", bits & 0xFFFFFFFF), "f")[0] if bits >> 16 else math.nan
+    if bits and not bits >> 16:
+        return math.nan
+    return fixed_numbers(struct.pack("<I", bits & 0xFFFFFFFF), "f")[0]
 
 
 def _parts(message: bytes) -> dict[int, list[int | bytes]]:

@@ -273,7 +273,12 @@ def _keys_of(columns: list[str]) -> list[str]:
     runs = sorted({run for run, _, _ in parts if run})
     if len(runs) > 1:
         raise BadLine(f"columns of several runs: {safe_text(', '.join(runs), 99)}; keep one")
-    return ["" if key.endswith(("__MIN", "__MAX")) else key for _, _, key in parts]
+    keys = []
+    for _, _, key in parts:
+        if key.endswith(("__MIN", "__MAX")):
+            key = ""  # beside the column of the value itself
+        keys.append(key)
+    return keys
 
 
 def _fields(text: str, separator: str) -> list[str]:

@@ -11,6 +11,7 @@ from functools import lru_cache
 from statistics import fmean, mode
 
 import msgspec
+from msgspec.structs import replace
 
 from microscope_tui.diagnosis import value_at
 from microscope_tui.runlog import RouterInfo, RunRecord, StepEntry
@@ -92,33 +93,42 @@ def cost_of(
     ``None`` for one rank, and without counts.
     """
     run, steps = _counted(watch, at)
-    ranks = request.ranks or (run.expert_parallel_size if run is not None else 1)
-    if run is None or ranks < 2 or not steps or steps[-1].routers != len(run.routers):
+    if run is None or not steps or steps[-1].routers != len(run.routers):
         return None
-    nodes = 1 if ranks % request.nodes else request.nodes
+    ranks = request.ranks or run.expert_parallel_size
+    if ranks < 2:
+        return None
+    nodes = request.nodes
+    if ranks % nodes:
+        nodes = 1
     sizes = tuple(router.num_experts for router in run.routers)
     by_step = [_loads(entry, sizes, ranks, nodes) for entry in steps]
     by_layer = [_Loads(*zip(*loads, strict=True)) for loads in zip(*by_step, strict=True)]
+    layers: list[LayerCost | None] = [None] * len(by_layer)
+    for index, loads in enumerate(by_layer):
+        if only is None or index in only:
+            layers[index] = _layer(run, index, loads, steps, ranks)
+    regime = "tokens"
+    if run.capacity_factor:
+        regime = "capacity"
     cost = Cost(
         ranks=ranks,
         nodes=request.nodes,
-        regime="capacity" if run.capacity_factor else "tokens",
+        regime=regime,
         counts=run.counts,
         first_step=steps[0].record.step,
         last_step=steps[-1].record.step,
         steps=len(steps),
-        layers=[
-            _layer(run, index, loads, steps, ranks) if only is None or index in only else None
-            for index, loads in enumerate(by_layer)
-        ],
+        layers=layers,
     )
     return _with_model(cost, by_layer, steps, nodes, request.expert_share)
 
 
 def _counted(watch: RunWatch, at: Pin | None) -> tuple[RunRecord | None, list[StepEntry]]:
     with watch.lock:
-        found = [at.with_counts] if at is not None else watch.shown.counted
-        return watch.run, [entry for entry in found if entry is not None]
+        if at is None:
+            return watch.run, [*watch.shown.counted]
+        return watch.run, [*filter(None, [at.with_counts])]
 
 
 class _Loads(msgspec.Struct, frozen=True):
@@ -163,15 +173,15 @@ def _with_model(
     if not any(model.maxima):
         return cost
     capped = cost.regime == "capacity"
-    share = 0.0 if capped else expert_share or 0.0
-    slow = [1 + share * (1 / even - 1) for even in model.steps() if even and share]
-    return msgspec.structs.replace(
-        cost,
-        model=Uneven(*_uneven(model, steps, range(len(by_layer)), capped)),
-        node_ratio=between.ratio if nodes > 1 else None,
-        slowdown=fmean(slow) if slow else None,
-        lost_throughput=fmean(1 - 1 / time for time in slow) if slow else None,
-    )
+    uneven = Uneven(*_uneven(model, steps, range(len(by_layer)), capped))
+    cost = replace(cost, model=uneven)
+    if nodes > 1:
+        cost = replace(cost, node_ratio=between.ratio)
+    if capped or not expert_share:
+        return cost
+    slow = [1 + expert_share * (1 / even - 1) for even in model.steps() if even]
+    lost = fmean(1 - 1 / time for time in slow)
+    return replace(cost, slowdown=fmean(slow), lost_throughput=lost)
 
 
 @lru_cache(KEPT)  # a redraw computes only new steps
@@ -201,7 +211,9 @@ def _uneven(
         return tally.ratio, 1 - tally.balancedness, None
     rates = [value_at(e.record.router.drop_rate, index) for e in steps for index in routers]
     known = [rate for rate in rates if rate is not None and 0 <= rate <= 1]
-    return tally.ratio, None, fmean(known) if known else None
+    if not known:
+        return tally.ratio, None, None
+    return tally.ratio, None, fmean(known)
 
 
 def _reads(rows: Sequence[Sequence[int]], router: RouterInfo, ranks: int) -> Reads | None:

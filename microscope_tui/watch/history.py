@@ -11,7 +11,7 @@ import itertools
 import math
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias, cast
 
 import msgspec
@@ -32,7 +32,7 @@ class Column(msgspec.Struct, frozen=True):
 
 
 Cells: TypeAlias = "array[float]"
-_Pairs: TypeAlias = Iterable[tuple[float, ...]]
+_Merge: TypeAlias = Callable[[tuple[float, ...]], float]
 
 
 class Level:
@@ -84,17 +84,17 @@ class Level:
         sound = math.isfinite(sum(self.mean))  # no gap anywhere
         if not sound and not any(value == value for value in self.low):
             return _level(*[[NAN] * -(-len(self) // size)] * 3)
-        whole = len(self) // size * size if sound or size == 2 else 0
-        low, mean, high = (
-            zip(*[iter(cells[:whole])] * size, strict=True)
-            for cells in (self.low, self.mean, self.high)
+        whole = 0
+        merges: tuple[_Merge, _Merge, _Merge] = (min, lambda rows: sum(rows) / size, max)
+        if sound:
+            whole = len(self) // size * size
+        elif size == 2:  # the most frequent groups: a column for each would take long
+            whole = len(self) // 2 * 2
+            merges = _lowest, _mean, _highest
+        lows, means, highs = (
+            list(map(merge, zip(*[iter(cells[:whole])] * size, strict=True)))
+            for merge, cells in zip(merges, (self.low, self.mean, self.high), strict=True)
         )
-        if size == 2:
-            lows, means, highs = _of_pairs(low, mean, high)
-        else:
-            lows = list(map(min, low))
-            means = [total / size for total in map(sum, mean)]
-            highs = list(map(max, high))
         for at in range(whole, len(self), size):
             rest = self.cut(at, at + size).column()
             lows.append(rest.low)
@@ -103,13 +103,35 @@ class Level:
         return _level(lows, means, highs)
 
 
-def _of_pairs(low: _Pairs, mean: _Pairs, high: _Pairs) -> tuple[list[float], ...]:
-    """The most frequent groups, without a call for each; NaN is a gap."""
-    return (
-        [b if a != a or b < a else a for a, b in low],
-        [b if a != a else a if b != b else (a + b) / 2 for a, b in mean],
-        [b if a != a or b > a else a for a, b in high],
-    )
+def _lowest(pair: tuple[float, ...]) -> float:
+    """Of two values, either of which may be NaN, a gap; so do the next two functions."""
+    a, b = pair
+    if a != a or b < a:
+        return b
+    return a
+
+
+def _mean(pair: tuple[float, ...]) -> float:
+    a, b = pair
+    if a != a:
+        return b
+    if b != b:
+        return a
+    return (a + b) / 2
+
+
+def _highest(pair: tuple[float, ...]) -> float:
+    a, b = pair
+    if a != a or b > a:
+        return b
+    return a
+
+
+def or_gap(value: float | None) -> float:
+    """NaN, a gap in a curve, for ``None``."""
+    if value is None:
+        return NAN
+    return value
 
 
 def _level(low: Iterable[float], mean: Iterable[float], high: Iterable[float]) -> Level:
@@ -118,7 +140,9 @@ def _level(low: Iterable[float], mean: Iterable[float], high: Iterable[float]) -
 
 def _steps(values: Sequence[float | None]) -> Level:
     """A row for every value, in double precision until rows are made of them."""
-    known = [NAN if value is None else value for value in values] if None in values else values
+    known = values
+    if None in values:
+        known = list(map(or_gap, values))
     return Level(*[cast(Cells, known)] * 3)
 
 
@@ -128,9 +152,9 @@ class Series:
     __slots__ = ("coarse", "fine")
 
     def __init__(self, stride: int) -> None:
-        cells = array("f")
-        self.fine = Level(cells, cells, cells) if stride == 1 else _level((), (), ())
-        self.coarse = _level((), (), ())
+        self.fine = self.coarse = _level((), (), ())
+        if stride == 1:
+            self.fine = Level(*[array("f")] * 3)
 
     def fold(self, values: Sequence[float | None], before: int) -> None:
         """Merge ``values`` into the last row, of ``before`` steps."""
@@ -149,7 +173,9 @@ class Series:
     def extend(self, values: Sequence[float | None], stride: int) -> None:
         """Add a row for every ``stride`` values, and for the rest."""
         steps = _steps(values)
-        self.fine.extend(steps if stride == 1 else steps.grouped(stride))
+        if stride > 1:
+            steps = steps.grouped(stride)
+        self.fine.extend(steps)
 
     def keep_coarse(self, complete: int) -> None:
         """Bring the coarse rows up to the ``complete`` rows that change no more."""
@@ -281,8 +307,9 @@ class History:
         if step <= self.last_step and (self.steps or self._pending):
             raise ValueError(f"step {step} after step {self.last_step}: restart the history first")
         if self._in_row >= self.stride:
-            self._older = self._older if self._opened else len(self._pending)
-            self._opened.append(Row(step, offset, NAN if time is None else time))
+            if not self._opened:
+                self._older = len(self._pending)
+            self._opened.append(Row(step, offset, or_gap(time)))
             self._in_row = 0
         self._in_row += 1
         self._pending.append(values)
@@ -294,7 +321,9 @@ class History:
         """Make the added steps visible; true if there were any."""
         if not self._pending:
             return False
-        older = self._older if self._opened else len(self._pending)
+        older = len(self._pending)
+        if self._opened:
+            older = self._older
         for values in self._pending:
             for name in [name for name in values if name not in self._curves]:
                 if len(self.later) < MOST_LATER:
@@ -326,7 +355,9 @@ class History:
         """
         self.commit()
         rows = bisect_left(self.steps, step)
-        upto = self.steps[rows] if rows < len(self.steps) else self.last_step + 1
+        upto = self.last_step + 1
+        if rows < len(self.steps):
+            upto = self.steps[rows]
         torn = None
         if rows and self.stride > 1 and upto > step:
             rows -= 1
@@ -336,7 +367,9 @@ class History:
             for curve in curves:
                 curve.truncate(rows)
         self._in_row = self.stride  # the next step opens a row of its own
-        self.last_step = (torn.step if torn else step) - 1
+        self.last_step = step - 1
+        if torn is not None:
+            self.last_step = torn.step - 1
         self.restarts = [at for at in self.restarts if at < step] + [step]
         return torn
 
@@ -377,8 +410,12 @@ class History:
 
     def time_of(self, step: int) -> float | None:
         """Time of the row with ``step``, Unix seconds; ``None`` if not logged."""
-        time = self.times[self.index_of(step)] if self.times else NAN
-        return time if time == time else None
+        if not self.times:
+            return None
+        time = self.times[self.index_of(step)]
+        if time != time:
+            return None
+        return time
 
     def columns(
         self, name: str, index: int, count: int, window: "Window | None" = None
@@ -405,14 +442,16 @@ class History:
         """Indices of the rows that have steps of ``window``; by default all."""
         if window is None:
             return range(len(self.steps))
-        first = 0 if window.first <= 1 else self.index_of(window.first)
+        first = 0  # with a step 0
+        if window.first > 1:
+            first = self.index_of(window.first)
         last = bisect_left(self.steps, window.last + 1)
         return range(min(first, last), last)
 
     @staticmethod
     def _cuts(count: int, rows: range) -> list[int]:
         count = min(count, len(rows))
-        cuts = [rows.start + len(rows) * i // count for i in range(count + 1)] if count else [0]
+        cuts = [rows.start + len(rows) * i // max(1, count) for i in range(count + 1)]
         if len(rows) >= 2 * COARSE * count:  # cut between coarse rows: the difference is invisible
             cuts[1:-1] = [cut // COARSE * COARSE for cut in cuts[1:-1]]
         return cuts

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -49,8 +50,9 @@ class Reference(msgspec.Struct, frozen=True):
         """Multiples of the fair share; ``None`` without counts, or for another number of
         ``experts``.
         """
-        load = self.loads[index] if index < len(self.loads) else None
-        return load if load is not None and len(load) == experts else None
+        if index < len(self.loads) and len(self.loads[index] or ()) == experts:
+            return self.loads[index]
+        return None
 
 
 def reference_of(run: str, moment: Pin, header: RunRecord | None = None) -> Reference:
@@ -58,14 +60,14 @@ def reference_of(run: str, moment: Pin, header: RunRecord | None = None) -> Refe
 
     ``header``: of another run; by default the routers are those of the open one.
     """
-    counted = moment.with_counts
-    rows = counted.matrices().tokens_per_expert if counted is not None else []
-    return Reference(
-        run=run,
-        record=moment.latest.record,
-        loads=[measures.load(row) if row else None for row in rows],
-        routers=header.routers if header is not None else (),
-    )
+    loads: list[Sequence[float] | None] = []
+    if moment.with_counts is not None:
+        rows = moment.with_counts.matrices().tokens_per_expert
+        loads += [measures.load(row or ()) for row in rows]
+    routers: Sequence[RouterInfo] = ()
+    if header is not None:
+        routers = header.routers
+    return Reference(run, moment.latest.record, loads, routers)
 
 
 def reference_in(watch: RunWatch, step: int) -> Reference:
@@ -90,15 +92,18 @@ def aligned(reference: Reference, run: RunRecord) -> Reference:
     """``reference`` with its routers in the order of ``run``, by name and in forward order, others
     last."""
     theirs = reference.routers
-    order = _order([None if r is None else r.name for r in theirs], [r.name for r in run.routers])
+    order = _order(theirs, run.routers)
     if not theirs or order == [*range(len(theirs))]:
         return reference
 
     def ordered(values: Sequence[T | None]) -> list[T | None]:
-        return [None if at is None or at >= len(values) else values[at] for at in order]
+        known = dict(enumerate(values))
+        return [known.get(at) for at in order]
 
-    summary = msgspec.structs.asdict(reference.record.router)
-    moved = {name: None if values is None else ordered(values) for name, values in summary.items()}
+    moved = msgspec.structs.asdict(reference.record.router)
+    for name, values in moved.items():
+        if values is not None:
+            moved[name] = ordered(values)
     return replace(
         reference,
         record=replace(reference.record, router=RouterSummary(**moved)),
@@ -107,12 +112,16 @@ def aligned(reference: Reference, run: RunRecord) -> Reference:
     )
 
 
-def _order(theirs: Sequence[str | None], names: Sequence[str]) -> list[int | None]:
-    places: dict[str, list[int]] = {}
-    for at, name in enumerate(theirs):
-        if name is not None:
-            places.setdefault(name, []).append(at)
-    order = [places[name].pop(0) if places.get(name) else None for name in names]
+def _order(theirs: Sequence[RouterInfo | None], ours: Sequence[RouterInfo]) -> list[int]:
+    """The place of each of ``ours`` among ``theirs``, -1 if it is missing; then the other ones."""
+    places: dict[str, deque[int]] = defaultdict(deque)
+    for at, router in enumerate(theirs):
+        if router is not None:
+            places[router.name].append(at)
+    order = []
+    for router in ours:
+        left = places[router.name] or deque([-1])
+        order.append(left.popleft())
     return order + sorted(at for left in places.values() for at in left)
 
 

@@ -58,10 +58,13 @@ def run_map(watch: RunWatch, quantity: Quantity, columns: int, window: Window) -
         rows = []
         for index, router in enumerate(watch.routers):
             found = curves.of(_SERIES[quantity], index)
-            values = [column.low if quantity.low_is_bad else column.high for column in found]
             if quantity is Quantity.BALANCE:
                 values = judged_lows(found, curves.of("max_load", index), axis, router)
-            rows.append([value if math.isfinite(value) else math.nan for value in values])
+            elif quantity.low_is_bad:
+                values = [column.low for column in found]
+            else:
+                values = [column.high for column in found]
+            rows.append(list(map(_finite, values)))
         return RunMap(axis, rows)
 
 
@@ -72,7 +75,15 @@ def worst_of_layers(
     one.
     """
     rows = run_map(watch, quantity, columns, window).rows
-    worst = min if quantity.low_is_bad else max
     known = ([x for x in values if x == x] for values in zip(*rows, strict=True))
-    found = [worst(values) if values else math.nan for values in known]
+    if quantity.low_is_bad:
+        found = [min(values, default=math.nan) for values in known]
+    else:
+        found = [max(values, default=math.nan) for values in known]
     return [Column(value, value, value) for value in found]
+
+
+def _finite(value: float) -> float:
+    if math.isfinite(value):
+        return value
+    return math.nan

@@ -36,11 +36,11 @@ from microscope_tui.runlog.index import Overview, sample_of, surviving_steps
 from microscope_tui.runlog.records import seconds_between
 from microscope_tui.watch.history import (
     MOST_LATER,
-    NAN,
     Column,
     History,
     Row,
     Window,
+    or_gap,
     rows_within,
 )
 
@@ -123,12 +123,16 @@ def balance_now(
     c = measures.collapse_index(effective, experts, top_k)
     if not measures.may_excuse(c, load, experts, top_k, measures.SLACK):
         return BalanceNow(c, c, ())  # the usual case
-    slack = measures.SLACK if lately() else 0.0
+    slack = 0.0
+    if lately():
+        slack = measures.SLACK
     if counts is not None and len(counts) == experts:
         found = measures.balance(counts, top_k, slack)
         return BalanceNow(c, found.collapse_index, found.without)
     judged = measures.balance_of_summary(effective, load, experts, top_k, slack)
-    return BalanceNow(c, judged, () if judged == c else None)
+    if judged == c:
+        return BalanceNow(c, c, ())
+    return BalanceNow(c, judged, None)
 
 
 def left_out_lately(history: History, index: int, router: RouterInfo, step: int) -> bool:
@@ -145,8 +149,7 @@ def balance(columns: Sequence[Column], router: RouterInfo) -> list[Column]:
     experts, top_k = router.num_experts, router.top_k
 
     def index(effective: float) -> float:
-        value = measures.collapse_index(effective, experts, top_k)
-        return NAN if value is None else value
+        return or_gap(measures.collapse_index(effective, experts, top_k))
 
     return [Column(index(c.low), index(c.mean), index(c.high)) for c in columns]
 
@@ -164,9 +167,11 @@ def judged_lows(
                 measures.balance_of_summary(few.low, load.high, experts, top_k, slack)
                 for slack in (0.0, measures.SLACK)
             )
-            left_out = step if strict != c else left_out
-            c = loose if step - left_out < LATELY else c
-        found.append(NAN if c is None else c)
+            if strict != c:
+                left_out = step
+            if step - left_out < LATELY:
+                c = loose
+        found.append(or_gap(c))
     return found
 
 
@@ -223,7 +228,9 @@ class Scan:
     @property
     def with_counts(self) -> StepEntry | None:
         """The last step that logged counts."""
-        return self.recent[-1] if self.recent else None
+        if not self.recent:
+            return None
+        return self.recent[-1]
 
     def commit(self) -> bool:
         """Make the steps since the last call visible, under the lock of the readers; true if any
@@ -271,7 +278,9 @@ class Scan:
         if cut is not None:
             self._restart(cut, run)
         self.end = None
-        before = self.latest.record if self.latest else None
+        before = None
+        if self.latest is not None:
+            before = self.latest.record
         if (duration := seconds_between(before, entry.record)) is not None:
             self.intervals.append(duration)
         self._note_pause(entry.record.time, entry.record.step_time_s)
@@ -301,11 +310,13 @@ class Scan:
             self.held_out = None
 
     def _note_pause(self, time: float | None, otherwise: float | None = None) -> None:
+        pause = otherwise
         if time is not None:
-            pause = otherwise if self._written is None else time - self._written
-            self._written, otherwise = time, pause
-        if otherwise is not None and self.longest_pause < otherwise < math.inf:
-            self.longest_pause = otherwise
+            if self._written is not None:
+                pause = time - self._written
+            self._written = time
+        if pause is not None and self.longest_pause < pause < math.inf:
+            self.longest_pause = pause
 
     def _take_event(self, event: EventRecord) -> None:
         self._note_pause(event.time)
@@ -313,10 +324,12 @@ class Scan:
             self.end = event
         elif event.event == "eval":
             self.evaluations.append(replace(event, slices=None))
-            self.held_out = event if event.slices is not None else self.held_out
+            if event.slices is not None:
+                self.held_out = event
         elif event.event == "lost_records":
             count = event.values.get("count", 0)
-            self.lost_records += int(count) if math.isfinite(count) and count > 0 else 0
+            if 0 < count < math.inf:
+                self.lost_records += int(count)
 
 
 def find_in(path: Path, run: RunRecord, row: Row, limit: int, end: int) -> list[tuple[int, int]]:
@@ -326,7 +339,8 @@ def find_in(path: Path, run: RunRecord, row: Row, limit: int, end: int) -> list[
     the last one. ``OSError``: the file cannot be read.
     """
     limit = min(limit, row.after)
-    end = end if row.end is None else row.end
+    if row.end is not None:
+        end = row.end
     restarted = row.restart is not None and row.restart < limit
     return surviving_steps(path, run, row.offset, end, limit, restarted=restarted)
 
@@ -376,5 +390,8 @@ def _samples(source: Source, file: RunFile, least_bytes: int) -> Overview | None
         if source.size < least_bytes:
             return None
         return sample(source.path, file.name, _SAMPLES)
-    lines = source.sampled(_SAMPLES) if file.size >= least_bytes else b""
-    return sample_of(lines, file.name) if lines else None
+    if file.size < least_bytes:
+        return None
+    if lines := source.sampled(_SAMPLES):
+        return sample_of(lines, file.name)
+    return None

@@ -48,10 +48,16 @@ def busiest(columns: Columns, placement: Placement, shares: Shares) -> list[floa
     ranks = []
     for held, parts in zip(placement, shares, strict=True):
         pairs = zip(held, parts, strict=True)
-        series = [columns[e] if p == 1.0 else [p * x for x in columns[e]] for e, p in pairs]
+        series = [_scaled(columns[expert], part) for expert, part in pairs]
         total: list[float] = list(map(sum, zip(*series, strict=True)))
         ranks.append(total or [0.0] * len(columns[0]))
     return list(map(max, zip(*ranks, strict=True)))
+
+
+def _scaled(column: Sequence[float], part: float) -> Sequence[float]:
+    if part == 1.0:
+        return column  # most experts have one copy
+    return [part * count for count in column]
 
 
 class Tally:
@@ -70,7 +76,8 @@ class Tally:
             placement: The experts of every rank.
             shares: What part of its expert's tokens each copy gets; by default even.
         """
-        shares = even_shares(placement, len(columns)) if shares is None else shares
+        if shares is None:
+            shares = even_shares(placement, len(columns))
         means = [sum(step) / len(placement) for step in zip(*columns, strict=True)]
         return self.add(means, busiest(columns, placement, shares))
 
@@ -82,7 +89,7 @@ class Tally:
 
     def steps(self) -> list[float | None]:
         """Balancedness of every step, 0 … 1; ``None`` for a step without tokens."""
-        return [a / b if b > 0 else None for a, b in zip(self.means, self.maxima, strict=True)]
+        return list(map(_ratio, self.means, self.maxima))
 
     @property
     def balancedness(self) -> float:
@@ -96,7 +103,13 @@ class Tally:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+    return _ratio(sum(values), len(values))
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    if whole <= 0:
+        return None
+    return part / whole
 
 
 class Gain(msgspec.Struct, frozen=True):

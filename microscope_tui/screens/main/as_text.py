@@ -6,7 +6,7 @@ from microscope_tui.draw.glyphs import Glyphs, spelled
 from microscope_tui.draw.heat import Heat
 from microscope_tui.draw.spans import Line, Span, crop, plain
 from microscope_tui.draw.table import TableLayout
-from microscope_tui.watch import Pin, RunView, RunWatch, view_of
+from microscope_tui.watch import LayerView, Pin, RunView, RunWatch, view_of
 from microscope_tui.watch.cost import OF_HEADER, CostRequest, cost_of
 
 
@@ -40,8 +40,7 @@ def snapshot_text(
 
 
 def _body(view: RunView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
-    indices = [2.0 if x.judged_balance is None else x.judged_balance for x in view.layers]
-    worst_first = sorted(view.layers, key=lambda x: (-(x.severity or 0), indices[x.index]))
+    worst_first = sorted(view.layers, key=_health)
     lines: list[Line] = []
     for layer in sorted(worst_first[: layout.visible_layers], key=lambda layer: layer.index):
         parts = [
@@ -56,3 +55,10 @@ def _body(view: RunView, layout: TableLayout, glyphs: Glyphs) -> list[Line]:
         for name, cells, *rest in zip(*parts, strict=True):
             lines.append([*name, *cells, *(span for part in rest for span in (Span("  "), *part))])
     return lines
+
+
+def _health(layer: LayerView) -> tuple[int, float]:
+    balance = layer.judged_balance
+    if balance is None:
+        balance = 2.0  # behind all that is known
+    return -(layer.severity or 0), balance
