@@ -19,7 +19,8 @@ from tests.sources.truth import GOLDEN, STEPS, logged
 
 def shares_log() -> list[Record]:
     """What the golden files of wandb and TensorBoard hold, as a run log."""
-    records = [run_record("golden", [1, 2], [4, 4], 2, writer="test", counts="shares")]
+    names = ["L1", "L2"]
+    records = [run_record("golden", [1, 2], [4, 4], 2, writer="test", counts="shares", names=names)]
     for step in STEPS:
         row = logged(step)
         shares = [[row[f"moe_ep_usage/L-{layer}_EP-{e}"] for e in range(4)] for layer in (1, 2)]
@@ -30,7 +31,8 @@ def shares_log() -> list[Record]:
 
 
 def counts_log() -> list[Record]:
-    header = run_record("golden", [0, 1], [4, 4], 2, writer="test", counts="exact")
+    names = ["L0", "L1"]
+    header = run_record("golden", [0, 1], [4, 4], 2, writer="test", counts="exact", names=names)
     tokens = None, 4, None  # in step 2 alone all choices can be of two experts each
     steps = zip((1, 2, 3), COUNTS, LOSSES, tokens, strict=True)
     return [header, *(step_record(at, rows, loss=x, tokens=n) for at, rows, x, n in steps)]

@@ -137,7 +137,7 @@ def test_a_line_torn_by_a_killed_writer_costs_only_itself(tmp_path: Path) -> Non
 
 
 def test_a_run_log_is_not_recognised(tmp_path: Path) -> None:
-    header = run_record("log", [0], [4], 2, writer="x", counts="exact")
+    header = run_record("log", [0], [4], 2, names=["L0"], writer="x", counts="exact")
     path = tmp_path / "metrics.jsonl"
     for record in (header, step_record(1, [[1, 1, 1, 1]]), {"kind": "event", "event": "end"}):
         path.write_bytes(encode_record({**record, **named(1, RUN[0]), "step": 1}))
