@@ -33,13 +33,7 @@ from microscope_tui.runlog import (
 )
 from microscope_tui.runlog.discover import why_not_a_run
 from microscope_tui.sources.keys import Keys, Rule
-from microscope_tui.sources.reader import (
-    BUSY_S,
-    DEFAULT,
-    RecordReader,
-    RowReader,
-    SourceRequest,
-)
+from microscope_tui.sources.reader import BUSY_S, DEFAULT, RecordReader, RowReader, SourceRequest
 
 _MOST_FILES = 10_000  # of one folder that are looked at for its state
 _MLFLOW_FOLDER = "meta.yaml"

@@ -17,14 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from microscope_tui.runlog import Tail, safe_text
-from microscope_tui.sources.keys import (
-    MAX_EXPERTS,
-    Keys,
-    Rule,
-    Target,
-    decode_object,
-    matched,
-)
+from microscope_tui.sources.keys import MAX_EXPERTS, Keys, Rule, Target, decode_object, matched
 from microscope_tui.sources.protobuf import (
     MAX_STEP,
     SLOW,

@@ -26,14 +26,7 @@ from microscope_tui.sources.keys import (
     matched,
     parse_number,
 )
-from microscope_tui.sources.reader import (
-    HEAD_BYTES,
-    Row,
-    RowReader,
-    Rows,
-    Unreadable,
-    whole_steps,
-)
+from microscope_tui.sources.reader import HEAD_BYTES, Row, RowReader, Rows, Unreadable, whole_steps
 
 FOREIGN_BYTES = 1 << 20
 """A file whose first megabyte holds no row at all is refused."""

@@ -19,15 +19,7 @@ from pathlib import Path
 import msgspec
 
 from microscope_tui.runlog import Tail, read_at, safe_text
-from microscope_tui.sources.keys import (
-    NUM_EXPERTS,
-    TOP_K,
-    Keys,
-    Rule,
-    Target,
-    decode_json,
-    matched,
-)
+from microscope_tui.sources.keys import NUM_EXPERTS, TOP_K, Keys, Rule, Target, decode_json, matched
 from microscope_tui.sources.protobuf import (
     MAX_STEP,
     BadMessage,

@@ -15,26 +15,12 @@ import msgspec
 from msgspec.structs import replace
 
 from microscope_tui.diagnosis import ANYTHING, Criteria, Severity
-from microscope_tui.runlog import (
-    Glance,
-    NoRuns,
-    RunFile,
-    Stamp,
-    safe_text,
-)
+from microscope_tui.runlog import Glance, NoRuns, RunFile, Stamp, safe_text
 from microscope_tui.sources import Search, SourceRequest
 from microscope_tui.watch.reference import PinnedRun
 from microscope_tui.watch.run_watch import SECOND_BYTES, RunWatch
 from microscope_tui.watch.scan import DEFAULT_MEMORY
-from microscope_tui.watch.state import (
-    CRASHED_S,
-    STALE_S,
-    Life,
-    RunState,
-    age_of,
-    life_of,
-    state_of,
-)
+from microscope_tui.watch.state import CRASHED_S, STALE_S, Life, RunState, age_of, life_of, state_of
 from microscope_tui.watch.verdict import Trouble, Verdict, VerdictCache, verdict_on
 
 
@@ -95,8 +81,8 @@ class Seen(msgspec.Struct, frozen=True):
     @property
     def may_be_judged(self) -> bool:
         """Whether it can be read and has ended."""
-        if self.ends.error or self.ends.identity is None:
-            return False
+        if self.ends.identity is None:
+            return False  # it cannot be read
         age = age_of(self.file.modified, changed_at=self.changed_at)
         if self.file.is_read_whole:  # while it grows it would be read again and again
             return not self.file.foreign or (age is not None and age >= STALE_S)

@@ -11,13 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from microscope_tui import measures
-from microscope_tui.runlog import (
-    RouterInfo,
-    RouterSummary,
-    RunFile,
-    RunRecord,
-    StepRecord,
-)
+from microscope_tui.runlog import RouterInfo, RouterSummary, RunFile, RunRecord, StepRecord
 from microscope_tui.watch.past_steps import Pin, pin_at
 from microscope_tui.watch.run_watch import RunWatch
 

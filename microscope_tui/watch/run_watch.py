@@ -23,13 +23,7 @@ from microscope_tui.runlog import (
     read_at,
 )
 from microscope_tui.watch.history import MAX_ROWS, History, Row
-from microscope_tui.watch.judge import (
-    Ended,
-    Judge,
-    SecondProcess,
-    guarded,
-    second_process_helps,
-)
+from microscope_tui.watch.judge import Ended, Judge, SecondProcess, guarded, second_process_helps
 from microscope_tui.watch.scan import DEFAULT_MEMORY, Scan, preview, steps_in
 from microscope_tui.watch.state import (
     CRASHED_S,

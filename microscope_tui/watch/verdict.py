@@ -23,12 +23,7 @@ from microscope_tui.diagnosis import (
 from microscope_tui.runlog import Stamp, safe_text
 from microscope_tui.watch.run_watch import RunWatch
 from microscope_tui.watch.scan import balance_now
-from microscope_tui.watch.state_folder import (
-    read_small,
-    remove_oldest,
-    state_folder,
-    write_whole,
-)
+from microscope_tui.watch.state_folder import read_small, remove_oldest, state_folder, write_whole
 
 _MOST_TROUBLES = 20
 _Step = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]

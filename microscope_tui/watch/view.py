@@ -24,13 +24,7 @@ from microscope_tui.diagnosis import (
     report,
     value_at,
 )
-from microscope_tui.runlog import (
-    EventRecord,
-    RouterInfo,
-    RunRecord,
-    StepEntry,
-    StepRecord,
-)
+from microscope_tui.runlog import EventRecord, RouterInfo, RunRecord, StepEntry, StepRecord
 from microscope_tui.watch.history import Column, Curves, Window
 from microscope_tui.watch.past_steps import Pin, pin
 from microscope_tui.watch.run_watch import RunWatch

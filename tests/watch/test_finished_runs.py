@@ -11,9 +11,10 @@ import pytest
 
 from microscope_tui.commands.check.report import judge
 from microscope_tui.diagnosis import ANYTHING
+from microscope_tui.runlog import Glance, RunFile, Stamp
 from microscope_tui.screens.runs.text import card_text
 from microscope_tui.watch import Fleet, VerdictCache, fleet as fleet_module, view_of
-from microscope_tui.watch.fleet import MOST_FOLLOWED
+from microscope_tui.watch.fleet import MOST_FOLLOWED, Seen
 from tests.conftest import header, step
 from tests.watch.test_fleet import cards, fleet_of, opened, read_all, write
 
@@ -50,6 +51,7 @@ def test_finished_and_crashed_runs_are_judged_newest_first(tmp_path: Path) -> No
     fleet = fleet_of(tmp_path)
     order: list[str] = []
     assert {card.file.name for card in fleet.cards() if card.queued} == {"sick", "crashed", "young"}
+    assert fleet.is_judging
     while fleet.judge_finished():
         order += [c.file.name for c in fleet.cards() if c.verdict and c.file.name not in order]
     assert order == ["sick", "crashed", "young"]
@@ -58,6 +60,12 @@ def test_finished_and_crashed_runs_are_judged_newest_first(tmp_path: Path) -> No
     assert verdict_of(found["crashed"]) == "healthy"
     assert verdict_of(found["young"]) == "not judged yet (warm-up until step 100)"
     assert not fleet.is_judging
+
+
+def test_an_archive_that_cannot_be_read_does_not_wait_for_a_verdict() -> None:
+    archive = RunFile("run", Path("run.jsonl.gz"), 1e9)
+    assert Seen(archive, Glance(identity=Stamp(0, 0, 0, 0, "")), None).may_be_judged
+    assert not Seen(archive, Glance(error="Permission denied"), None).may_be_judged
 
 
 def test_the_verdict_is_that_of_check(tmp_path: Path, scenario: Make) -> None:

@@ -4,13 +4,14 @@ import json
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
 
 from benchmarks.bulk import bulk_lines, write_bulk
-from microscope_tui.diagnosis import RULES, Criteria
+from microscope_tui.diagnosis import RULES, Criteria, Severity
 from microscope_tui.runlog import discover as discover_module, glance
 from microscope_tui.watch import Fleet, RunCard, RunWatch, view_of
 from tests.conftest import header
@@ -173,6 +174,8 @@ def test_permission_lost_and_given_back_costs_nothing(tmp_path: Path, monkeypatc
         fleet.turn()
         assert watch.error == "cannot be read: Permission denied"
         assert view_of(watch).step == 50
+        card = cards(fleet)["run"]
+        assert (card.error, card.life.word) == (watch.error, "live")  # its steps are still shown
     read_all(fleet)
     assert watch.error is None
     assert view_of(watch).step == 51
@@ -231,3 +234,46 @@ def test_what_was_seen_on_the_screen_of_a_run_is_not_told_beside_another(tmp_pat
     read_all(fleet)
     assert [card.findings != [] for card in fleet.cards()] == [True, False]
     assert fleet.critical == {}
+
+
+def test_a_live_run_is_followed_beside_the_open_one_from_its_first_step_on(tmp_path: Path) -> None:
+    write(tmp_path, "open", finished=False)
+    path = write(tmp_path, "begun", finished=False)
+    path.write_bytes(path.read_bytes().partition(b"\n")[0] + b"\n")  # the header
+    os.utime(path, (time.time() - 1,) * 2)
+    fleet = fleet_of(tmp_path)
+    opened(fleet)
+    assert not fleet.follows_others
+    with path.open("ab") as file:
+        file.write(b'{"kind":"step","step":1,"tokens":512}\n')
+    read_all(fleet)
+    assert fleet.follows_others
+
+
+def test_only_an_active_critical_alert_beside_the_open_run_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, "beside", 1, finished=False)
+    write(tmp_path, "open", finished=False)
+    fleet = fleet_of(tmp_path)
+    opened(fleet)
+    told = []
+    for active, severity in (
+        (True, Severity.WARN),
+        (False, Severity.CRITICAL),
+        (True, Severity.CRITICAL),
+    ):
+        episode = SimpleNamespace(active=active, severity=severity)
+        monkeypatch.setattr(RunWatch, "episodes", [episode])
+        with path.open("ab") as file:
+            file.write(b'{"kind":"event","event":"eval","step":20}\n')
+        while fleet.turn():
+            pass
+        told.append(list(fleet.critical.values()))
+    assert told == [[], [], ["beside"]]
+
+
+def test_the_run_of_a_pipe_has_no_list_that_would_change(tmp_path: Path) -> None:
+    write(tmp_path, "run", 3600)
+    watch = opened(fleet_of(tmp_path))
+    assert not Fleet.of_one(watch).is_judging
