@@ -152,7 +152,8 @@ class Series:
     __slots__ = ("coarse", "fine")
 
     def __init__(self, stride: int) -> None:
-        self.fine = self.coarse = _level((), (), ())
+        self.fine = _level((), (), ())
+        self.coarse = _level((), (), ())
         if stride == 1:
             self.fine = Level(*[array("f")] * 3)
 
