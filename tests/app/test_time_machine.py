@@ -195,8 +195,7 @@ async def test_a_window_zooms_and_its_axis_counts_steps_run_time_or_clock(collap
 
 
 def a_run_of(newest: int) -> Any:
-    latest = SimpleNamespace(record=SimpleNamespace(step=newest))
-    return SimpleNamespace(generation=0, latest=latest)
+    return SimpleNamespace(generation=0, last_step=newest)
 
 
 @given(
@@ -222,7 +221,7 @@ def test_a_window_slides_along_with_the_live_run_and_around_a_pinned_step() -> N
     cursor = TimeCursor(lambda: run)
     cursor.zoom(0.1)
     assert cursor.window == (901, 1000)
-    run.latest.record.step = 1040
+    run.last_step = 1040
     assert cursor.window == (941, 1040)
     cursor.zoom(1e15)
     assert cursor.window is None
