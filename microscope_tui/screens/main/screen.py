@@ -68,24 +68,49 @@ class MainScreen(RunScreen):
     layers_shown: Sequence[int] = ()
     """Indices of the layers that the filter leaves."""
     _drawn: RunView | None = None
-    _drawn_content: tuple[object, ...] = ()
+    """The view of the table on the screen."""
+    _drawn_of: Sequence[object] = ()
 
     async def draw_all(self) -> None:
-        columns, rows = self.room
-        session = self.session
-        watch = session.watch
+        session, watch = self.session, self.session.watch
+        if not session.has_run and (self._drawn is None or session.is_blank):
+            self._draw_waiting()
+            return
+        self.set_class(False, "waiting")
         probe = session.view(1, 1, (0,))  # of one layer, what was logged at all
-        waits = not session.has_run and (self._drawn is None or session.is_blank)
-        self.set_class(waits, "waiting")
-        if waits:
-            self.remove_class("legend", "noted")
-            self.draw_last_line()
-        if waits or probe is None:
+        if probe is None:
             return
         self.leads_to_probe = await session.has_probe()
         self.follow_pinned()
         session.look_at_worst(probe)
         self.layers_shown = matching(probe, session.filter)
+        layout = self._layout(probe)
+        if not draw_header(self, probe):
+            self._drawn = None
+            return
+        self.in_view(self.position(), len(self.layers_shown), layout.visible_layers)
+        await self._make_room(layout)
+        content = self._depends_on(probe, layout)
+        drawn = self._drawn
+        if drawn is None or content != self._drawn_of:
+            view = self._view(watch, layout, self._visible())
+            if view is not None:
+                self._draw_around(view, layout)
+                self._draw_table(view, layout)
+                self._drawn = view
+                self._drawn_of = content
+        elif (view := self._view(watch, layout, ())) is not None:  # the table is unchanged
+            self._draw_around(view, layout)
+            self._draw_labels(drawn, layout)
+
+    def _draw_waiting(self) -> None:
+        self.set_class(True, "waiting")
+        self.remove_class("legend", "noted")
+        self.draw_last_line()
+
+    def _layout(self, probe: RunView) -> TableLayout:
+        columns, rows = self.room
+        session = self.session
         say = session.expert is not None or bool(session.filter)
         shown = len(self.layers_shown)
         layout = fit(probe, columns, rows, shown=shown, noted=say, seen=session.seen)
@@ -93,35 +118,35 @@ class MainScreen(RunScreen):
         self.set_class(layout.noted, "noted")
         self.set_class(layout.legend, "legend")
         self.query_one("#verdict").styles.height = layout.verdict_lines
-        if not draw_header(self, probe):
-            self._drawn = None
-            return
-        self.in_view(self.position(), len(self.layers_shown), layout.visible_layers)
+        return layout
+
+    async def _make_room(self, layout: TableLayout) -> None:
+        """Give the columns of the table their widths, none to those that are not shown."""
         await self.query_one(Tiles).fit(layout.heat)
-        widths = layout.label, layout.heat, layout.curve, layout.entropy, layout.drop
-        for name, width in zip(
-            ("label", "load", "balance", "entropy", "drop"), widths, strict=True
-        ):
+        widths = {
+            "label": layout.label,
+            "load": layout.heat,
+            "balance": layout.curve,
+            "entropy": layout.entropy,
+            "drop": layout.drop,
+        }
+        for name, width in widths.items():
             part = self.query_one(f"#{name}")
-            part.display, part.styles.width = width > 0, width
+            part.display = width > 0
+            part.styles.width = width
         self.query_one("#table").styles.height = layout.table_rows
-        chosen = session.expert is not None and session.selected
-        content = (  # everything that the table depends on
-            watch and (watch, watch.generation, watch.version),
-            (session.time.pin, session.time.window, session.reference, session.look),
-            (layout, tuple(self._visible()), session.steady, chosen, session.expert),
-            tuple(layer.severity for layer in probe.layers),
-        )
-        same = self._drawn if content == self._drawn_content else None
-        view = self._view(watch, layout, self._visible() if same is None else ())
-        if view is None:
-            return
-        self._draw_around(view, layout)
-        if same is not None:  # the table is unchanged
-            self._draw_labels(same, layout)
-            return
-        self._draw_table(view, layout)
-        self._drawn, self._drawn_content = view, content
+
+    def _depends_on(self, probe: RunView, layout: TableLayout) -> list[object]:
+        """What the table depends on: while it is the same, only what is around it is drawn."""
+        session, watch = self.session, self.session.watch
+        log = watch and (watch, watch.generation, watch.version)
+        moment = session.time.pin, session.time.window
+        drawn_with = session.reference, session.look, session.steady
+        chosen = None
+        if session.expert is not None:
+            chosen = session.selected, session.expert
+        severities = [layer.severity for layer in probe.layers]
+        return [log, moment, drawn_with, layout, [*self._visible()], chosen, severities]
 
     def _visible(self) -> Sequence[int]:
         return self.layers_shown[self.first : self.first + self.list_rows]
@@ -217,11 +242,13 @@ class MainScreen(RunScreen):
     def _draw_labels(self, view: RunView, layout: TableLayout) -> None:
         chosen = self.session.selected
         single = self._of_one_step(view)
-        labels = [
-            table.label(view.layers[at], layout, at == chosen, table.MARK if at in single else " ")
-            for at in self._visible()
-        ]
-        self.show("label", [*chain(*labels)])
+        labels: list[Line] = []
+        for at in self._visible():
+            mark = " "
+            if at in single:
+                mark = table.MARK
+            labels += table.label(view.layers[at], layout, at == chosen, mark)
+        self.show("label", labels)
 
     async def action_compare(self) -> None:
         session, watch = self.session, self.session.watch
