@@ -50,9 +50,9 @@ class TimeCursor:
     def newest_step(self) -> int:
         """0 before the first."""
         watch = self._watch()
-        if watch is None or watch.latest is None:
+        if watch is None:
             return 0
-        return watch.latest.record.step
+        return watch.last_step
 
     @property
     def shown_step(self) -> int:
@@ -155,7 +155,7 @@ class TimeCursor:
     def go(self, typed: str) -> str | None:
         """Show the place that was typed; the problem, if any. Reads from the disk."""
         watch, newest = self._watch(), self.newest_step
-        if watch is None or watch.history is None or watch.latest is None:
+        if watch is None or watch.latest is None:
             return "no step yet"
         self.speed = 0
         try:
