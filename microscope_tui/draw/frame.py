@@ -25,7 +25,6 @@ from microscope_tui.draw.spans import (
     line_width,
     merged,
     pad,
-    plain,
     shortened,
     spread,
     width_of,
@@ -277,13 +276,7 @@ def _lowest(balances: Sequence[tuple[float, str]]) -> str:
 
 
 def smallest(view: RunView, columns: int, rows: int) -> list[Line]:
-    """For a window too small for a table: the state in one line, and the required size."""
-    worst = view.worst
-    text = worst[1].short if worst else plain(_all_well(view))
-    role = ROLE_OF_SEVERITY[worst[0].severity] if worst else "ok"
-    lines: list[Line] = [
-        [Span(f"step {view.step:,} loss {_loss(view)}")],
-        [Span(text.strip(), role)],
-        [dim(f"needs {MIN_COLUMNS}x{MIN_ROWS}, has {columns}x{rows}")],
-    ]
+    """For a window too small for a table: the required size, and how the run is."""
+    needed = dim(f"needs {MIN_COLUMNS}x{MIN_ROWS}, has {columns}x{rows}")
+    lines = [[needed], *verdict(view, columns, 2)]
     return [pad(line, columns) for line in lines[:rows]]

@@ -18,7 +18,6 @@ from microscope_tui.draw.glyphs import (
     Glyphs,
     ends_of,
     load_glyph,
-    load_level,
     load_mark,
     loudest,
     shade_level,
@@ -70,8 +69,6 @@ class Measure(StrEnum):
 class Order(StrEnum):
     ID = "id"
     LOAD = "load"
-    GROUP = "group"
-    """Overloaded, fair, starving, dead; by number within each: stable while loads fluctuate."""
 
 
 _SHARES = {Measure.SHARE, Measure.OVERFLOW}
@@ -159,19 +156,7 @@ def order_of(layer: LayerView, order: Order) -> Sequence[int]:
     load = layer.load or ()
     if order is Order.ID or not load:
         return range(len(load))
-    if order is Order.LOAD:
-        return sorted(range(len(load)), key=lambda e: (-load[e], e))
-    groups = [_group_of(load_level(x)) for x in load]
-    return sorted(range(len(load)), key=lambda e: (groups[e], e))
-
-
-def _group_of(level: int | None) -> int:
-    """The place of a load in ``Order.GROUP``."""
-    if level is None:
-        return 3
-    if level == 0:
-        return 1
-    return 0 if level > 0 else 2
+    return sorted(range(len(load)), key=lambda e: (-load[e], e))
 
 
 def cells_of(layer: LayerView, heat: Heat) -> Sequence[float] | str:
@@ -333,8 +318,10 @@ def heat_titles(heat: Heat, experts: int, per_cell: int, steps: int = 1) -> list
     per = ""
     if not mean and look.measure in (Measure.LOAD, Measure.SHARE):
         per = " per expert"
-    order = {Order.LOAD: ", by load", Order.GROUP: ", in groups", Order.ID: ""}[look.order]
-    if not order and look.measure is Measure.LOAD and experts:
+    order = ""
+    if look.order is Order.LOAD:
+        order = ", by load"
+    elif look.measure is Measure.LOAD and experts:
         order = f", 0 to {experts - 1}"
     short = what.split(",")[0]
     return [f"{what}{per}{mean}{order}", f"{what}{mean}", f"{short}{mean}", short, what.split()[0]]

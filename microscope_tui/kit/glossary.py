@@ -31,7 +31,7 @@ CELLS = {
     "holds",
     "assumed": "the log does not give the number of ranks",
     "difference, reference": "load now ÷ load at the step or run that b or p chose",
-    "by load, in groups": "experts from busy to idle; overloaded, fair, starving, dead together",
+    "by load": "experts from busy to idle",
 }
 CONDITIONS = {
     "dead": "chosen by no token in the steps shown",

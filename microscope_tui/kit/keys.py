@@ -104,7 +104,7 @@ ALERTS = [
 ]
 PALETTE = key("look.palette", "c", "look('palette')", "palette")
 FILTER = [
-    key("filter.ask", "slash", "ask('filter')", "filter: text, !text, L1*", "filter"),
+    key("filter.ask", "slash", "ask('filter')", "filter: text, !text", "filter"),
     key("filter.next", "n", "match(1)", "next match"),
     key("filter.previous", "N", "match(-1)", "previous match"),
 ]

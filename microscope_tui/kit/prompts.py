@@ -126,7 +126,7 @@ class Filter(Prompt):
         super().open()
 
     def hint(self) -> tuple[str, str | None]:
-        return "text, !text, L1*", None
+        return "text, !text", None
 
     async def take(self, key: str, character: str | None) -> None:
         await super().take(key, character)

@@ -313,4 +313,4 @@ async def test_an_interrupted_probe_has_tokens_and_no_tables(own_probed: Path) -
         assert "no tables: it was interrupted" in app.text("slice-rows")
         await app.press("down", "enter", "s", "right", "tab", "7")
         await app.opens(TokensScreen)
-        assert "busiest" in app.text("token-legend")
+        assert app.text("token-legend").rstrip().endswith("others")

@@ -1,4 +1,4 @@
-"""What is typed after ``/`` filters as it says, and nothing that is typed can hang the screen."""
+"""What is typed after ``/`` filters as it says."""
 
 import pytest
 from hypothesis import given, strategies as st
@@ -22,13 +22,7 @@ def kept(text: str) -> list[str]:
         *((begun, NAMES) for begun in ("  ", "!", " ! ", "! !")),
         *(("MOE", ["L1.moe", "L12.moe"]), ("moe 12", ["L12.moe"]), ("l1 !12", ["L1.moe"])),
         *(("!moe  !lr", ["L3.dense"]), (".", ["L1.moe", "L12.moe", "L3.dense"])),
-        *(("p/l", ["exp/lr 3e-4"]), ("L1*", ["L1.moe", "L12.moe"])),
-        *(("l?.*", ["L1.moe", "L3.dense"]), ("L?.moe", ["L1.moe"])),
-        *(("!l?.*", ["L12.moe", "exp/lr 3e-4"]), ("*.dense", ["L3.dense"])),
-        ("3*", ["exp/lr 3e-4"]),
-        ("exp*4", []),  # a glob is one word of the name, not all of it
-        ("*", NAMES),
-        ("moe !*2*", ["L1.moe"]),
+        *(("p/l", ["exp/lr 3e-4"]), ("L1*", [])),
     ],
 )
 def test_words_must_all_be_there_and_negated_ones_must_not(text: str, names: list[str]) -> None:
@@ -39,11 +33,6 @@ def test_words_must_all_be_there_and_negated_ones_must_not(text: str, names: lis
 def test_signs_of_regular_expressions_are_themselves(text: str) -> None:
     assert kept(text) == []
     assert matches(text, f"before {text} behind")
-
-
-@pytest.mark.parametrize("glob", ["*a" * 49 + "*b", "*" * 99 + "b", "?*" * 49 + "b", "a*" * 50])
-def test_the_worst_glob_does_not_hang(glob: str) -> None:
-    assert matches(glob, "a" * 5_000) is (glob == "a*" * 50)
 
 
 @given(st.text(max_size=120), st.text(max_size=300))

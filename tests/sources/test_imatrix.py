@@ -34,8 +34,7 @@ def test_the_golden_file_of_the_gguf_package_gives_its_counts_once_a_layer(tmp_p
     settle(path)
     records = read(path)
     assert counts_of(records) == {1: {f"L{layer}": peer.counts_of(layer) for layer in LAYERS}}
-    note = "calibrated on wiki.train.raw"
-    assert header_of(records)["source"] == {"writer": "imatrix", "counts": "exact", "note": note}
+    assert header_of(records)["source"] == {"writer": "imatrix", "counts": "exact"}
     assert header_of(records)["profile"] == "eval"
     model = model_of(records)
     assert (model["layers"], model["num_experts"], model["top_k"]) == ([*LAYERS], EXPERTS, TOP_K)
@@ -56,11 +55,6 @@ def test_k_is_unknown_where_tokens_do_not_give_it(tmp_path: Path, chunks: int, s
     assert model_of(read(path)).get("top_k") is None
     assert "tokens" not in read(path)[-1]
     assert model_of(read(path, SourceRequest(top_k=2)))["top_k"] == 2
-
-
-def test_the_first_texts_of_a_calibration_are_named(tmp_path: Path) -> None:
-    path = matrix(tmp_path, {COUNTS.format(0, "gate"): [2.0, 1.0]}, datasets=5)
-    assert header_of(read(path))["source"]["note"] == "calibrated on 000, 001, 002 …"
 
 
 @pytest.mark.parametrize(

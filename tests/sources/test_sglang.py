@@ -117,19 +117,13 @@ def test_what_comes_before_a_damaged_dump_is_returned_first(tmp_path: Path) -> N
         reader.read()
 
 
-def test_choices_per_token_give_k_where_the_recorder_has_room_for_eight(tmp_path: Path) -> None:
-    tokens, k = 5, 2
-    ids = torch.full((3, LAYERS, tokens, 8), -1, dtype=torch.int32)
-    ids[:, 1:, :, :k] = torch.randint(0, PHYSICAL, (3, LAYERS - 1, tokens, k), dtype=torch.int32)
-    ids[:, 1:, 0] = -1  # a padded token
-    values = torch.zeros(3, LAYERS, PHYSICAL, dtype=torch.int32)
-    flat = ids.flatten(2)
-    values.scatter_add_(2, flat.clamp(min=0).long(), (flat >= 0).int())
-    input_ids = [[index] * tokens for index in range(3)]
-    detail(tmp_path, 0, values, 1.5, topk_ids_of_layer=ids, input_ids=input_ids)
+def test_of_a_dump_per_token_the_counts_are_read_and_not_the_choices(tmp_path: Path) -> None:
+    values = counts(3, PHYSICAL)
+    ids = torch.zeros(3, LAYERS, 5, 8, dtype=torch.int32)
+    detail(tmp_path, 0, values, 1.5, topk_ids_of_layer=ids, input_ids=[[1] * 5] * 3)
     records = read(tmp_path)
     assert counts_of(records) == expected(logical(values), 1)
-    assert model_of(records).get("top_k") == k
+    assert model_of(records).get("top_k") is None
     assert model_of(records)["num_hidden_layers"] == LAYERS
 
 

@@ -251,8 +251,7 @@ def _refuse_others(a: Routing, b: Routing, token_ids: bool) -> None:
         ("num_experts", a.shape.num_experts, b.shape.num_experts),
     ):
         if mine != theirs:
-            more = _lacking(a, b) if what == "layers" else ""
-            raise NotComparable(f"{what}: {mine:,} in A, {theirs:,} in B{more}")
+            raise NotComparable(f"{what}: {mine:,} in A, {theirs:,} in B")
     for number, (mine, theirs) in enumerate(zip(a.shape.layers, b.shape.layers, strict=True)):
         if mine != theirs:
             how = "if one lacks the dense layers, compare each with a probe"
@@ -267,19 +266,6 @@ def _refuse_others(a: Routing, b: Routing, token_ids: bool) -> None:
                 f"token {start + at:,}: id {ours[at]:,} in A, {others[at]:,} in B; "
                 "compare two files of the same tokens"
             )
-
-
-def _lacking(a: Routing, b: Routing) -> str:
-    """The first layer that only the file with more layers has, if it has all those of the other."""
-    sides = sorted(
-        (len(side.shape.layers), file, side.shape) for file, side in (("A", a), ("B", b))
-    )
-    (_, less, short), (_, more, long) = sides
-    named = zip(long.layers, long.layer_names, strict=True)
-    missing = [name for depth, name in named if depth not in short.layers]
-    if len(missing) != len(long.layers) - len(short.layers):
-        return ""
-    return f"; {missing[0]} has choices in {more} and none in {less}"
 
 
 class _Piece:

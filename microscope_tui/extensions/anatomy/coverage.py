@@ -12,7 +12,7 @@ rule of three.
 import math
 import textwrap
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -182,7 +182,6 @@ def coverage_of(
     wanted: int,
     first: int | None = None,
     last: int | None = None,
-    length_of: Callable[[RunFile], int | None] = lambda file: None,
 ) -> Coverage:
     """Count the tokens of every expert from step ``first`` to step ``last``, both included.
 
@@ -194,7 +193,6 @@ def coverage_of(
         wanted: Tokens that every expert should have.
         first: ``None``: from the beginning.
         last: ``None``: to the end.
-        length_of: Tokens of a sequence, for a run whose header does not have them.
 
     Raises:
         NoCounts: no step there has counts.
@@ -221,7 +219,7 @@ def coverage_of(
         raise NoCounts("no step with counts" if whole_run else "no counts in --steps")
     for run, entry in window:
         counted.add(run, entry)
-    return counted.coverage(file, wanted, length_of)
+    return counted.coverage(file, wanted)
 
 
 class _Counted:
@@ -242,9 +240,7 @@ class _Counted:
                     tokens = record.tokens
                 one.add(run.counts, row, tokens, [values[index] for values in means])
 
-    def coverage(
-        self, file: RunFile, wanted: int, length_of: Callable[[RunFile], int | None]
-    ) -> Coverage:
+    def coverage(self, file: RunFile, wanted: int) -> Coverage:
         run = self.run
         sums = [one for one in self._sums if one.tokens]
         if not sums:
@@ -255,15 +251,14 @@ class _Counted:
             notes.append(_LIMITS[run.counts])
         if len(sums) < len(run.routers):
             notes.append(f"{len(run.routers) - len(sums)} layers have no counts")
-        length = run.sequence_length or length_of(file)
-        layers = [_layer(one, wanted, length) for one in sums]
+        layers = [_layer(one, wanted, run.sequence_length) for one in sums]
         return Coverage(
             run=run.run or file.name,
             min_tokens=wanted,
             first_step=min(self._steps),
             last_step=max(self._steps),
             steps=len(self._steps),
-            sequence_length=length,
+            sequence_length=run.sequence_length,
             short=sum(e.more_tokens_low > 0 for layer in layers for e in layer.experts),
             notes=notes,
             layers=layers,

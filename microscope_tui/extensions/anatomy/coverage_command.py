@@ -10,7 +10,6 @@ from microscope_tui.commands.console import (
     newest_file,
     print_data,
     print_record,
-    say,
 )
 from microscope_tui.commands.options import (
     DEFAULT_SOURCE,
@@ -20,9 +19,7 @@ from microscope_tui.commands.options import (
     step_range,
 )
 from microscope_tui.extensions.anatomy.coverage import coverage_json, coverage_of, coverage_text
-from microscope_tui.extensions.anatomy.layout import BadRouting
-from microscope_tui.extensions.anatomy.routing_file import Routing
-from microscope_tui.runlog import ROUTING_NAME, RunFile, UnknownFormat
+from microscope_tui.runlog import ROUTING_NAME, UnknownFormat
 from microscope_tui.watch.counted import NoCounts
 
 
@@ -51,7 +48,7 @@ def coverage(
     first, last = step_range("--steps", steps)
     run = newest_file(reading.search(path.parent if path.name == ROUTING_NAME else path))
     try:
-        found = coverage_of(run, min_tokens, first, last, _window_length)
+        found = coverage_of(run, min_tokens, first, last)
     except NoCounts as error:
         fail(f"{run.path}: {error}; nothing to measure", NO_VERDICT)
     except (OSError, UnknownFormat) as error:
@@ -61,16 +58,3 @@ def coverage(
     else:
         print_data(coverage_text(found))
     return int(found.short > 0)
-
-
-def _window_length(run: RunFile) -> int | None:
-    try:
-        with Routing(run.path.with_name(ROUTING_NAME)) as routing:
-            if not routing.tokens:
-                return None
-            return max(1, routing.tokens // (routing.window_of(routing.tokens - 1) + 1))
-    except FileNotFoundError:
-        return None
-    except (OSError, BadRouting) as error:
-        say(f"no number of sequences: {error}")
-        return None

@@ -27,7 +27,7 @@ from microscope_tui.watch import RunView
 _BESIDE_FROM, _WIDE_FROM = 72, 110
 _PANEL, _WIDE_PANEL = 26, 38
 _MARGIN, _GAP = 2, 3
-_BRIEF_ROWS = 3
+_MOST_BELOW = 9  # lines of the panel below the text of a narrow window
 _SLICE_FRAME = 4  # header, two heads, keys
 
 
@@ -256,12 +256,14 @@ class TokensScreen(ProbeScreen):
         self.set_class(beside, "beside")
         self.set_class(airy, "airy")
         panel = _WIDE_PANEL if columns >= _WIDE_FROM else _PANEL
-        body = height = rows - 4 - 2 * airy
+        panel_rows = height = rows - 4 - 2 * airy
         width = columns - _MARGIN
         if beside:
             width -= panel + _GAP
         else:
-            height -= _BRIEF_ROWS
+            panel = columns
+            panel_rows = min(_MOST_BELOW, height // 2)
+            height -= panel_rows
         if self._flow is None or (self._flow.routing, self._flow.width) != (routing, width):
             self._flow = Flow(routing, width)
         self.list_rows = max(1, height // 2 if self.letters else height)
@@ -275,13 +277,9 @@ class TokensScreen(ProbeScreen):
         text = tokens.text_lines(shown, light, routing.slices, width, letters=self.letters)
         margined = [[Span(" " * _MARGIN), *line] for line in text][:height]
         self.show("token-text", margined, width=width + _MARGIN + _GAP, height=height)
-        if beside:
-            glyphs = self.session.glyphs
-            lines = tokens.panel(routing, layer, token, own, glyphs, panel - 1, body)
-            self.show("token-panel", lines, width=panel, height=body)
-        else:
-            lines = tokens.brief(routing, layer, token, columns)
-            self.show("token-panel", lines, width=columns, height=_BRIEF_ROWS)
+        glyphs = self.session.glyphs
+        lines = tokens.panel(routing, layer, token, own, glyphs, panel - 1, panel_rows)
+        self.show("token-panel", lines, width=panel, height=panel_rows)
         title = tokens.title(routing, layer, token, columns, light.choice(token))
         self.show("token-title", [title])
         shares = tokens.busiest(routing, layer)

@@ -318,20 +318,11 @@ def heads(
     if not table.has_tokens:
         what = ("", "", "")
     scale = ("log2 of share in the slice ÷ share overall", "log2 of share ÷ share overall", "log2")
-    hidden = ""
-    if layout.hidden:  # at the right end, or instead of the heading of the tokens
-        hidden = f"{layout.hidden} more slices: tab "
-        if width_of(what[1]) + width_of(hidden) + 2 <= room:
-            what = what[1:]
-        else:
-            what = (hidden[:-1], f"{layout.hidden} more: tab")
-            hidden = ""
+    if layout.hidden:
+        what = (f"{layout.hidden} more slices: tab", f"{layout.hidden} more: tab")
     top.append(dim(f"   {first_fitting(what, room)}"))
     below.append(dim(f"   {first_fitting(scale, room)}"))
-    room = layout.columns - line_width(top) - 2
-    right = [dim(hidden)]
-    if not hidden or width_of(hidden) + len(ordering) + 3 <= room:
-        right.append(Span(f"  {ordering} ", "faint"))
+    right = [Span(f"  {ordering} ", "faint")]
     return [spread(top, right, layout.columns), pad(below, layout.columns)]
 
 

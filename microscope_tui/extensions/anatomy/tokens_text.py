@@ -5,7 +5,6 @@ expert is selected, only its tokens are highlighted, brightest where it has the 
 """
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,7 +28,6 @@ from microscope_tui.extensions.anatomy.routing_file import Routing
 from microscope_tui.extensions.anatomy.token_flow import NEWLINE, TextLine, shown_token
 
 LETTERS = "abcdefg"
-_SAMPLE = 1 << 15
 _REST = "dim"
 _NUMBER, _WEIGHT = 4, 6
 _MARGIN_IS_SMALL = 0.01
@@ -40,12 +38,11 @@ _ELSEWHERE = ("dim", "value", "faint")
 
 @lru_cache(maxsize=1)
 def busiest(routing: Routing, layer: int) -> Mapping[int, float]:
-    """Shares of experts, the busiest first; without tables of the first tokens' first choices."""
+    """Shares of experts, the busiest first; empty without tables that fit the file."""
     counts = [rows[layer] for rows in routing.tables.counts if layer < len(rows)]
     experts = routing.shape.num_experts
     if not counts or any(len(row) != experts for row in counts):
-        firsts = Counter(row[0] for row in routing.chosen(layer, 0, _SAMPLE) if row)
-        counts = [[firsts[expert] for expert in range(experts)]]
+        return {}
     totals = [sum(column) for column in zip(*counts, strict=True)]
     total = sum(totals) or 1
     return {e: totals[e] / total for e in sorted(range(experts), key=lambda e: -totals[e])}
@@ -146,7 +143,7 @@ def legend(light: Highlight, shares: Mapping[int, float], width: int, *, letters
         ]
         return pad(line, width)
     line = [dim("  this token ")]
-    with_shares = len(light.colours) * (9 + 2 * letters) + 34 < width
+    with_shares = len(light.colours) * (9 + 2 * letters) + 34 < width and len(shares) > 0
     for expert, colour in light.colours.items():
         text = f" {LETTERS[colour]} {expert} " if letters else f" {expert} "
         of_all = f" {shares[expert]:.0%} " if with_shares else ""
@@ -193,14 +190,15 @@ def panel(
     width: int,
     rows: int,
 ) -> list[Line]:
-    """The panel beside the text: the token at the cursor, its experts, and as many layers as fit.
+    """The panel at the text: the token at the cursor, its experts, and as many layers as fit.
 
     ``own``: the colour of each of its experts. ``BadRouting``: the file is damaged there.
     """
     choices = [routing.choice(at, token) for at in range(len(routing.shape.layers))]
     identity = f"id {routing.token_ids(token, token + 1)[0]:,}  window {routing.window_of(token):,}"
+    text = routing.text(token, token + 1, 256)[0]
     lines: list[Line] = [
-        [Span(_shown(routing, token, max(4, width - 14)), "title")],
+        [Span(shown_token(text, max(4, width - 14)), "title")],
         [dim(identity)],
         *([[]] if rows >= 18 else []),
         [dim("expert"), dim("weight".rjust(width - 6))],
@@ -211,26 +209,6 @@ def panel(
     if room >= 3:
         lines += [[], *_layers(routing.shape.layer_names, choices, layer, width, room - 1)]
     return [pad(line, width) for line in lines[:rows]]
-
-
-def brief(routing: Routing, layer: int, token: int, width: int) -> list[Line]:
-    """The same in three lines, below the text. ``BadRouting``: the file is damaged there."""
-    choice, names = routing.choice(layer, token), routing.shape.layer_names
-    pairs = zip(choice.experts, choice.weights, strict=True)
-    chosen = "  ".join(f"{expert} {words.index(weight)}" for expert, weight in pairs)
-    first = [Span(" "), Span(_shown(routing, token, 16), "title"), Span("  ")]
-    others: Line = [dim(" all layers ")]
-    for at in _around(layer, len(names), max(1, (width - 14) // 9)):
-        expert = next(iter(routing.choice(at, token).experts), "-")
-        role = "accent" if at == layer else "value"
-        others += [dim(f" {names[at]} "), Span(f"{expert}", role)]
-    facts = [span for line in _facts(choice, routing.shape.num_experts, 16) for span in line]
-    lines = [[*first, Span(chosen or "no expert")], [Span(" "), *facts], others]
-    return [pad(line, width) for line in lines]
-
-
-def _shown(routing: Routing, token: int, most: int) -> str:
-    return shown_token(routing.text(token, token + 1, 256)[0], most)
 
 
 def _experts(choice: Choice, own: Mapping[int, int], glyphs: Glyphs, width: int) -> list[Line]:

@@ -52,7 +52,7 @@ class ImatrixReader(DumpReader):
                 header = read_header(data)
                 counts = _counts(data, header)
             top_k = self._request.top_k or _top_k(counts, header)
-            run = self._begin("imatrix", profile="eval", top_k=top_k, note=_note(header))
+            run = self._begin("imatrix", profile="eval", top_k=top_k)
             for record in run.add(Counted(1, counts, tokens_of(counts, top_k))):
                 yield 1.0, record
 
@@ -89,14 +89,6 @@ def _top_k(counts: dict[Router, list[int]], header: "GgufHeader") -> int | None:
     ratios = Counter(round(sum(row) / tokens, 3) for row in counts.values())  # float32 rounds
     ratio, _ = max(ratios.items(), key=lambda item: (item[1], item[0]))
     return int(ratio) if ratio >= 1 and ratio.is_integer() else None
-
-
-def _note(header: "GgufHeader") -> str:
-    datasets = header.values.get("imatrix.datasets")
-    if not isinstance(datasets, list) or not datasets:
-        return ""
-    shown = ", ".join(safe_text(str(name).rpartition("/")[2], 40) for name in datasets[:3])
-    return f"calibrated on {shown}" + (" …" if len(datasets) > 3 else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 ``stat`` and ``stat_approx`` write counts over all ranks, from a buffer that is not rotated: its
 unused passes are zero and dropped, and the order of the others is not guaranteed. ``per_pass`` and
 ``per_token`` write counts of *physical* experts, a file per rank: they are summed, and the step is
-``forward_pass_id`` + 1 (passes completed). Layers without a router are rows of zeros: they are
+``forward_pass_id`` + 1 (passes completed). The choices of each token in ``per_token`` are not read:
+``--top-k`` says how many there are. Layers without a router are rows of zeros: they are
 dropped, the others keep their numbers. The router of a server does not learn: the profile is
 ``eval``.
 
@@ -52,8 +53,6 @@ class Pass:
     """``forward_pass_id``"""
     counts: Tensor
     """``[layers, physical experts]``"""
-    choices: Tensor | None
-    """Experts of each token ``[layers, tokens, choices]``, -1 for none; only in ``per_token``."""
     logical: Sequence[Sequence[int]]
     """The logical expert of each physical one ``[layers, physical experts]``."""
 
@@ -91,7 +90,7 @@ class SGLangReader(DumpReader):
                     dumps.append(dump)
                     continue
                 for done, counted in self._stat(data, dump):
-                    for record in self._run_of(counted, paths, dump.shape[1]).add(counted):
+                    for record in self._run_of(paths, dump.shape[1]).add(counted):
                         yield (number + done) / len(paths), record
         yield from self._details(dumps, paths)
 
@@ -114,7 +113,7 @@ class SGLangReader(DumpReader):
                 counted = self._sum(number, by_number[number])
                 if counted.rows:
                     layers = by_number[number][0].counts.shape[0]
-                    for record in self._run_of(counted, paths, layers).add(counted):
+                    for record in self._run_of(paths, layers).add(counted):
                         yield done / todo, record
 
     def _between_restarts(self, dumps: list[list[Pass]]) -> Iterator[dict[int, list[Pass]]]:
@@ -138,19 +137,15 @@ class SGLangReader(DumpReader):
 
     def _sum(self, number: int, ranks: list[Pass]) -> Counted:
         total: dict[Router, list[int]] = {}
-        top_k = 0
         for one in ranks:
             with self._opened(one.path) as data:
                 physical = _rows_of(data, one.counts)
                 rows = routed(by_logical(physical, one.logical))
-                if one.choices is not None and rows and self._run is None:
-                    layer = min(rows).layer
-                    top_k = max(top_k, _top_k_of(data, one.choices, layer))
             for router, row in rows.items():
                 add_counts(total.setdefault(router, []), row)
-        return Counted(number + 1, total, top_k=top_k or None)
+        return Counted(number + 1, total)
 
-    def _run_of(self, counted: Counted, paths: Sequence[Path], layers: int) -> ExactCounts:
+    def _run_of(self, paths: Sequence[Path], layers: int) -> ExactCounts:
         if self._run is not None:
             return self._run
         of_ranks = "exact"
@@ -163,7 +158,6 @@ class SGLangReader(DumpReader):
             "sglang",
             profile="eval",
             counts=of_ranks,
-            top_k=counted.top_k,
             note=note,
             time=min(times, default=None),
             hidden_layers=layers,
@@ -205,17 +199,6 @@ def _rows_of(data: Bytes, counts: Tensor, index: int | None = None) -> list[list
     return [flat[at : at + width] for at in range(0, len(flat), width)]
 
 
-def _top_k_of(data: Bytes, choices: Tensor, layer: int) -> int:
-    """The most experts that a token chose in one layer; 0 without a token.
-
-    The recorder has room for eight choices; where there are fewer, the rest is -1.
-    """
-    ids = choices.numbers(data, layer)
-    width = choices.shape[-1]
-    tokens = (ids[at : at + width] for at in range(0, len(ids), width or 1))
-    return max((sum(i >= 0 for i in token) for token in tokens), default=0)
-
-
 def _passes(data: Bytes, path: Path, content: dict[Any, Any]) -> list[Pass]:
     found = content["records"]
     if not found:
@@ -236,11 +219,7 @@ def _passes(data: Bytes, path: Path, content: dict[Any, Any]) -> list[Pass]:
                 f"a record counts {counts.shape} experts, last_physical_to_logical_map has "
                 f"{mapping.shape}; the dump is not consistent"
             )
-        choices = record.get("topk_ids_of_layer")
-        usable = isinstance(choices, Tensor) and choices.is_integer and len(choices.shape) == 3
-        if not usable or choices.shape[0] != counts.shape[0]:
-            choices = None
-        passes.append(Pass(path, rank, number, counts, choices, logical))
+        passes.append(Pass(path, rank, number, counts, logical))
     if len(ranks := {one.rank for one in passes}) > 1:
         raise data.broken(f"records of {len(ranks)} ranks in one file; a file holds one rank")
     return passes

@@ -46,7 +46,7 @@ class MainScreen(RunScreen):
         *keys.TIME,
         key("look.overlay", "v", "look('overlay')", "load, bias, over capacity, ranks", "view"),
         key("look.scale", "y", "look('scale')", "scale: load or share"),
-        key("look.order", "s", "look('order')", "experts by number, by load, in groups"),
+        key("look.order", "s", "look('order')", "experts by number, by load"),
         keys.PALETTE,
         key("look.compare", "b", "compare", "compare with this step; again: stop", "compare"),
         *keys.FILTER,
