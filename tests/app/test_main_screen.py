@@ -136,7 +136,6 @@ async def test_a_filter_shows_what_matches_while_it_is_typed(collapsed: Path) ->
         for typed, found, nearest in (
             ("L4", ["L4"], 3),
             ("!L4", ["L1", "L2", "L3", "L5"], 2),
-            ("?4", ["L4"], 3),
             ("collapse", ["L4"], 3),
             ("nothing", [], 3),
         ):

@@ -175,7 +175,7 @@ def test_an_engine_without_choices_in_a_layer_is_compared_in_the_others(
     assert [layer["share"] for layer in found["layers"]] == [0, None, 0, 0]
     assert found["layers"][1]["tokens_routed"] == {"a": TOKENS, "b": 0}
     code, _, err = call("mismatch", tmp_path / "whole.npy", tmp_path / "lost.npy")
-    assert (code, "L2 has choices in A and none in B" in err) == (3, True)
+    assert (code, "layers: 4 in A, 3 in B" in err) == (3, True)
 
 
 def test_swapped_layers_are_in_text_and_json(call: Call, tmp_path: Path, ids: Ids) -> None:

@@ -64,7 +64,7 @@ def test_the_evidence_of_a_layer_is_its_own_not_of_the_worst(write_log: Any, bal
     ("typed", "layers"),
     [
         *(("collapse", ["L3", "L2"]), ("l3", ["L3"]), ("critical !l3", ["L2"])),
-        *(("recovered", ["L2"]), ("warning", []), ("colla* L2", ["L2"])),
+        *(("recovered", ["L2"]), ("warning", []), ("colla L2", ["L2"])),
     ],
 )
 def test_a_filter_finds_rules_layers_and_severities(troubled: Any, typed: str, layers: Any) -> None:

@@ -240,8 +240,6 @@ def test_damage_is_refused_after_the_steps_before_it(bad: str, why: str, tmp_pat
             reader.read()
         assert f"line {LAYERS * STEPS + 1}: " in str(refused.value)
         assert str(refused.value).isprintable()
-    trace(tmp_path, 0, chosen(1, steps=1))
-    assert reader.read().restarted
 
 
 def test_a_folder_is_recognised_by_any_of_its_traces(tmp_path: Path) -> None:

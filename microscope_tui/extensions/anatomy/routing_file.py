@@ -318,11 +318,8 @@ class RoutingWriter:
     def put(self, name: str, layer: int, token: int, numbers: bytes) -> None:
         """Write numbers of one section from ``token`` on, packed in the section's type.
 
-        ``ValueError``: they are not whole rows, or there is no room for them.
+        The caller has checked that they are whole rows, and that there is room for them.
         """
-        row = self.places.sections[name].row
-        if len(numbers) % row or token + len(numbers) // row > self.shape.capacity:
-            raise ValueError(f"{name}: {len(numbers):,} bytes at token {token:,} do not fit")
         self._write(numbers, self.places.at(name, layer, token))
 
     def get(self, name: str, layer: int, tokens: int) -> bytes:

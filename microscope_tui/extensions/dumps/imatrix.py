@@ -11,7 +11,6 @@ GGUF: version 3, little-endian; layout in ``docs/gguf.md`` of ggml.
 import math
 import re
 import struct
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +77,7 @@ def _counts(data: Bytes, header: "GgufHeader") -> dict[Router, list[int]]:
 
 
 def _top_k(counts: dict[Router, list[int]], header: "GgufHeader") -> int | None:
-    """Choices per token by most layers; the last layer may have seen fewer tokens.
+    """Choices per token by the first layer; the last one may have seen fewer tokens.
 
     ``None`` if the file does not record how many tokens the calibration had.
     """
@@ -86,8 +85,7 @@ def _top_k(counts: dict[Router, list[int]], header: "GgufHeader") -> int | None:
     tokens = chunks * size if type(chunks) is int and type(size) is int else 0
     if tokens <= 0:
         return None
-    ratios = Counter(round(sum(row) / tokens, 3) for row in counts.values())  # float32 rounds
-    ratio, _ = max(ratios.items(), key=lambda item: (item[1], item[0]))
+    ratio = round(sum(next(iter(counts.values()))) / tokens, 3)  # float32 rounds
     return int(ratio) if ratio >= 1 and ratio.is_integer() else None
 
 

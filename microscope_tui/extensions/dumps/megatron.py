@@ -153,14 +153,6 @@ class RankTrace:
     def _broken(self, number: int, why: str) -> Unreadable:
         return Unreadable(f"{safe_text(self.path.name, 60)}, line {number:,}: {why}")
 
-    @property
-    def was_rewritten(self) -> bool:
-        """Whether the file is shorter than what was read of it."""
-        try:
-            return self.path.stat().st_size < self.source.offset
-        except OSError:
-            return False
-
 
 class MegatronReader(CountsReader):
     """Follows a folder of traces, or one trace."""
@@ -183,7 +175,7 @@ class MegatronReader(CountsReader):
         """The records of the steps that all ranks have written.
 
         If a rank began its file anew, everything is read again from the start. ``Unreadable``: a
-        file is damaged; the steps before it were returned.
+        file is damaged, from then on; the steps before it were returned.
         """
         records: list[Record] = []
         earlier = self._failed
@@ -192,8 +184,6 @@ class MegatronReader(CountsReader):
                 self._find()
                 self._take(max_bytes)
                 self._complete(records)
-            elif any(trace.was_rewritten for trace in self._ranks.values()):
-                raise Late
         except Late:
             self._start()
             self.exhausted = False

@@ -46,7 +46,7 @@ def placement_text(study: Study, fault: str = "") -> str:
     paragraphs += [
         _moves(study),
         "",
-        *_ageing(study),
+        *ageing(study),
         "",
         "Loads are tokens, as in training and prefill; decode waits for the distinct experts that "
         "are read.",
@@ -74,7 +74,8 @@ def _gain(study: Study) -> str:
     return f"Gain in balancedness: {gain.mean:+.3f}{sure}; lost expert time from {lost}."
 
 
-def _ageing(study: Study) -> list[str]:
+def ageing(study: Study) -> list[str]:
+    """What later placements win back by the age of the loads that they were made from."""
     if not study.ageing:
         return ["Ageing is not measured: the run has too few counted steps."]
     lags = "steps since the fit", *(f"{aged.lag:,}" for aged in study.ageing)

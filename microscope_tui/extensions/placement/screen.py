@@ -8,9 +8,8 @@ from textual.worker import get_current_worker
 from microscope_tui.draw.heat import Heat
 from microscope_tui.draw.spans import Span, wrap
 from microscope_tui.extensions.placement.study import BadWindow, Request, Study, study
-from microscope_tui.extensions.placement.text import ageing_chart, placement_lines, repair_first
+from microscope_tui.extensions.placement.text import placement_lines, repair_first
 from microscope_tui.kit import keys
-from microscope_tui.kit.figure import figure
 from microscope_tui.kit.glossary import CELLS, HEADER
 from microscope_tui.kit.run_screen import RunScreen
 from microscope_tui.runlog import UnknownFormat, safe_text
@@ -18,7 +17,7 @@ from microscope_tui.watch import RunView, RunWatch
 from microscope_tui.watch.cluster import BadCluster
 from microscope_tui.watch.counted import NoCounts, read_counts
 
-_OTHER_ROWS, _MOST_ROWS = 9, 20  # header, keys and the least chart; the highest chart
+_OTHER_ROWS = 2  # header and keys
 _ONE_RANK = "One rank holds all experts: --ranks R shows this page for R ranks."
 _REFUSED = (BadCluster, BadWindow, NoCounts, UnknownFormat, OSError)
 
@@ -61,8 +60,6 @@ class PlacementScreen(RunScreen):
             heat = Heat(colour=not self.app.no_color, glyphs=session.glyphs)
             size = columns, rows - _OTHER_ROWS
             lines = placement_lines(found, router, size, heat, repair_first(view.alerts))
-            size = columns - 1, min(_MOST_ROWS, rows - 2 - len(lines))
-            lines += figure(*ageing_chart(found), size, session.glyphs, step=0)
         self.show("placement", lines, session.look.palette)
 
     async def _read(self, watch: RunWatch, ranks: int) -> None:

@@ -7,19 +7,16 @@ import math
 from collections.abc import Sequence
 
 from microscope_tui.diagnosis import Advice, Finding, Severity
-from microscope_tui.draw.charts import Chart, Curve
 from microscope_tui.draw.glyphs import HOT_LEVEL, bar, load_glyph, load_mark, shade_level
 from microscope_tui.draw.heat import Heat, heat_lines, legend, role_of_level
 from microscope_tui.draw.spans import Line, Span, dim, in_turn, merged, pad, with_notes
-from microscope_tui.draw.time_line import ONSET, TimeMark, TimeScale
-from microscope_tui.extensions.placement.study import KEPT_GAIN, Scored, Study
+from microscope_tui.extensions.placement.report import ageing
+from microscope_tui.extensions.placement.study import Scored, Study
 from microscope_tui.runlog import RouterInfo
-from microscope_tui.watch import Column, Window
 from microscope_tui.watch.cluster import rank_loads
 
-_WIDEST, _AIRY_FROM, _LATE, _DECADE = 7, 22, 1.1, 1000
+_WIDEST, _AIRY_FROM, _LATE = 7, 22, 1.1
 _STEPS = "fitted to steps {:,} to {:,}, scored on {:,} to {:,}"
-_AGEING = "lost time won back by steps since the fit; refit when 10 % is gone"
 
 
 def repair_first(alerts: Sequence[tuple[Finding, Advice]]) -> str:
@@ -57,14 +54,16 @@ def placement_lines(
     if router not in (routers := [layer.router for layer in study.counts.layers]):
         return [*lines, [dim("  no counts in this layer")]]
     gap: list[Line] = [[]] if rows >= _AIRY_FROM else []
-    layer, fits = routers.index(router), max(1, rows - len(lines) - 3 - 2 * len(gap))
+    aged = [pad([dim(f"  {text}")], columns) for text in ageing(study)]
+    least = len(lines) + 3 + 2 * len(gap) + len(aged)
+    layer, fits = routers.index(router), max(1, rows - least)
     ways = (study.today, study.chosen)
     width = (columns - 2) // 2
     left, right = (_side(study, way, layer, (width, fits), heat) for way in ways)
     both = [[*pad(a, columns - width), *pad(b, width)] for a, b in zip(left, right, strict=True)]
     more = f"  {ranks - fits:,} less busy ranks are not shown" if ranks > fits else ""
     scale = legend(heat, columns - len(more) - 2)
-    return [*lines, *gap, *both, [dim(f"{more}  "), *scale], *gap]
+    return [*lines, *gap, *both, [dim(f"{more}  "), *scale], *gap, *aged]
 
 
 def _side(study: Study, way: Scored, layer: int, size: tuple[int, int], heat: Heat) -> list[Line]:
@@ -101,24 +100,3 @@ def _cells(
         mark = load_mark(level) if heat.colour else load_glyph(level)
         cells.append((f"{expert:>{digits}}{mark}".center(wide), role if heat.colour else "value"))
     return merged(cells)
-
-
-def ageing_chart(study: Study) -> tuple[Chart, TimeScale]:
-    """What is left of a placement's gain by the age of the loads that it was made from.
-
-    The axis is the logarithm of the age in steps.
-    """
-    gains, due = [aged.won for aged in study.ageing], study.interval
-    labels = {round(_DECADE * math.log10(aged.lag)): f"{aged.lag:,}" for aged in study.ageing}
-    curves = [Curve([*labels], [Column(gain, gain, gain) for gain in gains], "curve")]
-    points = list(zip(labels, gains, strict=True))
-    limits = []
-    marks = []
-    last = max(1, *labels, 1)
-    if due is not None:
-        limits = [(KEPT_GAIN * gains[0], "warn")]
-        marks = [TimeMark(round(_DECADE * math.log10(min(due, 10**9))), ONSET, "warn")]
-    least = min(0.0, *gains, 0.0)
-    nothing = "not measured: too few counted steps"
-    chart = Chart("ageing", curves, None, _AGEING, least, None, limits, points, nothing=nothing)
-    return chart, TimeScale(Window(0, last), None, marks, labels=labels)
