@@ -4,7 +4,7 @@
 unused passes are zero and dropped, and the order of the others is not guaranteed. ``per_pass`` and
 ``per_token`` write counts of *physical* experts, a file per rank: they are summed, and the step is
 ``forward_pass_id`` + 1 (passes completed). The choices of each token in ``per_token`` are not read:
-``--top-k`` says how many there are. Layers without a router are rows of zeros: they are
+``--top-k`` gives their number. Layers without a router are rows of zeros: they are
 dropped, the others keep their numbers. The router of a server does not learn: the profile is
 ``eval``.
 
