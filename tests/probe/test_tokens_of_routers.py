@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -223,3 +224,13 @@ def test_without_pipelines_no_stage_runs_a_pass(monkeypatch: pytest.MonkeyPatch)
     """Compiled ranks ask for it, and may not have imported them."""
     monkeypatch.delitem(sys.modules, "torch.distributed.pipelining.stage", raising=False)
     assert not forward_hooks._in_stage()
+
+
+def test_a_single_process_does_not_load_the_compiler(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """That takes a second, and only a stage of a pipeline needs it."""
+    loads = mock.Mock()
+    monkeypatch.setattr(torch.compiler, "assume_constant_result", loads)
+    one_step(Model(), tmp_path, tokens())
+    assert not loads.called
