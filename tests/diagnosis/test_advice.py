@@ -398,6 +398,30 @@ def test_drops_beside_a_collapse_do_not_ask_for_capacity(layer: int, uneven: boo
     assert advised.cause == ("bias update too slow" if uneven else "capacity too small")
 
 
+@pytest.mark.parametrize(
+    ("layer", "title"), [(0, "bias update too slow"), (4, "one expert overflows")]
+)
+def test_one_expert_overflows_only_where_its_layer_has_not_collapsed(
+    layer: int, title: str
+) -> None:
+    drops = episode("DROPS", 1000, facts={"since": 900.0})
+    assert advice_of(drops, episode("COLLAPSE", 910, layer))["DROPS"].cause == title
+
+
+@pytest.mark.parametrize(
+    ("facts", "title"),
+    [
+        ({"z": 12.0, "usual": 4.0}, ""),
+        ({"cause": "range", "logit": 70.0}, "learning rate too high, the run diverges"),
+    ],
+)
+def test_a_warning_of_the_z_loss_alone_can_wait_but_not_one_of_logits_beyond_bf16(
+    facts: dict[str, Any], title: str
+) -> None:
+    sign = episode("LOGITS", severity=Severity.WARN, facts=facts)
+    assert alone(sign).cause == title
+
+
 def test_what_led_to_a_collapse_in_some_layers_only_names_them() -> None:
     slides = [
         episode("ERODING", 900, index, led_to="COLLAPSE", recovered_at=1000, **SLIDING)

@@ -118,6 +118,22 @@ def test_layers_that_cancel_out_show_a_pooled_loss_unlogged(third: Any, found: l
     assert [cause for cause, *_ in causes([run, *records])] == found
 
 
+@pytest.mark.parametrize(("experts", "found"), [(8, ["aux pooled"]), (7, [])])
+def test_fewer_than_eight_experts_cancel_out_by_chance(experts: int, found: list[str]) -> None:
+    records = []
+    for n in range(1, 200):
+        weights = [
+            [0.1] * layer + [20.0] + [0.1] * (experts - 1 - layer) for layer in range(experts)
+        ]
+        rows = [draw_counts(w, 2048, 1, random.Random(99 * n + i)) for i, w in enumerate(weights)]
+        records.append(step(n, rows, 2048))
+    names = [f"L{i}" for i in range(experts)]
+    model = {"num_experts": experts, "top_k": 1}
+    model |= {"layer_names": names, "layers": list(range(experts))}
+    run = header(balance={"method": "aux", "aux_weight": 0.02}, model=model)
+    assert [cause for cause, *_ in causes([run, *records])] == found
+
+
 @pytest.mark.parametrize(("name", "top_k"), [("z", 2), ("aux", [2, 2, 1])])
 def test_another_loss_and_routers_with_another_k_have_no_floor(name: str, top_k: Any) -> None:
     run = header(balance=POOLS, model={"top_k": top_k})

@@ -45,6 +45,11 @@ def test_a_start_excuses_nothing_that_a_setting_explains() -> None:
     assert found.severity is Severity.WARN
 
 
+def test_an_evaluation_has_no_start_that_could_excuse_a_collapse() -> None:
+    evaluated = header(profile="eval")
+    assert of(judge([evaluated, *steps(1, 400, settling(280))]), "COLLAPSE").warns
+
+
 @pytest.mark.parametrize(
     ("uneven", "warned"), [((1,), []), ((0, 1), []), ((1, 1), [1201]), ((1, 0, 1), [1801])]
 )
