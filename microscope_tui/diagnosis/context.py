@@ -1,7 +1,7 @@
 """What rules use besides the steps of a run: its header, the criteria, limits and the reference."""
 
 from functools import cached_property
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -28,6 +28,19 @@ LEAST_LINES = 5
 tenth of the lines. A shock of 24 steps covers five only if they are less than seven steps apart."""
 
 
+class Relation(msgspec.Struct, frozen=True):
+    """What has to hold between two limits of a rule, or between one of them and a number."""
+
+    low: str | float
+    """The name of a limit, or a number."""
+    sign: Literal["<", "<="]
+    high: str | float
+    """The same for the side that must be larger."""
+
+    def __str__(self) -> str:
+        return f"{self.low} {self.sign} {self.high}"
+
+
 class RuleLimits(msgspec.Struct, frozen=True):
     """The limits of one rule, with their evidence in the docstring.
 
@@ -35,8 +48,8 @@ class RuleLimits(msgspec.Struct, frozen=True):
     in a window, ``tokens × k ÷ E``.
     """
 
-    relations: ClassVar[str] = ""
-    """``low < high, low <= high``: each side is the name of a limit, or a number."""
+    relations: ClassVar[tuple[Relation, ...]] = ()
+    """Changed limits that break one are refused."""
 
     def values(self) -> dict[str, float]:
         """By name."""

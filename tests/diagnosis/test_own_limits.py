@@ -23,9 +23,7 @@ from microscope_tui.watch.judge import Judge
 
 TABLES = {name: rule.limits_type().values() for name, rule in RULES.items()}
 RELATIONS = [
-    (name, relation)
-    for name, rule in RULES.items()
-    for relation in filter(None, rule.limits_type.relations.split(", "))
+    (name, relation) for name, rule in RULES.items() for relation in rule.limits_type.relations
 ]
 
 
@@ -74,11 +72,11 @@ def test_limits_that_pass_judge_every_scenario_and_can_be_put_into_words(
 
 @pytest.mark.parametrize("relation", RELATIONS, ids=lambda r: f"{r[0]} {r[1]}")
 def test_a_broken_relation_is_refused_with_the_values_and_what_to_do(relation: Any) -> None:
-    rule, text = relation
-    left, _, right = text.split()
-    ends = {s: float(s) if s[0].isdigit() else TABLES[rule][s] for s in (left, right)}
+    rule, known = relation
+    left, right = known.low, known.high
+    ends = {side: TABLES[rule].get(side, side) for side in (left, right)}
     for side, value in ((left, 2 * ends[right]), (right, ends[left] / 2)):
-        if side[0].isdigit():
+        if not isinstance(side, str):
             continue
         broken = int(value) if isinstance(ends[side], int) else value
         with pytest.raises(BadLimit) as refused:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from microscope_tui.diagnosis.context import Limits
+from microscope_tui.diagnosis.context import Limits, Relation, RuleLimits
 from microscope_tui.diagnosis.rules.base import Rule
 
 AnyRule = Rule[Any, Any]
@@ -46,7 +46,7 @@ def changed_limits(rules: Mapping[str, Mapping[str, Any]]) -> Limits:
         changed[rule] = msgspec.structs.replace(defaults, **values)
     in_turn = [(name, changed[name]) for name in RULES if name in changed]
     for rule, mine in in_turn:
-        for relation in filter(None, mine.relations.split(", ")):
+        for relation in mine.relations:
             _check_relation(rule, mine, relation)
     return Limits(tuple(mine for _, mine in in_turn if mine != type(mine)()))
 
@@ -58,14 +58,15 @@ def _check(what: str, value: object, default: float) -> None:
         raise BadLimit(f"{what} is {value!r}: give a number from 0 to 1e12, like {default:g}")
 
 
-def _check_relation(rule: str, mine: object, relation: str) -> None:
-    left, sign, right = relation.split()
-    low, high = _value(mine, left), _value(mine, right)
-    if low < high or (sign == "<=" and low == high):
+def _check_relation(rule: str, mine: RuleLimits, relation: Relation) -> None:
+    low = _value(mine, relation.low)
+    high = _value(mine, relation.high)
+    if low < high or (relation.sign == "<=" and low == high):
         return
-    named = [f"{name} is {_value(mine, name):g}" for name in (left, right) if not name[0].isdigit()]
-    raise BadLimit(f"[rules.{rule}] {' and '.join(named)}: expected {relation}")
+    names = (side for side in (relation.low, relation.high) if isinstance(side, str))
+    named = " and ".join(f"{name} is {_value(mine, name):g}" for name in names)
+    raise BadLimit(f"[rules.{rule}] {named}: expected {relation}")
 
 
-def _value(mine: object, side: str) -> float:
-    return float(side if side[0].isdigit() else getattr(mine, side))
+def _value(mine: RuleLimits, side: str | float) -> float:
+    return mine.values()[side] if isinstance(side, str) else side

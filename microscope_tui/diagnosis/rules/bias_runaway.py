@@ -4,7 +4,7 @@ from statistics import correlation, fmean, linear_regression
 
 import msgspec
 
-from microscope_tui.diagnosis.context import RuleLimits
+from microscope_tui.diagnosis.context import Relation, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number, stronger_balance
 from microscope_tui.diagnosis.signals import BALANCE, NAN, StepView
@@ -28,7 +28,12 @@ class BiasRunawayLimits(RuleLimits, frozen=True):
     """… and where it moves by less than this, three times the rate does not help either."""
     persistence: int = 4
 
-    relations = "3 <= points, straightness < 1, rate <= 1, collapse_index <= 1"
+    relations = (
+        Relation(3, "<=", "points"),
+        Relation("straightness", "<", 1),
+        Relation("rate", "<=", 1),
+        Relation("collapse_index", "<=", 1),
+    )
 
 
 class Memory(msgspec.Struct):

@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.context import WHEN, RuleLimits, is_one_step
+from microscope_tui.diagnosis.context import WHEN, Relation, RuleLimits, is_one_step
 from microscope_tui.diagnosis.episodes import (
     Episode,
     Fact,
@@ -62,7 +62,11 @@ class DeadLimits(RuleLimits, frozen=True):
     info_share: float = 0.01
     """In a fine-tuning or an evaluation fewer are information: some expert is always rare."""
 
-    relations = "min_window <= max_window, warn_steps <= critical_steps, critical_share <= 1"
+    relations = (
+        Relation("min_window", "<=", "max_window"),
+        Relation("warn_steps", "<=", "critical_steps"),
+        Relation("critical_share", "<=", 1),
+    )
 
 
 EVEN = 0.9

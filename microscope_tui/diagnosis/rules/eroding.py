@@ -7,7 +7,7 @@ from operator import add
 import msgspec
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.context import RuleLimits
+from microscope_tui.diagnosis.context import Relation, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number, stronger_balance
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
@@ -39,7 +39,13 @@ class ErodingLimits(RuleLimits, frozen=True):
     """Largest share of the fall in any sixth of the window: a sudden step is not erosion."""
     persistence: int = 3
 
-    relations = "8 <= short, short < long, long <= 400, level <= 1, fall < 1"
+    relations = (
+        Relation(8, "<=", "short"),
+        Relation("short", "<", "long"),
+        Relation("long", "<=", 400),
+        Relation("level", "<=", 1),
+        Relation("fall", "<", 1),
+    )
 
 
 class Memory(msgspec.Struct):

@@ -4,7 +4,7 @@ import math
 
 import msgspec
 
-from microscope_tui.diagnosis.context import RuleLimits
+from microscope_tui.diagnosis.context import Relation, RuleLimits
 from microscope_tui.diagnosis.episodes import (
     WHOLE_RUN,
     Episode,
@@ -38,8 +38,12 @@ class GradientLimits(RuleLimits, frozen=True):
     persistence: int = 10
 
     relations = (
-        "not_finite <= persistence, 1 <= raised, 1 <= leave, raised <= ratio, leave <= ratio, "
-        "ratio <= once"
+        Relation("not_finite", "<=", "persistence"),
+        Relation(1, "<=", "raised"),
+        Relation(1, "<=", "leave"),
+        Relation("raised", "<=", "ratio"),
+        Relation("leave", "<=", "ratio"),
+        Relation("ratio", "<=", "once"),
     )
 
 

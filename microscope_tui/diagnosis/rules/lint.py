@@ -12,7 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from microscope_tui.diagnosis.bias_sign import BiasSign, SignMemory
-from microscope_tui.diagnosis.context import Context, RuleLimits
+from microscope_tui.diagnosis.context import Context, Relation, RuleLimits
 from microscope_tui.diagnosis.episodes import (
     WHOLE_RUN,
     Episode,
@@ -171,7 +171,11 @@ class LintLimits(RuleLimits, frozen=True):
     sign_agreement: float = 0.9
     """… and this much of the load agrees with the change: 1 if every busy expert gains bias."""
 
-    relations = "floor <= 1, sign_agreement <= 1, uneven <= 1"
+    relations = (
+        Relation("floor", "<=", 1),
+        Relation("sign_agreement", "<=", 1),
+        Relation("uneven", "<=", 1),
+    )
 
 
 _Held = tuple[int, Reading]

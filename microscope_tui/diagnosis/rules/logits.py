@@ -4,7 +4,7 @@ import math
 
 import msgspec
 
-from microscope_tui.diagnosis.context import RuleLimits
+from microscope_tui.diagnosis.context import Relation, RuleLimits
 from microscope_tui.diagnosis.episodes import (
     Episode,
     Fact,
@@ -51,7 +51,12 @@ class LogitLimits(RuleLimits, frozen=True):
     """Growth since the first lines that warns by itself above 2 (ln E)². Healthy: up to 6."""
     persistence: int = 10
 
-    relations = "1 <= leave, leave <= warn, warn <= critical, 0 < max_logit"
+    relations = (
+        Relation(1, "<=", "leave"),
+        Relation("leave", "<=", "warn"),
+        Relation("warn", "<=", "critical"),
+        Relation(0, "<", "max_logit"),
+    )
 
 
 class Memory(msgspec.Struct):

@@ -5,7 +5,7 @@ import math
 import msgspec
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.context import RuleLimits
+from microscope_tui.diagnosis.context import Relation, RuleLimits
 from microscope_tui.diagnosis.episodes import (
     WHOLE_RUN,
     Episode,
@@ -114,7 +114,11 @@ class MeterLimits(RuleLimits, frozen=True):
     summary_error: float = 0.02
     """Tolerance between the summary of a line and its own counts."""
 
-    relations = "needed <= window, luck <= 1, summary_error <= 1"
+    relations = (
+        Relation("needed", "<=", "window"),
+        Relation("luck", "<=", 1),
+        Relation("summary_error", "<=", 1),
+    )
 
 
 class Sums(msgspec.Struct):

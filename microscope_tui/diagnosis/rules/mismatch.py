@@ -1,6 +1,6 @@
 """MISMATCH: the trainer and the engine that generates its data route differently."""
 
-from microscope_tui.diagnosis.context import RuleLimits
+from microscope_tui.diagnosis.context import Relation, RuleLimits
 from microscope_tui.diagnosis.episodes import (
     WHOLE_RUN,
     Episode,
@@ -34,7 +34,12 @@ class MismatchLimits(RuleLimits, frozen=True):
     reference_steps: int = 50
     persistence: int = 10
 
-    relations = "0 < least, 1 < ratio, least <= warn, warn < 1"
+    relations = (
+        Relation(0, "<", "least"),
+        Relation(1, "<", "ratio"),
+        Relation("least", "<=", "warn"),
+        Relation("warn", "<", 1),
+    )
 
 
 class Mismatch(Rule[MismatchLimits, FirstValues]):

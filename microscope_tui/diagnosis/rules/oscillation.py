@@ -13,7 +13,7 @@ from statistics import fmean, median, pvariance
 import msgspec
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.context import RuleLimits
+from microscope_tui.diagnosis.context import Relation, RuleLimits
 from microscope_tui.diagnosis.episodes import (
     Episode,
     Fact,
@@ -70,8 +70,13 @@ class OscillationLimits(RuleLimits, frozen=True):
     """Alternating data is harmless where the median step is as even as this."""
 
     relations = (
-        "4 <= window, window <= 1000, every <= most, experts_share < 1, agreement <= 1, "
-        "recurrence <= 1, usual_step <= 1"
+        Relation(4, "<=", "window"),
+        Relation("window", "<=", 1000),
+        Relation("every", "<=", "most"),
+        Relation("experts_share", "<", 1),
+        Relation("agreement", "<=", 1),
+        Relation("recurrence", "<=", 1),
+        Relation("usual_step", "<=", 1),
     )
 
 

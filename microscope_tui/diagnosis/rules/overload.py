@@ -4,7 +4,7 @@ import math
 
 import msgspec
 
-from microscope_tui.diagnosis.context import RuleLimits
+from microscope_tui.diagnosis.context import Relation, RuleLimits
 from microscope_tui.diagnosis.episodes import (
     Episode,
     Found,
@@ -37,7 +37,7 @@ class OverloadLimits(RuleLimits, frozen=True):
     """Counts of every fourth step are summed over eight of them."""
     persistence: int = 25
 
-    relations = "1 < rank_ratio"
+    relations = (Relation(1, "<", "rank_ratio"),)
 
 
 class Memory(msgspec.Struct):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from microscope_tui.diagnosis.context import RuleLimits
+from microscope_tui.diagnosis.context import Relation, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Reading, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import BALANCE, StepView, Trail, median
@@ -19,7 +19,11 @@ class ShockLimits(RuleLimits, frozen=True):
     within: int = 50
     least_steps: int = 2
 
-    relations = "drop < 1, back <= drop, least_steps <= within"
+    relations = (
+        Relation("drop", "<", 1),
+        Relation("back", "<=", "drop"),
+        Relation("least_steps", "<=", "within"),
+    )
 
 
 class Dip(msgspec.Struct):

@@ -6,7 +6,7 @@ from operator import add, truediv
 import msgspec
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.context import RuleLimits, is_one_step
+from microscope_tui.diagnosis.context import Relation, RuleLimits, is_one_step
 from microscope_tui.diagnosis.episodes import (
     EXACT,
     PER_STEP,
@@ -47,7 +47,12 @@ class StarvedLimits(RuleLimits, frozen=True):
     in_turn_steps: int = 500
     """… for this many steps of a pretraining, in at least twice ``window`` lines."""
 
-    relations = "window <= 200, share <= 1, over_reference <= 1, enter <= 0.1"
+    relations = (
+        Relation("window", "<=", 200),
+        Relation("share", "<=", 1),
+        Relation("over_reference", "<=", 1),
+        Relation("enter", "<=", 0.1),
+    )
 
 
 class Memory(msgspec.Struct):

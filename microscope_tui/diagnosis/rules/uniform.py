@@ -4,7 +4,7 @@ import math
 
 import msgspec
 
-from microscope_tui.diagnosis.context import RuleLimits
+from microscope_tui.diagnosis.context import Relation, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import NAN, StepView
@@ -29,7 +29,11 @@ class UniformLimits(RuleLimits, frozen=True):
     """An auxiliary or z-loss this many times the usual: a gradient shows nothing then."""
     persistence: int = 100
 
-    relations = "entropy_share <= 1, after_share <= 1, gradient <= learning"
+    relations = (
+        Relation("entropy_share", "<=", 1),
+        Relation("after_share", "<=", 1),
+        Relation("gradient", "<=", "learning"),
+    )
 
 
 class Memory(msgspec.Struct):
