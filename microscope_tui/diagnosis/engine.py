@@ -45,7 +45,7 @@ from microscope_tui.diagnosis.signals import (
 )
 from microscope_tui.runlog import EventRecord, RouterInfo, RunRecord, StepRecord, plural
 
-STATE_VERSION = 6
+STATE_VERSION = 7
 _CLEAR = Reading(severity=None, clear=True)
 _MOST_CHECKPOINTS = 1000
 _GAPS = 8

@@ -1,5 +1,6 @@
 """What a rule reads in one step (``Reading``), and what it reports (``Episode``, ``Finding``)."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum, StrEnum
 from itertools import pairwise
@@ -117,8 +118,8 @@ Found = dict[int, Reading | None]
 """The same, while a rule collects them."""
 
 
-def graded(value: float, warn: float, critical: float) -> Severity | None:
-    """Of a value for which high is bad."""
+def graded(value: float, warn: float, critical: float = math.inf) -> Severity | None:
+    """Of a value for which high is bad; ``None`` up to the limit ``warn``."""
     if value > critical:
         return Severity.CRITICAL
     return Severity.WARN if value > warn else None

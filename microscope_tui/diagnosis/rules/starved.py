@@ -1,6 +1,7 @@
 """STARVED: a long tail of experts receives very few tokens."""
 
 import math
+from collections.abc import Sequence
 from operator import add, truediv
 
 import msgspec
@@ -17,9 +18,11 @@ from microscope_tui.diagnosis.episodes import (
     Readings,
     Reason,
     Severity,
+    graded,
 )
 from microscope_tui.diagnosis.rules.base import Rule, number, size_of, stronger_balance
 from microscope_tui.diagnosis.signals import (
+    FirstValues,
     StepView,
     SummedCounts,
     Suspect,
@@ -55,26 +58,53 @@ class StarvedLimits(RuleLimits, frozen=True):
     )
 
 
-class Memory(msgspec.Struct):
-    """The suspects, the usual values at the start, and the starved experts of a long block."""
+class Tail(msgspec.Struct):
+    """The starved experts of one router in a long block."""
 
-    suspects: dict[int, Suspect] = {}
-    """Router → its summed counts."""
-    first: list[list[float]] = []
-    """Starved share of every router in the first lines …"""
-    first_steps: list[int] = []
-    """… and their steps."""
-    in_turn: dict[int, tuple[float, float, int, int]] = {}
-    """Router → its share in the last long block, the limit, since when, and when this was seen."""
-    sums: dict[int, tuple[float, int, int, list[int]]] = {}
-    """Router → the sum of its shares in this block, the first step with starved experts, and the
-    number of steps with many, and their counts."""
-    left_out: dict[int, int] = {}
-    """Router → lines of this block up to the end of a COLLAPSE or DEAD."""
+    since: int
+    """First step with some."""
+    total: float = 0.0
+    """Sum of their shares, without what chance starves."""
+    many: int = 0
+    """Lines with many of them …"""
+    counts: list[int] = []
+    """… and the sum of the counts of these lines."""
+
+
+class Block(msgspec.Struct):
+    """A long block, in which other experts may starve in each step."""
+
     began: int = 0
-    """First step of the long block; 0 before it."""
+    """First step of it; 0 before it."""
     lines: int = 0
     """Lines in it."""
+    tails: dict[int, Tail] = {}
+    """Router → its starved experts."""
+    left_out: dict[int, int] = {}
+    """Router → lines up to the end of a COLLAPSE or DEAD."""
+
+
+class InTurn(msgspec.Struct):
+    """What the last long block showed of one router."""
+
+    since: int
+    """First step with starved experts."""
+    seen: int
+    """Last step of the first such block."""
+    share: float = 0.0
+    limit: float = 0.0
+
+
+class Memory(msgspec.Struct):
+    """Of the start, of the routers that are looked at closely, and of long blocks."""
+
+    first: FirstValues
+    """Starved share of every router in the first lines."""
+    suspects: dict[int, Suspect] = {}
+    """Router → its summed counts."""
+    block: Block = msgspec.field(default_factory=Block)
+    in_turn: dict[int, InTurn] = {}
+    """Router → what is too much in the last long block."""
 
 
 class Starved(Rule[StarvedLimits, Memory]):
@@ -103,37 +133,42 @@ class Starved(Rule[StarvedLimits, Memory]):
         """Summed lines that are enough."""
         self.sizes = [max(1, r.num_experts) for r in self.routers]
 
+    def start(self) -> None:
+        self.memory = Memory(FirstValues(2 * self.limits.window))
+
     def restart(self, step: int) -> None:
-        # The state at the start of the run is kept when it resumes.
         before = self.memory
-        kept = sum(at < step for at in before.first_steps)
-        self.memory = Memory(first=before.first[:kept], first_steps=before.first_steps[:kept])
-        self.memory.in_turn = {i: one for i, one in before.in_turn.items() if one[3] < step}
+        before.first.forget_from(step)  # the state at the start of the run is kept
+        in_turn = {index: one for index, one in before.in_turn.items() if one.seen < step}
+        self.memory = Memory(before.first, in_turn=in_turn)
 
     def read(self, view: StepView) -> Readings | None:
         starved, memory = view.signal("starved_experts"), self.memory
         if starved is None:
             return None
-        limits = self.limits
+        shares: list[float] = []
         none = starved.known and starved.high <= 0.0
-        calm = none and not memory.suspects and not self.context.relative
-        shares = [] if calm else list(map(truediv, starved.values, self.sizes))
+        if memory.suspects or self.context.relative or not none:
+            shares = list(map(truediv, starved.values, self.sizes))
         self._ease(view)
-        self._add(view, shares)
-        quiet = starved.known and not memory.suspects and not memory.in_turn
-        if quiet and max(shares, default=0.0) <= limits.share / 2:
-            return {}
+        if self.context.relative:
+            memory.first.add(view.step, shares)
+        elif view.step > self.context.warm_up:
+            self._add(view, shares)
         found: Found = {}
-        high = [i for i, share in enumerate(shares) if not share <= limits.share / 2]
-        for index in sorted({*high, *memory.suspects}):
+        # An expert near a tenth of its share starves in every other step.
+        least = self.limits.share / 2
+        unsure = {index for index, share in enumerate(shares) if not share <= least}
+        for index in sorted(unsure | memory.suspects.keys()):
             share = shares[index]
-            # An expert near a tenth of its share starves in every other step.
-            high = share > limits.share / 2
             if share != share or index in view.sick:
                 found[index] = None
-            elif suspect := watched(memory.suspects, index, high, limits.window, Suspect):
+            elif suspect := self._suspect(index, share > least):
                 found[index] = self._look_closer(view, index, share, suspect)
         return found | self._in_turn(shares)
+
+    def _suspect(self, index: int, bad: bool) -> Suspect | None:
+        return watched(self.memory.suspects, index, bad, self.limits.window, Suspect)
 
     def _ease(self, view: StepView) -> None:
         """What was certain, or is an effect, ends after half as many clear steps."""
@@ -148,67 +183,76 @@ class Starved(Rule[StarvedLimits, Memory]):
             if index in self.tracks:
                 self.tracks[index].forget_from(0)
 
-    def _in_turn(self, shares: list[float]) -> Found:
+    def _in_turn(self, shares: Sequence[float]) -> Found:
         """Those that starve in this step, too; the others may be over."""
-        limits = self.limits
-        in_turn: Facts = {"cause": Reason.IN_TURN, "steps": limits.in_turn_steps}
-        return {
-            index: Reading(
-                severity=Severity.WARN,
-                certain=True,  # it has lasted long enough
-                value=share,
-                limit=limit,
-                facts=in_turn if limit == limits.in_turn else {},
-                since=since,
-            )
-            for index, (share, limit, since, _) in self.memory.in_turn.items()
-            if shares and not shares[index] <= limits.share / 1.3
-        }
+        found: Found = {}
+        for index, one in self.memory.in_turn.items() if shares else ():
+            if not shares[index] <= self.limits.share / 1.3:
+                found[index] = self._of_block(one)
+        return found
 
-    def _add(self, view: StepView, shares: list[float]) -> None:
-        memory, limits = self.memory, self.limits
-        if self.context.relative and len(memory.first) < 2 * limits.window:
-            memory.first.append(shares)
-            memory.first_steps.append(view.step)
-        if self.context.relative or view.step <= self.context.warm_up:
-            return
-        memory.began = memory.began or view.step
-        memory.lines += 1
+    def _of_block(self, one: InTurn) -> Reading:
+        limits = self.limits
+        facts: Facts = {}
+        if one.limit == limits.in_turn:
+            facts = {"cause": Reason.IN_TURN, "steps": limits.in_turn_steps}
+        return Reading(
+            severity=Severity.WARN,
+            certain=True,  # it has lasted long enough
+            value=one.share,
+            limit=one.limit,
+            facts=facts,
+            since=one.since,
+        )
+
+    def _add(self, view: StepView, shares: Sequence[float]) -> None:
+        block, limits = self.memory.block, self.limits
+        block.began = block.began or view.step
+        block.lines += 1
         for index, share in enumerate(shares):
             if index in view.sick:
-                memory.left_out[index] = memory.lines
-                memory.sums.pop(index, None)
+                block.left_out[index] = block.lines
+                block.tails.pop(index, None)
             elif share > 0:
-                pairs = (view.tokens_of(index) or 0.0) * self.routers[index].top_k
-                pairs /= self.sizes[index]
-                by_chance = math.exp(-pairs / 4)  # overdispersion, as in DEAD
-                total, first, many, sums = memory.sums.get(index, (0.0, view.step, 0, []))
-                total += max(0.0, share - by_chance)
+                tail = block.tails.setdefault(index, Tail(view.step))
+                tail.total += max(0.0, share - self._by_chance(view, index))
                 if share > limits.share / 2 and (counts := view.full_counts(index)):
-                    many, sums = many + 1, list(map(add, sums or [0] * len(counts), counts))
-                memory.sums[index] = total, first, many, sums
-        if view.step - memory.began >= limits.in_turn_steps and memory.lines >= 2 * limits.window:
-            self._end_block(view)
+                    tail.many += 1
+                    tail.counts = list(map(add, tail.counts or [0] * len(counts), counts))
+        if view.step - block.began >= limits.in_turn_steps and block.lines >= 2 * limits.window:
+            self._end_block(view.step)
 
-    def _end_block(self, view: StepView) -> None:
+    def _by_chance(self, view: StepView, index: int) -> float:
+        """The share of experts that starve in one step of so many tokens."""
+        pairs = (view.tokens_of(index) or 0.0) * self.routers[index].top_k
+        return math.exp(-pairs / self.sizes[index] / 4)  # overdispersion, as in DEAD
+
+    def _end_block(self, step: int) -> None:
         memory, limits = self.memory, self.limits
-        before = memory.in_turn
+        before, block = memory.in_turn, memory.block
         memory.in_turn = {}
-        for index, (total, first, many, sums) in memory.sums.items():
-            lines = max(memory.lines - memory.left_out.get(index, 0), 2 * limits.window)
-            track, share, limit = self.tracks.get(index), total / lines, limits.in_turn
-            even = (lines - many) * sum(sums) // max(1, many * len(sums))  # in the other lines
-            sums = [count + even for count in sums]
-            same = measures.starved_experts(sums) / self.sizes[index]
+        memory.block = Block()
+        for index, tail in block.tails.items():
+            lines = max(block.lines - block.left_out.get(index, 0), 2 * limits.window)
+            share = tail.total / lines
+            limit = limits.in_turn
+            same = self._share_of_same(index, tail, lines)
             if same > limits.share:
-                share, limit = same, limits.share
+                share = same
+                limit = limits.share
             # Not while the same experts starve for long: then the window has the numbers.
+            track = self.tracks.get(index)
             if share >= limit and (index in before or not (track and track.severity)):
-                known = before.get(index, (share, limit, first, view.step))
-                memory.in_turn[index] = share, limit, *known[2:]
-        memory.sums = {}
-        memory.left_out = {}
-        memory.began = memory.lines = 0
+                one = memory.in_turn[index] = before.get(index, InTurn(tail.since, step))
+                one.share = share
+                one.limit = limit
+
+    def _share_of_same(self, index: int, tail: Tail, lines: int) -> float:
+        """The share that starves in the sum; lines without counts here count as even."""
+        summed = tail.counts
+        even = (lines - tail.many) * sum(summed) // max(1, tail.many * len(summed))
+        summed = [count + even for count in summed]
+        return measures.starved_experts(summed) / self.sizes[index]
 
     def _look_closer(
         self, view: StepView, index: int, share: float, suspect: Suspect
@@ -230,18 +274,20 @@ class Starved(Rule[StarvedLimits, Memory]):
                 return None  # with so few tokens some expert starves in every step
         limit = self._limit(index)
         context = self.context
-        compared = context.relative and not (context.one_step and context.baseline is None)
-        over = self._beyond_doubt(index, share, suspect.summed) > limit
-        if not over:
+        facts: Facts = {}
+        if context.relative and not (context.one_step and context.baseline is None):
+            facts = {"reference": limit - limits.over_reference}
+        severity = graded(self._beyond_doubt(index, share, suspect.summed), limit)
+        if severity is None:
             suspect.since = None
         elif suspect.since is None:
             suspect.since = max(1, view.step - (len(suspect.summed or (1,)) - 1) * self.spacing)
         return Reading(
-            severity=Severity.WARN if over else None,
+            severity=severity,
             clear=share <= limit / 1.3,
             value=share,
             limit=limit,
-            facts={"reference": limit - limits.over_reference} if compared else {},
+            facts=facts,
             confidence=confidence,
             since=suspect.since,
         )
@@ -262,8 +308,10 @@ class Starved(Rule[StarvedLimits, Memory]):
         if known is None and self.context.one_step:
             known = self.limits.share  # healthy models starve up to 19 % on one domain
         if known is None:
-            known = median([row[index] for row in self.memory.first])
-        return (known if known == known else 0.0) + self.limits.over_reference
+            known = median(self.memory.first.column(index))
+        if known != known:
+            known = 0.0  # nothing was measured yet
+        return known + self.limits.over_reference
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
@@ -276,9 +324,9 @@ class Starved(Rule[StarvedLimits, Memory]):
                 "the load swings slowly: average it over more steps before each update",
             )
         starved = round(share * size)
+        verb = "gets" if starved == 1 else "get"
         why = (
-            f"{starved} of {size} experts ({share:.0%}) {'gets' if starved == 1 else 'get'} less "
-            "than a tenth of the fair share"
+            f"{starved} of {size} experts ({share:.0%}) {verb} less than a tenth of the fair share"
         )
         if "reference" in worst.facts:
             why += f" ({number(worst, 'reference'):.0%} in the reference)"
@@ -286,6 +334,7 @@ class Starved(Rule[StarvedLimits, Memory]):
             why += "; without top_k a collapse looks the same: use --top-k"
         if is_one_step(run):
             return why, "count mixed data: on narrow data a long tail is normal"
-        narrower = "check whether the data became narrower"
-        remedy = stronger_balance(run, worst) if run.profile == "pretrain" else narrower
+        remedy = "check whether the data became narrower"
+        if run.profile == "pretrain":
+            remedy = stronger_balance(run, worst)
         return why, f"{remedy}; on narrow data a long tail is normal"
