@@ -96,27 +96,56 @@ class Silent(msgspec.Struct):
     expected: float = 0.0
 
 
+class Line(msgspec.Struct):
+    """A line with starved experts."""
+
+    step: int
+    starved: Sequence[float]
+    """Their number by router."""
+
+
+class Tally(msgspec.Struct):
+    """The counts of one router in a block, while it may have dead experts."""
+
+    lines: int = 0
+    """Lines with its counts."""
+    tokens: dict[int, int] = {}
+    """Tokens of the experts that may be dead, from the first of these lines on."""
+
+
+class Block(msgspec.Struct):
+    """Lines that are enough for evidence together."""
+
+    first: int = 0
+    """First step; 0 before it."""
+    steps: int = 0
+    """Lines so far."""
+    tallies: dict[int, Tally] = {}
+    """Routers with possibly dead experts in every line of it."""
+    alive: set[int] = set()
+    """Routers of which a line shows that no expert is dead."""
+
+
+class Start(msgspec.Struct):
+    """The first block of the run: a fine-tuning starts with experts its data ignores."""
+
+    last: int = 0
+    """Last step of it; 0 before its end."""
+    dead: dict[int, list[int]] = {}
+    """Router → the experts that are dead in it."""
+
+
 class Memory(msgspec.Struct):
-    started_dead: dict[int, list[int]] = {}
-    """Dead in the first block of the run: a fine-tuning starts with experts its data ignores."""
-    started: int = 0
-    """Last step of that block; 0 before its end."""
+    """Of the start, of what experts had before, of the block that grows, and of dead experts."""
+
+    start: Start = msgspec.field(default_factory=Start)
     past: dict[int, list[int]] = {}
     """Counts of some lines: what an expert can expect."""
     due: int = 0
     """Lines until the next of them."""
-    lines: list[tuple[int, Sequence[float]]] = []
-    """Starved experts by router in the last lines with any, since the block before."""
-    steps: int = 0
-    """Lines in this block."""
-    first: int = 0
-    """First step of this block; 0 before it."""
-    rows: dict[int, int] = {}
-    """Routers with possibly dead experts in the whole block → steps with their counts."""
-    totals: dict[int, dict[int, int]] = {}
-    """Router → tokens in this block of the experts that may be dead."""
-    alive: set[int] = set()
-    """Routers of which a line of this block shows that no expert is dead."""
+    block: Block = msgspec.field(default_factory=Block)
+    lines: list[Line] = []
+    """The last lines with starved experts, since the block before."""
     rest: dict[int, int] = {}
     """Router → step until which its starved experts are not looked at again."""
     dead: dict[int, dict[int, Silent]] = {}
@@ -152,15 +181,17 @@ class Dead(Rule[DeadLimits, Memory]):
         self.leave = self.limits.windows
         self.sizes = {(r.top_k, max(1, r.num_experts)) for r in self.routers}
         self.by_own_share = self.context.relative and self.context.baseline is None
-        self.needs = ("counts",) if self.context.one_step else ("counts", "tokens", "top_k")
+        self.needs = ("counts", "tokens", "top_k")
+        if self.context.one_step:
+            self.needs = ("counts",)
 
     def restart(self, step: int) -> None:
         before = self.memory
-        if not 0 < before.started < step:
+        if not 0 < before.start.last < step:
             self.start()
             return
         # The state at the start of the run is kept when it resumes.
-        memory = self.memory = Memory(before.started_dead, before.started, before.past)
+        memory = self.memory = Memory(before.start, before.past)
         most = self.limits.windows - 1  # one that comes back here does not come back by itself
         for index, dead in before.dead.items():
             memory.dead[index] = {
@@ -176,26 +207,23 @@ class Dead(Rule[DeadLimits, Memory]):
         if dead is None or tokens is None:
             return None
         starved = view.signal("starved_experts") or dead
-        limits = self.limits
         expected = min([tokens * top_k / experts for top_k, experts in self.sizes])
-        memory.steps += 1
-        memory.first = memory.first or view.step
+        block = memory.block
+        block.steps += 1
+        block.first = block.first or view.step
         if starved.known and starved.high <= 0:
-            memory.alive.update(range(len(self.routers)))  # no expert was dead in this step
-            memory.rows = {}
-            memory.totals = {}
+            block.alive.update(range(len(self.routers)))  # no expert was dead in this step
+            block.tallies = {}
             memory.lines = []
         else:
-            memory.lines.append((view.step, list(map(float, starved.values))))
-            if len(memory.alive) < len(self.routers):
+            memory.lines.append(Line(view.step, list(map(float, starved.values))))
+            if len(block.alive) < len(self.routers):
                 self._add(view, starved, dead, expected)
         if self.by_own_share:
             self._add_to_past(view, expected)
-        if memory.steps < limits.min_window:
-            return None
-        least = self._block_steps(expected)
         # Where only some lines have counts, the block waits for as many of these.
-        if memory.steps < least or max(memory.rows.values(), default=least) < least:
+        counted = max([tally.lines for tally in block.tallies.values()], default=block.steps)
+        if min(counted, block.steps) < self._block_steps(expected):
             return None
         return self._end_block(expected, view)
 
@@ -217,29 +245,33 @@ class Dead(Rule[DeadLimits, Memory]):
         return found
 
     def _add(self, view: StepView, starved: Signal, dead: Signal, expected: float) -> None:
-        memory, limits = self.memory, self.limits
-        most = limits.few * limits.min_window * expected  # with more an expert is alive here
+        memory, block = self.memory, self.memory.block
         for index, value in enumerate(starved.values):
-            if index in memory.alive:
+            if index in block.alive:
                 continue
             stray = dead.values[index] == 0 and not memory.dead.get(index)
             if value > 0 and not (stray and view.step <= memory.rest.get(index, 0)):
-                memory.rows.setdefault(index, 0)
-                if (counts := view.full_counts(index)) is None:
-                    continue
-                # The summary has their number, not whether they are the same.
-                if (known := memory.totals.get(index)) is None:
-                    known = dict.fromkeys(self._suspects(index, counts, expected), 0)
-                totals = {expert: tokens + counts[expert] for expert, tokens in known.items()}
-                memory.rows[index] += 1
-                memory.totals[index] = totals
-                if memory.dead.get(index) or min(totals.values(), default=math.inf) <= most:
+                tally = block.tallies.setdefault(index, Tally())
+                if self._may_have_dead(view, index, tally, expected):
                     continue
                 memory.rest[index] = view.step + _REST
             if value >= 0:
-                memory.alive.add(index)
-                memory.rows.pop(index, None)
-                memory.totals.pop(index, None)
+                block.alive.add(index)
+                block.tallies.pop(index, None)
+
+    def _may_have_dead(self, view: StepView, index: int, tally: Tally, expected: float) -> bool:
+        """After this line; the summary has their number, not whether they are the same."""
+        counts, limits = view.full_counts(index), self.limits
+        if counts is None:
+            return True
+        if not tally.lines:
+            tally.tokens = dict.fromkeys(self._suspects(index, counts, expected), 0)
+        tally.lines += 1
+        tally.tokens = {expert: had + counts[expert] for expert, had in tally.tokens.items()}
+        if self.memory.dead.get(index):
+            return True
+        most = limits.few * limits.min_window * expected  # with more an expert is alive here
+        return min(tally.tokens.values(), default=math.inf) <= most
 
     def _suspects(self, index: int, counts: list[int], expected: float) -> set[int]:
         fair = expected * self._block_steps(expected)
@@ -256,25 +288,26 @@ class Dead(Rule[DeadLimits, Memory]):
             if (counts := view.full_counts(index)) is not None:
                 known = memory.past.get(index, [0] * len(counts))
                 memory.past[index] = list(map(add, known, counts))
-                memory.due = 4 if expected * limits.min_window < limits.evidence else 2 * _REST
+                memory.due = 2 * _REST
+                if expected * limits.min_window < limits.evidence:
+                    memory.due = 4
 
     def _end_block(self, expected: float, view: StepView) -> Readings:
         memory, found, step = self.memory, Found(), view.step
+        block = memory.block
         for index in range(len(self.routers)):
-            totals = memory.totals.get(index)
-            if index in memory.alive:
+            tally = block.tallies.get(index, Tally())
+            fair = expected * tally.lines
+            if index in block.alive:
                 memory.dead.pop(index, None)
                 memory.back.pop(index, None)
-            elif totals is None or expected * memory.rows[index] < self.limits.evidence:
+            elif not tally.lines or fair < self.limits.evidence:
                 found[index] = None
             else:
-                found[index] = self._judge(index, view, totals, expected * memory.rows[index])
-        memory.started = memory.started or step
-        memory.lines = [line for line in memory.lines if line[0] >= memory.first]
-        memory.steps = memory.first = 0
-        memory.rows = {}
-        memory.totals = {}
-        memory.alive = set()
+                found[index] = self._judge(index, view, tally.tokens, fair)
+        memory.start.last = memory.start.last or step
+        memory.lines = [line for line in memory.lines if line.step >= block.first]
+        memory.block = Block()
         return self._with_lost_rank(found, step)
 
     def _judge(self, index: int, view: StepView, totals: dict[int, int], fair: float) -> Reading:
@@ -296,23 +329,24 @@ class Dead(Rule[DeadLimits, Memory]):
     ) -> dict[int, Silent]:
         """The experts that may be dead after a block of ``fair`` expected tokens."""
         memory, now = self.memory, dict[int, Silent]()
+        first = memory.block.first
         before = memory.dead.get(index, {})
         most = max(1.0, self.limits.back * fair)
         few = [e for e, n in totals.items() if n < most]
-        lines = takewhile(lambda line: line[1][index] >= len(few), reversed(memory.lines))
-        died = min([memory.first, *(step for step, _ in lines)])
+        lines = takewhile(lambda line: line.starved[index] >= len(few), reversed(memory.lines))
+        died = min([first, *(line.step for line in lines)])
         for expert in self._new(index, sorted({*few, *before})):
             one, tokens = before.get(expert), totals[expert]
             if one is None or (one.tokens and not one.windows and not tokens):
-                one = Silent(memory.first, memory.first, self._share(index, expert), died)
+                one = Silent(first, first, self._share(index, expert), died)
             one.tokens += tokens
             one.strays += tokens
             one.fair += fair * one.share
             one.expected += fair * one.share
             if self._may_be_dead(one, step):
                 now[expert] = one
-            elif tokens > 1 + one.share * fair / 10 and self._lasts(one, memory.first):
-                memory.back[index] = expert, memory.first
+            elif tokens > 1 + one.share * fair / 10 and self._lasts(one, first):
+                memory.back[index] = expert, first
         return now
 
     def _of_old(self, index: int, view: StepView, old: dict[int, Silent]) -> Reading:
@@ -320,22 +354,28 @@ class Dead(Rule[DeadLimits, Memory]):
         step = view.step
         since = tuple(one.died for one in old.values())
         strays = sum(one.strays for one in old.values())
+        silent_since = max(since)
+        if strays:
+            silent_since = min(since)  # the sentence gives their tokens since the first died
         gone = sum(step - at >= limits.critical_steps for at in since)
         critical = gone > limits.critical_share * experts and not self.context.relative
         facts: dict[str, Fact] = {
             "experts": tuple(old),
             "since": since,
-            "steps": step - (min(since) if strays else max(since)) + 1,
+            "steps": step - silent_since + 1,
             "strays": strays,
             "expected": sum(one.fair for one in old.values()),
             "back": memory.back.get(index, ()),
             "ranks": ranks_of(tuple(old), experts, self.context.run),
         }
-        if max(since) <= memory.started and (effective := view.signal("effective_experts")):
+        if max(since) <= memory.start.last and (effective := view.signal("effective_experts")):
             living, top_k = experts - len(old), self.routers[index].top_k
             facts["rest"] = measures.collapse_index(effective.values[index], living, top_k) or 0.0
+        severity = self._graded(len(old), experts)
+        if critical:
+            severity = Severity.CRITICAL
         return Reading(
-            severity=Severity.CRITICAL if critical else self._graded(len(old), experts),
+            severity=severity,
             value=float(len(old)),
             facts=facts,
             since=min(since),
@@ -374,8 +414,9 @@ class Dead(Rule[DeadLimits, Memory]):
         return min(1.0, least * len(past) / max(1, sum(past)))
 
     def _graded(self, dead: int, experts: int) -> Severity:
-        few = self.by_own_share and dead < self.limits.info_share * experts
-        return Severity.INFO if few else Severity.WARN
+        if self.by_own_share and dead < self.limits.info_share * experts:
+            return Severity.INFO
+        return Severity.WARN
 
     def _with_lost_rank(self, found: Found, step: int) -> Found:
         """The same ranks in all layers are critical, in any profile."""
@@ -392,10 +433,12 @@ class Dead(Rule[DeadLimits, Memory]):
         if not context.relative:
             return dead
         known = context.baseline.dead[index] if context.baseline is not None else None
-        if known is None and not (memory.started or context.one_step):  # nothing is before that
-            memory.started_dead[index] = dead
-        before = memory.started_dead.get(index, ()) if known is None else known
-        return [expert for expert in dead if expert not in before]
+        start = memory.start
+        if known is None:
+            if not (start.last or context.one_step):  # nothing is before that
+                start.dead[index] = dead
+            known = frozenset(start.dead.get(index, ()))
+        return [expert for expert in dead if expert not in known]
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
@@ -407,8 +450,10 @@ class Dead(Rule[DeadLimits, Memory]):
             return why, f"count other data too; {keep}"
         steps = number(worst, "steps") or worst.last - worst.onset + 1
         strays = number(worst, "strays")
-        few = f"only {strays:,.0f} of {number(worst, 'expected'):,.0f} expected tokens in"
-        why = f"{dead} received {few if strays else 'no tokens for at least'} {steps:,.0f} steps"
+        few = "no tokens for at least"
+        if strays:
+            few = f"only {strays:,.0f} of {number(worst, 'expected'):,.0f} expected tokens in"
+        why = f"{dead} received {few} {steps:,.0f} steps"
         if back := ids_of(worst, "back"):
             why += f"; expert {back[0]} came back by itself at step {back[1]:,}: look at the data"
         if run.profile != "pretrain":
@@ -442,8 +487,9 @@ def _since(worst: Episode) -> str:
     if not since or since[0] == since[-1] == worst.onset:
         return ""
     pace = (since[-1] - since[0]) / max(1, len(since) - 1)
-    steady = len(set(since)) > max(2, len(since) / 2)
-    more = f", one more every {pace:,.0f} steps" if steady else ""
     if not pace:
         return f", since step {since[0]:,}"
-    return f", since steps {since[0]:,} to {since[-1]:,}{more}"
+    when = f", since steps {since[0]:,} to {since[-1]:,}"
+    if len(set(since)) > max(2, len(since) / 2):
+        when += f", one more every {pace:,.0f} steps"
+    return when
