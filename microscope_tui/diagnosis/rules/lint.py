@@ -1,15 +1,13 @@
 """LINT: settings that are known to damage a run, reported at the first step of each header.
 
-Some show in the steps: a bias that a restart has lost, one that is still or moves while the routers
-are frozen, an update with the wrong sign (``bias_sign``), an auxiliary loss that pools all layers.
+What the header says is read here. What only the steps show (``_FROM_STEPS``) is found by
+``lint_steps`` and, if an update has the wrong sign, by ``bias_sign``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
 
 from microscope_tui.diagnosis.bias_sign import BiasSign, SignMemory
 from microscope_tui.diagnosis.context import Context, Relation, RuleLimits
@@ -21,17 +19,18 @@ from microscope_tui.diagnosis.episodes import (
     Reason,
     Severity,
 )
-from microscope_tui.diagnosis.rules.base import (
-    BACK,
-    Rule,
-    listed,
-    number,
-    place,
-    setting,
+from microscope_tui.diagnosis.lint_steps import (
+    LOOKS,
+    FrozenBias,
+    LostBias,
+    StandingBias,
+    biases,
+    cancel_out,
 )
+from microscope_tui.diagnosis.rules.base import BACK, Rule, listed, number, place, setting
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.rules.meter import CONSTRUCTED
-from microscope_tui.diagnosis.signals import StepView, Trail
+from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.runlog import RunRecord
 
 _TEXTS = {
@@ -143,9 +142,6 @@ _OF_TRANSFORMERS = "output_router_logits"
 _OF_TRAINER = "trainer_aux_weight"
 _AUX = ("aux", "aux_loss", "router_aux")
 
-_LOOKS = 100  # lines from one look at the bias to the next, which decodes a whole line
-_EARLY = 40  # lines in which a bias is compared that may not move, or that of frozen routers
-_LOST, _BACK = 0.1, 0.5  # of its span before
 _STILL = 5  # lines without any gradient, after which the routers are frozen
 
 
@@ -181,23 +177,6 @@ class LintLimits(RuleLimits, frozen=True):
 _Held = tuple[int, Reading]
 
 
-class Bias(msgspec.Struct):
-    """Of one router, the same from one line to another."""
-
-    mark: int
-    """Hash of the row."""
-    since: int
-    """Step of the first look that shows it …"""
-    until: int
-    """… and the last."""
-    moved: bool
-    """Whether it differs between experts."""
-    same: int = 0
-    """Lines in a row that show it; −1 if one does not."""
-    uneven: int = 0
-    """Lines in a row with an uneven load."""
-
-
 class Memory(msgspec.Struct):
     looked: bool = False
     """Whether the header was read and is unchanged."""
@@ -205,34 +184,16 @@ class Memory(msgspec.Struct):
     """Faults of the header, which hold until it changes."""
     causes: list[_Held] | None = None
     """As last reported."""
+    lines: int = 0
+    """Lines so far."""
+    still: int = 0
+    """First lines without any gradient; −1 once there was one."""
     pooled_for: int = 0
     """Steps in a row; it stops where they are enough."""
     sign: SignMemory = msgspec.field(default_factory=SignMemory)
-    still: int = 0
-    """First lines without any gradient; −1 once there was one."""
-    lines: int = 0
-    """Lines so far."""
-    spans: Trail = msgspec.field(default_factory=lambda: Trail(size=40))
-    """Largest minus smallest bias, the mean of all routers."""
-    resumed: int | None = None
-    """Step of a restart after which no bias was seen yet."""
-    lost: int | None = None
-    """Step of the restart at which the bias was lost."""
-    first_lost: int | None = None
-    """The first of these steps."""
-    biases: dict[int, Bias] = {}
-    """Router → its bias at the latest looks."""
-    held: dict[int, list[float]] = {}
-    """Of frozen routers: the first bias of each, whether one has changed, and lines with counts."""
-    moving: bool = False
-    """Whether a bias moves although all routers are frozen."""
-    counted: int = 0
-    """Lines with counts, where all routers are frozen."""
-
-    @property
-    def standing(self) -> list[int]:
-        """Routers whose bias did not move from look to look, or from the start."""
-        return [r for r, b in self.biases.items() if b.until > b.since or not b.moved]
+    lost: LostBias = msgspec.field(default_factory=LostBias)
+    standing: StandingBias = msgspec.field(default_factory=StandingBias)
+    frozen: FrozenBias = msgspec.field(default_factory=FrozenBias)
 
 
 class Lint(Rule[LintLimits, Memory]):
@@ -268,85 +229,66 @@ class Lint(Rule[LintLimits, Memory]):
         choices, method = {router.top_k for router in self.routers}, run.balance.get("method")
         self.pools = method == "aux" and len(choices) == 1 and choices != {0}
         """Whether the auxiliary loss may pool all layers. It has one floor in Transformers."""
-        trained, _ = run.training.get("routers", (1, 1))
-        frozen = run.balance.get("frozen_routers") or 0 if trained else len(self.routers)
-        self.frozen = frozen if self.context.trains else 0
+        self.frozen = 0
+        """How many routers do not train."""
+        if self.context.trains:
+            trained, _ = run.training.get("routers", (1, 1))
+            self.frozen = run.balance.get("frozen_routers") or 0
+            if not trained:
+                self.frozen = len(self.routers)
 
     def restart(self, step: int) -> None:
-        old = self.memory
-        old.spans.forget_from(step)
-        self.memory = replace(
-            old,
-            looked=False,
-            causes=None,
-            held={},
-            counted=0,
-            pooled_for=old.pooled_for if old.pooled_for >= self.limits.persistence else 0,
-            sign=old.sign.resumed(step),
-            still=max(0, old.still),
-            resumed=step if old.spans.rows else None,
-            lost=old.lost if old.lost is not None and old.lost < step else None,
-        )
+        memory = self.memory
+        memory.looked = False
+        memory.causes = None
+        memory.still = max(0, memory.still)
+        memory.sign = memory.sign.resumed(step)
+        memory.lost.restart(step)
+        memory.frozen.restart()
+        if memory.pooled_for < self.limits.persistence:
+            memory.pooled_for = 0
 
     def change(self, context: Context) -> None:
         super().change(context)
         memory = self.memory
         memory.looked = False
-        memory.held = {}
-        memory.counted = 0
+        memory.frozen.restart()
         memory.sign = SignMemory(wrong=memory.sign.wrong)
 
     def events(self, view: StepView) -> Sequence[tuple[int, Reading]]:
         """A bias that was lost: an event, since the text needs what it was before."""
-        memory, at = self.memory, self.memory.resumed
+        memory = self.memory
         memory.lines += 1
-        due = memory.lines % _LOOKS == 20 or (at is not None and view.step < at + _LOOKS)
-        rows = self._biases(view) if due and self.bias_moves else {}
+        due = memory.lines % LOOKS == 20
+        if not self.bias_moves or not (due or memory.lost.is_due(view.step)):
+            return ()
+        rows = biases(view, self.routers)
         if not rows:
             return ()
-        if memory.lines % _LOOKS == 20:
-            self._compare(view.step, rows)
-        span = sum(max(row) - min(row) for row in rows.values()) / len(rows)
-        usual = memory.spans.rows[-1][0] if memory.spans.rows else 0.0
-        memory.resumed = None
-        if memory.lost is not None:
-            once = memory.lost == memory.first_lost
-            if span >= _BACK * usual and (once or at is not None):  # a restart has kept it
-                memory.lost = None
-        elif at is not None and span <= _LOST * usual > 0:
-            memory.lost = at
-            memory.first_lost = memory.first_lost or at
-            ago = at - memory.first_lost
-            facts: Facts = {"cause": Reason.BIAS_LOST, "at": at, "before": usual, "ago": ago}
-            return [(WHOLE_RUN, Reading(Severity.WARN, facts=facts, since=at))]
-        else:
-            memory.spans.add(view.step, [span])
-        return ()
-
-    def _biases(self, view: StepView) -> dict[int, list[float]]:
-        return {i: row for i in range(len(self.routers)) if (row := view.biases(i))}
-
-    def _compare(self, step: int, rows: Mapping[int, list[float]]) -> None:
-        biases = self.memory.biases
-        for index, row in rows.items():
-            last = biases.get(index)
-            if last is not None and last.mark == hash(tuple(row)):
-                last.until = step
-            else:
-                biases[index] = Bias(hash(tuple(row)), step, step, max(row) > min(row))
+        if due:
+            memory.standing.look(view.step, rows)
+        facts = memory.lost.see(view.step, rows)
+        if not facts:
+            return ()
+        return [(WHOLE_RUN, Reading(Severity.WARN, facts=facts, since=memory.lost.lost))]
 
     def doubted(self) -> Sequence[int]:
-        return self.memory.sign.suspects(self.sign.agreement) if self.bias_moves else ()
+        if not self.bias_moves:
+            return ()
+        return self.memory.sign.suspects(self.sign.agreement)
 
     def held_causes(self, view: StepView) -> Sequence[_Held] | None:
         memory = self.memory
         self._see_gradients(view)
-        self._see_bias(view)
+        if self._all_frozen:
+            memory.frozen.see(view, self.routers)
         if self.bias_moves:
             self.sign.observe(view, memory.sign)
         if memory.pooled_for < self.limits.persistence:
             pooled = self.pools and self._hides_a_layer(view)
-            memory.pooled_for = memory.pooled_for + 1 if pooled else 0
+            memory.pooled_for += 1
+            if not pooled:
+                memory.pooled_for = 0
         if not memory.looked:
             memory.looked = True
             memory.settings = [self._of_run(cause) for cause in self._settings(view)]
@@ -357,8 +299,9 @@ class Lint(Rule[LintLimits, Memory]):
         return causes
 
     def _of_run(self, cause: Reason) -> _Held:
-        useless = cause == Reason.AUX_NOT_APPLIED and not self._trains_routers
-        severity = Severity.INFO if useless or cause in _INFO else Severity.WARN
+        severity = Severity.WARN
+        if cause in _INFO or (cause == Reason.AUX_NOT_APPLIED and not self._trains_routers):
+            severity = Severity.INFO
         return WHOLE_RUN, Reading(severity, facts={"cause": cause})
 
     def _seen_in_steps(self, view: StepView) -> Iterator[_Held]:
@@ -371,30 +314,24 @@ class Lint(Rule[LintLimits, Memory]):
             yield from ((router, Reading(Severity.WARN, facts=facts)) for router in routers)
         if self.bias_moves and self.has_rate:
             yield from self._standing(view)
-        if memory.lost is not None:
+        if memory.lost.lost is not None:
             yield self._of_run(Reason.BIAS_LOST)
-        if memory.moving and self.frozen >= len(self.routers):
+        if memory.frozen.moves and self._all_frozen:
             yield self._of_run(Reason.BIAS_MOVES)
 
     def _standing(self, view: StepView) -> Iterator[_Held]:
-        """A bias that moves to and fro can be the same at two looks: the next lines decide."""
-        memory, index = self.memory, view.collapse_index
-        standing = memory.standing
-        for router in standing:
-            bias = memory.biases[router]
-            uneven = index is not None and index.values[router] < self.limits.sign_uneven
-            bias.uneven = bias.uneven + 1 if uneven else 0
-            if 0 <= bias.same < _EARLY and (row := view.biases(router)):
-                bias.same = bias.same + 1 if hash(tuple(row)) == bias.mark else -1
-                bias.until = view.step
-        found = tuple(r for r in standing if memory.biases[r].same >= _EARLY)
-        for router in found:
-            bias = memory.biases[router]
-            warns = bias.uneven >= self.lines(self.limits.sign_changes)
-            severity = Severity.WARN if warns else Severity.INFO
-            facts: Facts = {"cause": Reason.BIAS_STANDS, "routers": found}
-            steps = float(bias.until - bias.since)
-            facts = {**facts, "steps": steps, "moved": float(bias.moved)}
+        limits = self.limits
+        found = self.memory.standing.see(view, view.collapse_index, limits.sign_uneven)
+        for router, bias in found.items():
+            severity = Severity.INFO
+            if bias.uneven >= self.lines(limits.sign_changes):
+                severity = Severity.WARN
+            facts: Facts = {
+                "cause": Reason.BIAS_STANDS,
+                "routers": tuple(found),
+                "steps": float(bias.until - bias.since),
+                "moved": float(bias.moved),
+            }
             yield router, Reading(severity, facts=facts, since=bias.since)
 
     def _hides_a_layer(self, view: StepView) -> bool:
@@ -411,38 +348,23 @@ class Lint(Rule[LintLimits, Memory]):
             return False
         pairs = zip(effective.values, self.routers, strict=True)
         uneven = any(used < limits.uneven * router.num_experts for used, router in pairs)
-        return uneven and (at_floor or self._cancels_out(view))
-
-    def _cancels_out(self, view: StepView) -> bool:
-        """The sum of all layers is far more even than independent layers make it."""
-        rows = [view.full_counts(index) or [] for index in range(len(self.routers))]
-        if not all(map(any, rows)) or len(set(map(len, rows))) > 1:
-            return False
-        total = [sum(column) for column in zip(*rows, strict=True)]
-        squares = [len(row) * sum(n * n for n in row) / sum(row) ** 2 for row in (total, *rows)]
-        by_chance = (fmean(squares[1:]) - 1.0) / len(rows)
-        return len(total) >= 8 and squares[0] - 1.0 < self.limits.cancelled * by_chance
+        return uneven and (at_floor or cancel_out(view, self.routers, limits.cancelled))
 
     def _see_gradients(self, view: StepView) -> None:
         """In a fine-tuning, routers without any gradient from the first line are frozen."""
         memory, run = self.memory, self.context.run
         tuned = run.profile == "finetune" and "routers" not in run.training
-        gradients = view.signal("grad_norm") if tuned and memory.still >= 0 else None
+        if not tuned or memory.still < 0:
+            return
+        gradients = view.signal("grad_norm")
         if gradients is None:
             return
-        still = memory.still + 1 if gradients.known and not any(gradients.values) else -1
-        memory.looked = memory.looked and still != _STILL and not (still < 0 < memory.still)
-        memory.still = still
-
-    def _see_bias(self, view: StepView) -> None:
-        """Whether it moves with frozen routers; the first lines since a start decide."""
-        memory = self.memory
-        if self.frozen < len(self.routers) or not view.has_counts:
-            return
-        memory.counted += 1
-        if memory.counted <= _EARLY or memory.counted % _LOOKS == 0:
-            moved = [memory.held.setdefault(i, r) != r for i, r in self._biases(view).items()]
-            memory.moving = any(moved) or (memory.moving and memory.counted < _EARLY)
+        before = memory.still
+        memory.still += 1
+        if not gradients.known or any(gradients.values):
+            memory.still = -1
+        if memory.still == _STILL or memory.still < 0 < before:
+            memory.looked = False  # routers that seemed to train are frozen, or the reverse
 
     def _settings(self, view: StepView) -> Iterator[Reason]:
         run = self.context.run
@@ -466,8 +388,12 @@ class Lint(Rule[LintLimits, Memory]):
             yield Reason.FEW_TOKENS
 
     @property
+    def _all_frozen(self) -> bool:
+        return self.frozen >= len(self.routers)
+
+    @property
     def _trains_routers(self) -> bool:
-        return self.frozen < len(self.routers) and self.memory.still <= 0
+        return not self._all_frozen and self.memory.still <= 0
 
     def _balancing(self) -> Iterator[Reason]:
         balance = self.context.run.balance
@@ -507,8 +433,10 @@ class Lint(Rule[LintLimits, Memory]):
         cause = Reason(str(worst.reason))
         own = setting(run, "aux_weight")
         no_setting = cause == Reason.AUX_IGNORED and own == "aux_weight"
-        why, remedy = _NO_AUX if no_setting else _TEXTS[cause]
-        if cause == Reason.AUX_NOT_APPLIED and worst.severity is Severity.INFO:
+        why, remedy = _TEXTS[cause]
+        if no_setting:
+            why, remedy = _NO_AUX
+        elif cause == Reason.AUX_NOT_APPLIED and worst.severity is Severity.INFO:
             why += "; no router trains: it could act only through the adapters before the router"
             remedy = f"nothing, if this is intended; otherwise {remedy}"
         elif number(worst, "ago"):
