@@ -13,13 +13,7 @@ from statistics import median_low
 import msgspec
 from msgspec.structs import replace
 
-from microscope_tui.diagnosis.episodes import (
-    WHOLE_RUN,
-    Episode,
-    Finding,
-    Reason,
-    Severity,
-)
+from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Finding, Reason, Severity
 from microscope_tui.diagnosis.ledger import group
 from microscope_tui.diagnosis.rules import RULES
 from microscope_tui.diagnosis.rules.base import (

@@ -1,7 +1,7 @@
 """What rules use besides the steps of a run: its header, the criteria, limits and the reference."""
 
 from functools import cached_property
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -28,17 +28,30 @@ LEAST_LINES = 5
 tenth of the lines. A shock of 24 steps covers five only if they are less than seven steps apart."""
 
 
-class Relation(msgspec.Struct, frozen=True):
-    """What has to hold between two limits of a rule, or between one of them and a number."""
+class AtMost(msgspec.Struct, frozen=True):
+    """Of two limits of a rule, or of one and a number, the first must not exceed the second."""
 
     low: str | float
     """The name of a limit, or a number."""
-    sign: Literal["<", "<="]
     high: str | float
-    """The same for the side that must be larger."""
+    """The same."""
+    sign: ClassVar[str] = "<="
 
     def __str__(self) -> str:
         return f"{self.low} {self.sign} {self.high}"
+
+    def holds(self, low: float, high: float) -> bool:
+        """Whether it does between these values of the two."""
+        return low <= high
+
+
+class Below(AtMost, frozen=True):
+    """The first must be smaller than the second."""
+
+    sign = "<"
+
+    def holds(self, low: float, high: float) -> bool:
+        return low < high
 
 
 class RuleLimits(msgspec.Struct, frozen=True):
@@ -48,7 +61,7 @@ class RuleLimits(msgspec.Struct, frozen=True):
     in a window, ``tokens × k ÷ E``.
     """
 
-    relations: ClassVar[tuple[Relation, ...]] = ()
+    relations: ClassVar[tuple[AtMost, ...]] = ()
     """Changed limits that break one are refused."""
 
     def values(self) -> dict[str, float]:

@@ -15,12 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from microscope_tui.diagnosis.causes import EXPLAINING, Changes, Known, causes
-from microscope_tui.diagnosis.context import (
-    AFTER_RESTART_STEPS,
-    ANYTHING,
-    Context,
-    Criteria,
-)
+from microscope_tui.diagnosis.context import AFTER_RESTART_STEPS, ANYTHING, Context, Criteria
 from microscope_tui.diagnosis.episodes import (
     WHOLE_RUN,
     Episode,

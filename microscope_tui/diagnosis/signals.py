@@ -13,13 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from microscope_tui import measures
-from microscope_tui.runlog import (
-    RouterInfo,
-    RouterSummary,
-    RunRecord,
-    StepRecord,
-    Values,
-)
+from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord, Values
 
 CountSource = Callable[[int], list[int] | None]
 """Decodes the counts of one router of the current step."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from microscope_tui.diagnosis.context import Limits, Relation, RuleLimits
+from microscope_tui.diagnosis.context import AtMost, Limits, RuleLimits
 from microscope_tui.diagnosis.rules.base import Rule
 
 AnyRule = Rule[Any, Any]
@@ -58,10 +58,10 @@ def _check(what: str, value: object, default: float) -> None:
         raise BadLimit(f"{what} is {value!r}: give a number from 0 to 1e12, like {default:g}")
 
 
-def _check_relation(rule: str, mine: RuleLimits, relation: Relation) -> None:
+def _check_relation(rule: str, mine: RuleLimits, relation: AtMost) -> None:
     low = _value(mine, relation.low)
     high = _value(mine, relation.high)
-    if low < high or (relation.sign == "<=" and low == high):
+    if relation.holds(low, high):
         return
     names = (side for side in (relation.low, relation.high) if isinstance(side, str))
     named = " and ".join(f"{name} is {_value(mine, name):g}" for name in names)

@@ -12,20 +12,8 @@ from typing import ClassVar, Generic, Literal, TypeGuard, TypeVar, cast, get_arg
 
 import msgspec
 
-from microscope_tui.diagnosis.context import (
-    ENTER_SHARE,
-    LEAST_LINES,
-    Context,
-    L,
-    RuleLimits,
-)
-from microscope_tui.diagnosis.episodes import (
-    Episode,
-    Present,
-    Reading,
-    Readings,
-    Severity,
-)
+from microscope_tui.diagnosis.context import ENTER_SHARE, LEAST_LINES, Context, L, RuleLimits
+from microscope_tui.diagnosis.episodes import Episode, Present, Reading, Readings, Severity
 from microscope_tui.diagnosis.signals import StepView, expected
 from microscope_tui.runlog import RunRecord
 

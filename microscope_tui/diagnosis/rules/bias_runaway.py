@@ -4,7 +4,7 @@ from statistics import correlation, fmean, linear_regression
 
 import msgspec
 
-from microscope_tui.diagnosis.context import Relation, RuleLimits
+from microscope_tui.diagnosis.context import AtMost, Below, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number, stronger_balance
 from microscope_tui.diagnosis.signals import BALANCE, NAN, StepView
@@ -29,10 +29,10 @@ class BiasRunawayLimits(RuleLimits, frozen=True):
     persistence: int = 4
 
     relations = (
-        Relation(3, "<=", "points"),
-        Relation("straightness", "<", 1),
-        Relation("rate", "<=", 1),
-        Relation("collapse_index", "<=", 1),
+        AtMost(3, "points"),
+        Below("straightness", 1),
+        AtMost("rate", 1),
+        AtMost("collapse_index", 1),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.context import Relation, RuleLimits
+from microscope_tui.diagnosis.context import AtMost, Below, RuleLimits
 from microscope_tui.diagnosis.episodes import (
     EXACT,
     PER_STEP,
@@ -67,14 +67,14 @@ class CollapseLimits(RuleLimits, frozen=True):
     """… or the median of the lines of this many first steps, at least five)."""
 
     relations = (
-        Relation("critical", "<=", "warn"),
-        Relation("urgent", "<=", "warn"),
-        Relation("warn", "<=", "leave"),
-        Relation("leave", "<", 1),
-        Relation("window", "<=", "max_window"),
-        Relation("max_window", "<=", 1000),
-        Relation("even", "<=", 1),
-        Relation("relative_fall", "<", 1),
+        AtMost("critical", "warn"),
+        AtMost("urgent", "warn"),
+        AtMost("warn", "leave"),
+        Below("leave", 1),
+        AtMost("window", "max_window"),
+        AtMost("max_window", 1000),
+        AtMost("even", 1),
+        Below("relative_fall", 1),
     )
 
     @property

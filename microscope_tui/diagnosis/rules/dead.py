@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.context import WHEN, Relation, RuleLimits, is_one_step
+from microscope_tui.diagnosis.context import WHEN, AtMost, RuleLimits, is_one_step
 from microscope_tui.diagnosis.episodes import (
     Episode,
     Fact,
@@ -63,9 +63,9 @@ class DeadLimits(RuleLimits, frozen=True):
     """In a fine-tuning or an evaluation fewer are information: some expert is always rare."""
 
     relations = (
-        Relation("min_window", "<=", "max_window"),
-        Relation("warn_steps", "<=", "critical_steps"),
-        Relation("critical_share", "<=", 1),
+        AtMost("min_window", "max_window"),
+        AtMost("warn_steps", "critical_steps"),
+        AtMost("critical_share", 1),
     )
 
 

@@ -5,14 +5,7 @@ import math
 import msgspec
 
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import (
-    WHOLE_RUN,
-    Episode,
-    Fact,
-    Reading,
-    Readings,
-    Severity,
-)
+from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Fact, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import BACK, Rule, number
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.runlog import RunRecord

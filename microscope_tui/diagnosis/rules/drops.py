@@ -4,7 +4,7 @@ from heapq import nlargest
 
 import msgspec
 
-from microscope_tui.diagnosis.context import Relation, RuleLimits
+from microscope_tui.diagnosis.context import AtMost, Below, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Facts, Reading, Readings, graded
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import StepView
@@ -18,11 +18,7 @@ class DropLimits(RuleLimits, frozen=True):
     critical: float = 0.20
     persistence: int = 25
 
-    relations = (
-        Relation(0, "<", "warn"),
-        Relation("warn", "<=", "critical"),
-        Relation("critical", "<=", 1),
-    )
+    relations = (Below(0, "warn"), AtMost("warn", "critical"), AtMost("critical", 1))
 
 
 class Memory(msgspec.Struct):

@@ -7,7 +7,7 @@ from operator import add
 import msgspec
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.context import Relation, RuleLimits
+from microscope_tui.diagnosis.context import AtMost, Below, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number, stronger_balance
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
@@ -40,11 +40,11 @@ class ErodingLimits(RuleLimits, frozen=True):
     persistence: int = 3
 
     relations = (
-        Relation(8, "<=", "short"),
-        Relation("short", "<", "long"),
-        Relation("long", "<=", 400),
-        Relation("level", "<=", 1),
-        Relation("fall", "<", 1),
+        AtMost(8, "short"),
+        Below("short", "long"),
+        AtMost("long", 400),
+        AtMost("level", 1),
+        Below("fall", 1),
     )
 
 

@@ -4,7 +4,7 @@ import math
 
 import msgspec
 
-from microscope_tui.diagnosis.context import Relation, RuleLimits
+from microscope_tui.diagnosis.context import AtMost, RuleLimits
 from microscope_tui.diagnosis.episodes import (
     WHOLE_RUN,
     Episode,
@@ -38,12 +38,12 @@ class GradientLimits(RuleLimits, frozen=True):
     persistence: int = 10
 
     relations = (
-        Relation("not_finite", "<=", "persistence"),
-        Relation(1, "<=", "raised"),
-        Relation(1, "<=", "leave"),
-        Relation("raised", "<=", "ratio"),
-        Relation("leave", "<=", "ratio"),
-        Relation("ratio", "<=", "once"),
+        AtMost("not_finite", "persistence"),
+        AtMost(1, "raised"),
+        AtMost(1, "leave"),
+        AtMost("raised", "ratio"),
+        AtMost("leave", "ratio"),
+        AtMost("ratio", "once"),
     )
 
 

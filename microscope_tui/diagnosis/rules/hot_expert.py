@@ -3,7 +3,7 @@
 from operator import mul
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.context import Relation, RuleLimits
+from microscope_tui.diagnosis.context import AtMost, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Nothing, Rule, experts_of, ids_of, number
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
@@ -19,10 +19,7 @@ class HotExpertLimits(RuleLimits, frozen=True):
     leave: float = 0.7
     persistence: int = 25
 
-    relations = (
-        Relation("leave", "<=", "share"),
-        Relation("share", "<=", 1),
-    )
+    relations = (AtMost("leave", "share"), AtMost("share", 1))
 
 
 class HotExpert(Rule[HotExpertLimits, Nothing]):

@@ -10,15 +10,8 @@ from typing import Any
 import msgspec
 
 from microscope_tui.diagnosis.bias_sign import BiasSign, SignMemory
-from microscope_tui.diagnosis.context import Context, Relation, RuleLimits
-from microscope_tui.diagnosis.episodes import (
-    WHOLE_RUN,
-    Episode,
-    Facts,
-    Reading,
-    Reason,
-    Severity,
-)
+from microscope_tui.diagnosis.context import AtMost, Context, RuleLimits
+from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Facts, Reading, Reason, Severity
 from microscope_tui.diagnosis.lint_steps import (
     LOOKS,
     FrozenBias,
@@ -167,11 +160,7 @@ class LintLimits(RuleLimits, frozen=True):
     sign_agreement: float = 0.9
     """… and this much of the load agrees with the change: 1 if every busy expert gains bias."""
 
-    relations = (
-        Relation("floor", "<=", 1),
-        Relation("sign_agreement", "<=", 1),
-        Relation("uneven", "<=", 1),
-    )
+    relations = (AtMost("floor", 1), AtMost("sign_agreement", 1), AtMost("uneven", 1))
 
 
 _Held = tuple[int, Reading]

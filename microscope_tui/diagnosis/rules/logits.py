@@ -4,7 +4,7 @@ import math
 
 import msgspec
 
-from microscope_tui.diagnosis.context import Relation, RuleLimits
+from microscope_tui.diagnosis.context import AtMost, Below, RuleLimits
 from microscope_tui.diagnosis.episodes import (
     Episode,
     Fact,
@@ -18,14 +18,7 @@ from microscope_tui.diagnosis.episodes import (
 from microscope_tui.diagnosis.rules.base import Rule, calm_down, number
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.rules.grad_spike import GradientLimits
-from microscope_tui.diagnosis.signals import (
-    NAN,
-    FirstValues,
-    Signal,
-    StepView,
-    Trail,
-    median,
-)
+from microscope_tui.diagnosis.signals import NAN, FirstValues, Signal, StepView, Trail, median
 from microscope_tui.runlog import RunRecord
 
 _REFRESH = 20  # lines between two medians
@@ -52,10 +45,10 @@ class LogitLimits(RuleLimits, frozen=True):
     persistence: int = 10
 
     relations = (
-        Relation(1, "<=", "leave"),
-        Relation("leave", "<=", "warn"),
-        Relation("warn", "<=", "critical"),
-        Relation(0, "<", "max_logit"),
+        AtMost(1, "leave"),
+        AtMost("leave", "warn"),
+        AtMost("warn", "critical"),
+        Below(0, "max_logit"),
     )
 
 

@@ -5,7 +5,7 @@ import math
 import msgspec
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.context import Relation, RuleLimits
+from microscope_tui.diagnosis.context import AtMost, RuleLimits
 from microscope_tui.diagnosis.episodes import (
     WHOLE_RUN,
     Episode,
@@ -114,11 +114,7 @@ class MeterLimits(RuleLimits, frozen=True):
     summary_error: float = 0.02
     """Tolerance between the summary of a line and its own counts."""
 
-    relations = (
-        Relation("needed", "<=", "window"),
-        Relation("luck", "<=", 1),
-        Relation("summary_error", "<=", 1),
-    )
+    relations = (AtMost("needed", "window"), AtMost("luck", 1), AtMost("summary_error", 1))
 
 
 class Sums(msgspec.Struct):

@@ -1,14 +1,7 @@
 """MISMATCH: the trainer and the engine that generates its data route differently."""
 
-from microscope_tui.diagnosis.context import Relation, RuleLimits
-from microscope_tui.diagnosis.episodes import (
-    WHOLE_RUN,
-    Episode,
-    Found,
-    Reading,
-    Readings,
-    Severity,
-)
+from microscope_tui.diagnosis.context import AtMost, Below, RuleLimits
+from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Found, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import NAN, FirstValues, StepView
 from microscope_tui.runlog import RunRecord
@@ -34,12 +27,7 @@ class MismatchLimits(RuleLimits, frozen=True):
     reference_steps: int = 50
     persistence: int = 10
 
-    relations = (
-        Relation(0, "<", "least"),
-        Relation(1, "<", "ratio"),
-        Relation("least", "<=", "warn"),
-        Relation("warn", "<", 1),
-    )
+    relations = (Below(0, "least"), Below(1, "ratio"), AtMost("least", "warn"), Below("warn", 1))
 
 
 class Mismatch(Rule[MismatchLimits, FirstValues]):

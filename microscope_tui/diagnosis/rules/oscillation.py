@@ -13,7 +13,7 @@ from statistics import fmean, median, pvariance
 import msgspec
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.context import Relation, RuleLimits
+from microscope_tui.diagnosis.context import AtMost, Below, RuleLimits
 from microscope_tui.diagnosis.episodes import (
     Episode,
     Fact,
@@ -70,13 +70,13 @@ class OscillationLimits(RuleLimits, frozen=True):
     """Alternating data is harmless where the median step is as even as this."""
 
     relations = (
-        Relation(4, "<=", "window"),
-        Relation("window", "<=", 1000),
-        Relation("every", "<=", "most"),
-        Relation("experts_share", "<", 1),
-        Relation("agreement", "<=", 1),
-        Relation("recurrence", "<=", 1),
-        Relation("usual_step", "<=", 1),
+        AtMost(4, "window"),
+        AtMost("window", 1000),
+        AtMost("every", "most"),
+        Below("experts_share", 1),
+        AtMost("agreement", 1),
+        AtMost("recurrence", 1),
+        AtMost("usual_step", 1),
     )
 
 

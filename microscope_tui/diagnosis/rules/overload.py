@@ -4,15 +4,8 @@ import math
 
 import msgspec
 
-from microscope_tui.diagnosis.context import Relation, RuleLimits
-from microscope_tui.diagnosis.episodes import (
-    Episode,
-    Found,
-    Reading,
-    Readings,
-    Reason,
-    Severity,
-)
+from microscope_tui.diagnosis.context import Below, RuleLimits
+from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Reason, Severity
 from microscope_tui.diagnosis.rules.base import Rule, ids_of, number
 from microscope_tui.diagnosis.signals import FirstValues, Signal, StepView, SummedCounts
 from microscope_tui.runlog import RunRecord
@@ -37,7 +30,7 @@ class OverloadLimits(RuleLimits, frozen=True):
     """Counts of every fourth step are summed over eight of them."""
     persistence: int = 25
 
-    relations = (Relation(1, "<", "rank_ratio"),)
+    relations = (Below(1, "rank_ratio"),)
 
 
 class Memory(msgspec.Struct):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from microscope_tui.diagnosis.context import Relation, RuleLimits
+from microscope_tui.diagnosis.context import AtMost, Below, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Reading, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import BALANCE, StepView, Trail, median
@@ -19,11 +19,7 @@ class ShockLimits(RuleLimits, frozen=True):
     within: int = 50
     least_steps: int = 2
 
-    relations = (
-        Relation("drop", "<", 1),
-        Relation("back", "<=", "drop"),
-        Relation("least_steps", "<=", "within"),
-    )
+    relations = (Below("drop", 1), AtMost("back", "drop"), AtMost("least_steps", "within"))
 
 
 class Dip(msgspec.Struct):

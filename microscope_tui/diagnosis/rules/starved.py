@@ -7,7 +7,7 @@ from operator import add, truediv
 import msgspec
 
 from microscope_tui import measures
-from microscope_tui.diagnosis.context import Relation, RuleLimits, is_one_step
+from microscope_tui.diagnosis.context import AtMost, RuleLimits, is_one_step
 from microscope_tui.diagnosis.episodes import (
     EXACT,
     PER_STEP,
@@ -51,10 +51,10 @@ class StarvedLimits(RuleLimits, frozen=True):
     """… for this many steps of a pretraining, in at least twice ``window`` lines."""
 
     relations = (
-        Relation("window", "<=", 200),
-        Relation("share", "<=", 1),
-        Relation("over_reference", "<=", 1),
-        Relation("enter", "<=", 0.1),
+        AtMost("window", 200),
+        AtMost("share", 1),
+        AtMost("over_reference", 1),
+        AtMost("enter", 0.1),
     )
 
 

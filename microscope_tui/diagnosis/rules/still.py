@@ -1,14 +1,7 @@
 """STILL: weights that are meant to train get no gradient, or do not change."""
 
 from microscope_tui.diagnosis.context import RuleLimits
-from microscope_tui.diagnosis.episodes import (
-    Episode,
-    Fact,
-    Reading,
-    Readings,
-    Reason,
-    Severity,
-)
+from microscope_tui.diagnosis.episodes import Episode, Fact, Reading, Readings, Reason, Severity
 from microscope_tui.diagnosis.rules.base import Nothing, Rule, number
 from microscope_tui.diagnosis.signals import NAN, StepView
 from microscope_tui.runlog import RunRecord

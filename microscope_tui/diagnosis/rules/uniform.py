@@ -4,7 +4,7 @@ import math
 
 import msgspec
 
-from microscope_tui.diagnosis.context import Relation, RuleLimits
+from microscope_tui.diagnosis.context import AtMost, RuleLimits
 from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Severity
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import NAN, StepView
@@ -30,9 +30,9 @@ class UniformLimits(RuleLimits, frozen=True):
     persistence: int = 100
 
     relations = (
-        Relation("entropy_share", "<=", 1),
-        Relation("after_share", "<=", 1),
-        Relation("gradient", "<=", "learning"),
+        AtMost("entropy_share", 1),
+        AtMost("after_share", 1),
+        AtMost("gradient", "learning"),
     )
 
 
