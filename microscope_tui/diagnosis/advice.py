@@ -153,15 +153,17 @@ def _how_it_ended(finding: Finding) -> str:
 def _why(finding: Finding, run: RunRecord, collapsed: bool) -> tuple[str, str]:
     """Sentences and a short form; worst and current values if they differ."""
     worst = finding.worst
-    whose = f"In {worst.router.name}" if len(finding.layers) > 1 and worst.router else ""
+    whose, at_worst = "", "At worst"
+    if len(finding.layers) > 1 and worst.router:
+        whose = f"In {worst.router.name}: "
+        at_worst = f"In {worst.router.name}, at worst"
     text, _ = RULES[finding.rule].words(worst, run)
     if worst.active and collapsed:
         before, below = number(worst, "from"), f"{worst.limit:.2f} and below"
         low = below if before > worst.limit else f"{worst.value:.2f}"
         text = f"c fell from {before:.2f} to {low}, see COLLAPSE"
     if not _has_changed(worst) or worst.now is None:
-        return f"{whose}: {text}." if whose else f"{text}.", _first(text)
-    at_worst = f"{whose}, at worst" if whose else "At worst"
+        return f"{whose}{text}.", _first(text)
     now = _present(worst, worst.now, run)
     return (
         f"{at_worst} (step {worst.worst_at:,}): {text}. Now (step {worst.now.step:,}): {now}.",
@@ -203,8 +205,9 @@ def _remedy(finding: Finding, cause: Cause, known: Known, collapsed: bool) -> st
     wants = RULES[finding.rule].wants_balance  # it was trouble of a start
     if not wants and finding.severity is Severity.INFO:
         return cause.remedy
-    returned = any(episode.recurrence for episode in finding.episodes)
-    return f"{'it returned' if returned else 'nothing now; if it returns'}: {cause.remedy}"
+    if any(episode.recurrence for episode in finding.episodes):
+        return f"it returned: {cause.remedy}"
+    return f"nothing now; if it returns: {cause.remedy}"
 
 
 def _with_way_back(cause: Cause, known: Known) -> str:
@@ -213,9 +216,11 @@ def _with_way_back(cause: Cause, known: Known) -> str:
         return remedy.replace(BACK, back)
     if not cause.goes_back or not _leaves_damage(cause, known.run.profile):
         return remedy
-    several = any(sign in remedy for sign in (", ", "; ", " and "))
-    reset = cause.reset if back.startswith("go back") else ""
-    return f"{remedy}{'; then' if several else ' and'} {back}{reset}"
+    if back.startswith("go back"):
+        back += cause.reset
+    if any(sign in remedy for sign in (", ", "; ", " and ")):
+        return f"{remedy}; then {back}"
+    return f"{remedy} and {back}"
 
 
 def _leaves_damage(cause: Cause, profile: str) -> bool:

@@ -61,8 +61,7 @@ class Trial(msgspec.Struct):
         moved = sum(map(abs, change))
         if moved > 1e-9 * (1.0 + max(map(abs, bias))):
             for end, loads in enumerate((self.load, load)):
-                signs = zip(loads, change, strict=True)
-                self.agreed[end] += sum(abs(n) if n * m > 0 else -abs(n) for n, m in signs)
+                self.agreed[end] += sum(map(_agreeing, loads, change))
                 self.total[end] += sum(map(abs, loads))
             self.path += moved
             variance = sum(n * n for n in load) / max(1, sum(counts)) ** 2
@@ -190,6 +189,13 @@ class BiasSign(msgspec.Struct, frozen=True):
             if sum(map(abs, net)) >= _DIRECTED * trial.path:
                 return _WRONG
         return _UNDECIDED if changes >= most else None
+
+
+def _agreeing(load: float, change: float) -> float:
+    """The load of an expert: negative where the change of its bias has another sign, or none."""
+    if load * change > 0:
+        return abs(load)
+    return -abs(load)
 
 
 def _centred(values: Sequence[float]) -> list[float]:

@@ -24,7 +24,7 @@ from microscope_tui.diagnosis.episodes import (
     Readings,
     Severity,
 )
-from microscope_tui.diagnosis.ledger import Ledger
+from microscope_tui.diagnosis.ledger import Ledger, router_of
 from microscope_tui.diagnosis.rules import RULES, AnyRule
 from microscope_tui.diagnosis.rules.base import Rule, Track
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
@@ -201,14 +201,15 @@ class Diagnosis(_State):
 
     def _mutes(self, name: str, index: int, severity: int) -> bool:
         """Whether a rule has such an episode in a router, or evidence for one, or a worse one."""
-        track = self.rules[name].tracks.get(index) if name in self.rules else None
-        if track is None:
+        rule = self.rules.get(name)
+        if rule is None or index not in rule.tracks:
             return False
         episode = self.ledger.running(name, index)
-        reported = episode.severity if episode is not None else 0
-        in_time = self.last_step - (track.since or 0) < self.rules[name].decides_in
-        evidence = track.pending or 0 if in_time else 0
-        return reported >= severity or evidence >= severity
+        if episode is not None and episode.severity >= severity:
+            return True
+        track = rule.tracks[index]
+        in_time = self.last_step - (track.since or 0) < rule.decides_in
+        return in_time and (track.pending or 0) >= severity
 
     def observe_event(self, event: EventRecord) -> None:
         """Of checkpoints the advice names one."""
@@ -452,7 +453,7 @@ def pending(diagnosis: Diagnosis) -> list[Pending]:
         for index, track in rule.tracks.items():
             if index in alerted or index in found or (track.pending or 0) < Severity.WARN:
                 continue
-            router = diagnosis.run.routers[index] if index != WHOLE_RUN else None
+            router = router_of(diagnosis.run, index)
             since = track.began or diagnosis.last_step
             steps = max(1, diagnosis.last_step - since + 1)
             found[index] = Pending(rule.name, index, router, since, steps, diagnosis.over)

@@ -19,6 +19,7 @@ from microscope_tui.diagnosis.episodes import (
 from microscope_tui.diagnosis.rules import RULES
 from microscope_tui.diagnosis.rules.base import Track
 from microscope_tui.diagnosis.signals import StepView, Trail, median
+from microscope_tui.runlog import RouterInfo, RunRecord
 
 MOST_EPISODES = 20
 """Episodes kept per rule and router: a flickering run must not fill the memory."""
@@ -112,14 +113,17 @@ class Ledger:
             facts["usual"] = median(usual)
         if RULES[rule].wants_balance and (c := self._at_once(index, onset)) is not None:
             facts["at_once"] = c
+        last = step
+        if reading.until is not None:
+            last = max(onset, reading.until - 1)
         return Episode(
             rule=rule,
             router_index=index,
-            router=self.context.run.routers[index] if index != WHOLE_RUN else None,
+            router=router_of(self.context.run, index),
             severity=Severity.INFO,
             onset=onset,
             alarm=step,
-            last=step if reading.until is None else max(onset, reading.until - 1),
+            last=last,
             value=reading.value,
             limit=reading.limit,
             facts=facts,
@@ -289,16 +293,28 @@ def _worse(reading: Reading, episode: Episode) -> bool:
     far it is beyond its limit.
     """
     if reading.facts.get("cause") != episode.reason:
-        new, old = (one.value / (one.limit if one.limit > 0 else 1.0) for one in (reading, episode))
-        return (reading.severity or 0, new) >= (episode.severity, old)
+        new = (reading.severity or 0, _beyond(reading))
+        return new >= (episode.severity, _beyond(episode))
     if RULES[episode.rule].low_is_bad:
         return reading.value <= episode.value
     return reading.value >= episode.value
 
 
+def _beyond(one: Reading | Episode) -> float:
+    """How far it is beyond its limit, as a factor; where it has none, the value."""
+    if one.limit > 0:
+        return one.value / one.limit
+    return one.value
+
+
+def router_of(run: RunRecord, index: int) -> RouterInfo | None:
+    """``None`` for the whole run."""
+    return run.routers[index] if index != WHOLE_RUN else None
+
+
 def _plain(facts: Facts) -> dict[str, Fact]:
     """Numbers as floats, so that a saved state is the same when restored."""
-    return {k: float(v) if isinstance(v, int) else v for k, v in facts.items()}
+    return {**facts, **{k: float(v) for k, v in facts.items() if isinstance(v, int)}}
 
 
 def group(episodes: Iterable[Episode]) -> list[Finding]:

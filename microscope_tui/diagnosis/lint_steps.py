@@ -19,11 +19,6 @@ _EARLY = 40  # lines in which a bias is compared that may not move, or that of f
 _LOST, _BACK = 0.1, 0.5  # of its span before
 
 
-def biases(view: StepView, routers: Sequence[RouterInfo]) -> dict[int, list[float]]:
-    """Router → its bias, where the line has it."""
-    return {index: row for index in range(len(routers)) if (row := view.biases(index))}
-
-
 class LostBias(msgspec.Struct):
     """A bias that is zero after a restart: the checkpoint did not hold it."""
 
@@ -142,14 +137,14 @@ class FrozenBias(msgspec.Struct):
         self.first = {}
         self.lines = 0
 
-    def see(self, view: StepView, routers: Sequence[RouterInfo]) -> None:
+    def see(self, view: StepView) -> None:
         """Compare with the first bias; the first lines since a start decide."""
         if not view.has_counts:
             return
         self.lines += 1
         if self.lines <= _EARLY or self.lines % LOOKS == 0:
-            rows = biases(view, routers)
-            moved = [self.first.setdefault(index, row) != row for index, row in rows.items()]
+            rows = view.all_biases().items()
+            moved = [self.first.setdefault(index, row) != row for index, row in rows]
             self.moves = any(moved) or (self.moves and self.lines < _EARLY)
 
 

@@ -45,7 +45,7 @@ class Repeats(msgspec.Struct):
         """
         hashes = {index: hash(tuple(row)) for index, row in rows.items()}
         fresh = {index for index, row in hashes.items() if self.rows.get(index) != row}
-        self.same = {i: 1 if i in fresh else self.same.get(i, 0) + 1 for i in rows}
+        self.same = {i: self.same.get(i, 0) + 1 for i in rows} | dict.fromkeys(fresh, 1)
         self.rows |= hashes
 
         def is_rare(index: int) -> bool:

@@ -83,7 +83,7 @@ class Signal(msgspec.Struct, gc=False):
                 return cls(values, True)  # type: ignore[arg-type]
         except TypeError:
             pass  # there is a None
-        return cls([NAN if v is None or not math.isfinite(v) else v for v in values], False)
+        return cls(list(map(_finite_or_nan, values)), False)
 
     @property
     def high(self) -> float:
@@ -175,6 +175,11 @@ class StepView:
             self._plain = Signal.of(self._routers.collapse_index(effective))
         return self._plain
 
+    def value(self, name: str, router_index: int) -> float | None:
+        """One number of one router; ``None`` if it is not logged."""
+        signal = self.signal(name)
+        return signal.values[router_index] if signal is not None else None
+
     def tokens_of(self, router_index: int) -> float | None:
         """Its own number if logged, else that of the step."""
         own = self.signal("tokens")
@@ -216,6 +221,10 @@ class StepView:
         row = self._bias_source(router_index) if self._bias_source is not None else None
         return row if row and all(map(math.isfinite, row)) else None
 
+    def all_biases(self) -> dict[int, list[float]]:
+        """Router → its selection bias, where the line holds it."""
+        return {i: row for i in range(len(self._routers)) if (row := self.biases(i))}
+
     def not_finite(self) -> dict[int, str]:
         """Router → name of a reading that is NaN or infinite."""
         found: dict[int, str] = {}
@@ -243,12 +252,14 @@ def expected(view: StepView, index: int, run: RunRecord) -> float | None:
 
 def see(view: StepView, seen: list[str]) -> None:
     """Add the numbers of a step to those that the log has."""
-    missing = [name for name in _NEEDED if name not in seen] if len(seen) < len(_NEEDED) else ()
-    for name in missing:
-        signal = view.signal(name) if name != "counts" else None
-        found = signal is not None and signal.high > -math.inf
+    if len(seen) == len(_NEEDED):
+        return
+    for name in [name for name in _NEEDED if name not in seen]:
         if name == "counts":
             found = view.has_counts
+        else:
+            signal = view.signal(name)
+            found = signal is not None and signal.high > -math.inf
         if found or (name == "tokens" and view.tokens is not None):
             seen.append(name)
 
@@ -395,6 +406,12 @@ class FirstValues(Trail):
     def usual(self, router: int, lines: int) -> float:
         """The median of the first ``lines``; NaN before the first value."""
         return median(self.column(router, 0, lines))
+
+
+def _finite_or_nan(value: float | None) -> float:
+    if value is None or not math.isfinite(value):
+        return NAN
+    return value
 
 
 def _finite(values: Sequence[float]) -> Sequence[float]:

@@ -358,9 +358,9 @@ def stronger_balance(run: RunRecord, episode: Episode) -> str:
         return f"a {update} update overshoots at a higher {setting(run, knob)}: {_BESIDE}"
     if knob == "bias_update_rate" and _is_positive(value):
         faster = _faster(run, value, room, episode)
-        return (
-            faster if update == "sign" else f"if your update is the sign of the violation, {faster}"
-        )
+        if update != "sign":
+            faster = f"if your update is the sign of the violation, {faster}"
+        return faster
     return turned(run, min(3.0, room), "raise", "strengthen the load balancing")
 
 

@@ -78,17 +78,21 @@ class BiasRunaway(Rule[BiasRunawayLimits, Memory]):
         memory.due -= 1
         if memory.due > 0:
             return None
-        rows = [view.biases(index) for index in range(len(self.routers))]
-        spreads = [max(biases) - min(biases) if biases else NAN for biases in rows]
-        if all(spread != spread for spread in spreads):
+        rows = view.all_biases()
+        if not rows:
             return None  # due in the next line with biases
+        spreads = [NAN] * len(self.routers)
+        for index, biases in rows.items():
+            spreads[index] = max(biases) - min(biases)
         memory.due = limits.every
         memory.steps.append(view.step)
         memory.spreads.append(spreads)
         memory.indices.append(list(indices.values))
         for past in (memory.steps, memory.spreads, memory.indices):
             del past[: -limits.points]
-        return self._judge() if len(memory.steps) >= limits.points else None
+        if len(memory.steps) < limits.points:
+            return None
+        return self._judge()
 
     def _judge(self) -> Readings:
         memory, limits, found = self.memory, self.limits, Found()

@@ -179,9 +179,10 @@ class Collapse(Rule[CollapseLimits, Memory]):
             suspect.since = view.step
         effective = value_at(view.record.router.effective_experts, index)
         facts: dict[str, Fact] = {"effective": effective or 0.0}
-        enough = True
+        enough, confidence = True, PER_STEP
         counts = view.full_counts(index)
         if counts is not None:
+            confidence = EXACT
             value, enough = self._sum(counts, suspect, self.routers[index].top_k, facts)
         facts |= self._circumstances(view, index, reference)
         low_for = view.step - (suspect.since or view.step)
@@ -191,15 +192,18 @@ class Collapse(Rule[CollapseLimits, Memory]):
         # A sum still contains the past: alone it is not evidence about this step.
         judged = enough and not suspect.calm and self.suffices(view, index, limits.evidence)
         severity, limit = self._grade(value, reference)
+        urgent = self._is_urgent(suspect, value, severity)
+        if not judged:
+            severity = None
         return Reading(
-            severity=severity if judged else None,
+            severity=severity,
             clear=clear,
             value=value,
             limit=limit,
-            certain=self._is_urgent(suspect, value, severity),
+            certain=urgent,
             settled=index in self.memory.settled,
             facts=facts,
-            confidence=PER_STEP if counts is None else EXACT,
+            confidence=confidence,
             since=suspect.since,
         )
 
@@ -299,7 +303,8 @@ def _why(worst: Episode) -> str:
         noun, verb = ("experts", "take") if " " in experts_of(worst) else ("expert", "takes")
         why += f"; {noun} {experts_of(worst)} {verb} {number(worst, 'share'):.0%} of the load"
         if (steps := number(worst, "steps")) > 1:
-            why += f" {'in the last' if worst.active else 'over'} {steps:.0f} steps"
+            when = "in the last" if worst.active else "over"
+            why += f" {when} {steps:.0f} steps"
     if idle:
         verb = "receives" if len(idle) == 1 else "receive"
         why += f"; {len(idle)} of {size_of(worst)} experts ({listed(idle)}) {verb} nothing"

@@ -49,13 +49,15 @@ class Drops(Rule[DropLimits, Memory]):
         if not 0.0 <= rate <= 1.0:
             return None
         severity = graded(rate, limits.warn, limits.critical)
-        counts = view.full_counts(index) if severity is not None else None
+        facts: Facts = {}
+        if severity is not None and (counts := view.full_counts(index)):
+            facts = self._fullest(view.step, index, counts, rate * sum(counts))
         return Reading(
             severity=severity,
             clear=rate < limits.warn / 2,
             value=rate,
             limit=limits.critical if rate > limits.critical else limits.warn,
-            facts=self._fullest(view.step, index, counts, rate * sum(counts)) if counts else {},
+            facts=facts,
         )
 
     def _fullest(self, step: int, index: int, counts: list[int], dropped: float) -> Facts:
@@ -64,9 +66,12 @@ class Drops(Rule[DropLimits, Memory]):
         fullest, held = counts.index(most), self.memory.held
         if not alone or held.get(index, (fullest, 0))[0] != fullest:
             held.pop(index, None)
-        _, since = held.setdefault(index, (fullest, step)) if alone else (0, step)
-        lasts = step - since >= self.limits.persistence // 2
-        return {"fullest": fullest, "since": since} if lasts else {"fullest": fullest}
+        since = step
+        if alone:
+            _, since = held.setdefault(index, (fullest, step))
+        if step - since < self.limits.persistence // 2:
+            return {"fullest": fullest}
+        return {"fullest": fullest, "since": since}
 
     @staticmethod
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
@@ -74,8 +79,10 @@ class Drops(Rule[DropLimits, Memory]):
         more = "raise the capacity factor"
         if factor:
             more = f"raise capacity_factor from {factor:g} to {1.5 * factor:g}"
-        by = f", most by {expert}" if "fullest" in worst.facts else ""
-        remedy = f"{more} or go dropless{'' if by else ', and find out which expert overflows'}"
+        by, remedy = f", most by {expert}", f"{more} or go dropless"
+        if "fullest" not in worst.facts:
+            by = ""
+            remedy += ", and find out which expert overflows"
         if "since" in worst.facts:
             since = f"{expert} has held the overflow since step {number(worst, 'since'):,.0f}"
             remedy = f"{since}: look at its tokens (padding, a special token)"

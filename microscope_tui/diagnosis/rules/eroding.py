@@ -117,7 +117,6 @@ class Eroding(Rule[ErodingLimits, Memory]):
         blocks, short = self.memory.blocks, self.limits.short
         now, then, first = blocks[-1], blocks[-short], blocks[0]
         judged = view.collapse_index
-        signals = [view.signal(name) for name in ("effective_experts", "max_load")]
         for index, value in enumerate(now):
             if value != value:
                 found[index] = None
@@ -126,7 +125,10 @@ class Eroding(Rule[ErodingLimits, Memory]):
                 router = self.routers[index]
                 level = self.limits.level if router.num_experts >= 8 else self.limits.few_level
                 level *= self._ceiling(view, index)
-                effective, load = (s.values[index] if s else None for s in signals)
+                effective, load = (
+                    view.value("effective_experts", index),
+                    view.value("max_load", index),
+                )
                 rest = measures.without_busiest(effective, load, router.num_experts, router.top_k)
                 found[index] = self._judge([row[index] for row in blocks], level, rest)
             elif not (judged and judged.values[index] >= self.collapse.leave):

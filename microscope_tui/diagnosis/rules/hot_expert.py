@@ -39,9 +39,10 @@ class HotExpert(Rule[HotExpertLimits, Nothing]):
     needs = ("max_load", *BALANCE)
 
     def set_up(self) -> None:
-        self.scales = [
-            r.top_k / r.num_experts if r.num_experts > r.top_k > 1 else 0.0 for r in self.routers
-        ]
+        self.scales = [0.0] * len(self.routers)
+        for index, router in enumerate(self.routers):
+            if router.num_experts > router.top_k > 1:
+                self.scales[index] = router.top_k / router.num_experts
         self.least = min((1 / s for s in self.scales if s), default=float("inf"))
         self.collapse = self.context.limits.of(CollapseLimits)
 

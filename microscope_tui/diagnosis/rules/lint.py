@@ -17,7 +17,6 @@ from microscope_tui.diagnosis.lint_steps import (
     FrozenBias,
     LostBias,
     StandingBias,
-    biases,
     cancel_out,
 )
 from microscope_tui.diagnosis.rules.base import BACK, Rule, listed, number, place, setting
@@ -251,7 +250,7 @@ class Lint(Rule[LintLimits, Memory]):
         due = memory.lines % LOOKS == 20
         if not self.bias_moves or not (due or memory.lost.is_due(view.step)):
             return ()
-        rows = biases(view, self.routers)
+        rows = view.all_biases()
         if not rows:
             return ()
         if due:
@@ -270,7 +269,7 @@ class Lint(Rule[LintLimits, Memory]):
         memory = self.memory
         self._see_gradients(view)
         if self._all_frozen:
-            memory.frozen.see(view, self.routers)
+            memory.frozen.see(view)
         if self.bias_moves:
             self.sign.observe(view, memory.sign)
         if memory.pooled_for < self.limits.persistence:

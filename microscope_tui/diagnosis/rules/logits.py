@@ -104,8 +104,9 @@ class Logits(Rule[LogitLimits, Memory]):
         found: Found = {}
         if z_loss is not None:
             norm = view.record.grad_norm
-            if len(self.memory.first.rows) < _FIRST:
-                self.memory.first.add(view.step, [*z_loss.values, NAN if norm is None else norm])
+            if norm is None:
+                norm = NAN
+            self.memory.first.add(view.step, [*z_loss.values, norm])
             self._compare(view, z_loss, found)
             self._add_grown(z_loss, found)
             self.memory.past.add(view.step, z_loss.values)
@@ -115,7 +116,7 @@ class Logits(Rule[LogitLimits, Memory]):
         for index, value in enumerate(largest.values if largest is not None else ()):
             if value > limit / 1.3:
                 of_range = Reading(
-                    severity=Severity.WARN if value > limit else None,
+                    severity=graded(value, limit),
                     value=value / limit,
                     limit=1.0,
                     facts={"cause": Reason.OUT_OF_RANGE, "logit": value, "most": limit},
@@ -147,8 +148,10 @@ class Logits(Rule[LogitLimits, Memory]):
                     continue
                 severity = Severity.CRITICAL
                 facts["sign"] = sign
+            if value < limits.least:
+                severity = None
             found[index] = Reading(
-                severity=severity if value >= limits.least else None,
+                severity=severity,
                 value=ratio,
                 limit=limits.critical if ratio > limits.critical else limits.warn,
                 settled=early,
@@ -180,9 +183,14 @@ class Logits(Rule[LogitLimits, Memory]):
     def _early_sign(self, view: StepView, index: int, ratio: float) -> str:
         """Beside what it is a divergence in the warm-up; empty if nothing is."""
         limits, young = self.limits, view.step <= self.context.warm_up
-        known = self.tracks if young else index in self.tracks  # one layer is rarely alone
-        over = limits.warn if known else limits.critical if young else math.inf
-        return self._sign(view, index) if ratio > over else ""
+        over = math.inf
+        if index in self.tracks or (young and self.tracks):  # one layer is rarely alone
+            over = limits.warn
+        elif young:
+            over = limits.critical
+        if ratio <= over:
+            return ""
+        return self._sign(view, index)
 
     def _sign(self, view: StepView, index: int) -> str:
         """Healthy logits grow in the warm-up, too."""
@@ -214,11 +222,9 @@ class Logits(Rule[LogitLimits, Memory]):
         sign, logit, most = worst.facts.get("sign"), number(worst, "logit"), number(worst, "most")
         if worst.reason == Reason.OUT_OF_RANGE:
             return f"a router logit of {logit:.0f} in bf16 (limit {most:.0f})", calm_down(run)
-        then = (
-            "that of the first lines"
-            if sign is not None
-            else f"its median before step {worst.onset:,}"
-        )
+        then = "that of the first lines"
+        if sign is None:
+            then = f"its median before step {worst.onset:,}"
         numbers = f"({number(worst, 'z'):.3g} against {number(worst, 'usual'):.3g})"
         why = f"the z-loss is {worst.value:,.1f} times {then} {numbers}"
         return f"{why}, and {sign}" if sign else why, calm_down(run, early=bool(sign))

@@ -177,10 +177,10 @@ class Meter(Rule[MeterLimits, Memory]):
         self.exact = self.context.run.counts == "exact" and bool(self.routers)
         self.learned = self.context.run.balance.get("method") not in CONSTRUCTED
         whole = self.context.run.counts in _ALL_CHOICES
-        self.highest = [
-            r.num_experts / r.top_k if whole and r.num_experts > r.top_k > 0 else math.inf
-            for r in self.routers
-        ]
+        self.highest = [math.inf] * len(self.routers)
+        for index, router in enumerate(self.routers):
+            if whole and router.num_experts > router.top_k > 0:
+                self.highest[index] = router.num_experts / router.top_k
         """Load of an expert that every token chooses."""
         self.slack = 1.0 + self.limits.summary_error
         self.least = self.slack * min(self.highest, default=math.inf)
@@ -255,7 +255,7 @@ class Meter(Rule[MeterLimits, Memory]):
             for index, (value, r) in enumerate(zip(effective.values, self.routers, strict=True)):
                 if self.slack * value < r.top_k and self.highest[index] < math.inf:
                     found[index] = _fault(cause=Reason.EFFECTIVE, total=value, expected=r.top_k)
-        return {i: fault for i, fault in found.items() if not _unrouted(view, i)} if found else {}
+        return {i: fault for i, fault in found.items() if not _unrouted(view, i)}
 
     def _sum(self, view: StepView, index: int) -> Facts | None:
         """What is wrong with the sum of a row; empty if nothing is, ``None`` if it is unknown."""

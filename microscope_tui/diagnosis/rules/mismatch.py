@@ -1,7 +1,7 @@
 """MISMATCH: the trainer and the engine that generates its data route differently."""
 
 from microscope_tui.diagnosis.context import AtMost, Below, RuleLimits
-from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Found, Reading, Readings, Severity
+from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Found, Reading, Readings, graded
 from microscope_tui.diagnosis.rules.base import Rule, number
 from microscope_tui.diagnosis.signals import NAN, FirstValues, StepView
 from microscope_tui.runlog import RunRecord
@@ -59,16 +59,17 @@ class Mismatch(Rule[MismatchLimits, FirstValues]):
         losses = view.record.losses or {}
         for name in _WORDS.keys() & losses.keys():
             value, limit = losses[name] or 0.0, getattr(self.limits, name)
-            severity = Severity.WARN if value > limit else None
             clear = value < _CLEAR * limit
+            severity = graded(value, limit)
             found[WHOLE_RUN] = Reading(severity, clear, value, limit, facts={"of": name})
-        if (shares := view.signal("disagreement")) is not None:
-            self.memory.add(view.step, [v if 0.0 <= v <= 1.0 else NAN for v in shares.values])
-            found |= {index: self._judge(index, share) for index, share in enumerate(shares.values)}
+        if (signal := view.signal("disagreement")) is not None:
+            shares = list(map(_valid, signal.values))
+            self.memory.add(view.step, shares)
+            found |= {index: self._judge(index, share) for index, share in enumerate(shares)}
         return found or None
 
     def _judge(self, index: int, share: float) -> Reading | None:
-        if not 0.0 <= share <= 1.0:
+        if share != share:
             return None
         limits = self.limits
         limit = self.limits.warn
@@ -78,7 +79,7 @@ class Mismatch(Rule[MismatchLimits, FirstValues]):
             limit = min(limit, max(limits.least, limits.ratio * usual))
             facts = {"usual": usual}
         return Reading(
-            severity=Severity.WARN if share > limit else None,
+            severity=graded(share, limit),
             clear=share < _CLEAR * limit,
             value=share,
             limit=limit,
@@ -103,3 +104,10 @@ class Mismatch(Rule[MismatchLimits, FirstValues]):
             "else run the router of both in fp32, and compare two probes with "
             "`moe-microscope mismatch` to see which layers differ",
         )
+
+
+def _valid(share: float) -> float:
+    """NaN where it is no share."""
+    if 0.0 <= share <= 1.0:
+        return share
+    return NAN

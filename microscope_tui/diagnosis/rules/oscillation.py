@@ -185,12 +185,15 @@ class Oscillation(Rule[OscillationLimits, Memory]):
         limits, seen = self.limits, self.memory.swings
         # exp(−CV²/2) of a load that swings half as much and no more.
         most = 1.0 - limits.experts_share * (limits.amplitude / 2) ** 2 / 3
-        return {
-            index
-            for index, router in enumerate(self.routers)
-            if loads.values[index] > 1.0 + limits.amplitude / (1 if index in seen else 2)
-            and effective.values[index] < most * router.num_experts
-        }
+        found = set()
+        for index, router in enumerate(self.routers):
+            amplitude = limits.amplitude / 2
+            if index in seen:
+                amplitude = limits.amplitude
+            high = loads.values[index] > 1.0 + amplitude
+            if high and effective.values[index] < most * router.num_experts:
+                found.add(index)
+        return found
 
     def _judge(self) -> Readings:
         memory = self.memory
@@ -233,8 +236,13 @@ class Oscillation(Rule[OscillationLimits, Memory]):
             period = 0
         elif not period and self._even_in_the_sum_alone(index, rows):
             period = returns
-        variance = max(limits.amplitude**2 if period else 0.0, variance)
-        return period, share if period else 0.0, math.sqrt(2.0 * variance) if returns else 0.0
+        if period:
+            variance = max(limits.amplitude**2, variance)
+        else:
+            share = 0.0
+        if not returns:
+            variance = 0.0
+        return period, share, math.sqrt(2.0 * max(0.0, variance))
 
     def _even_in_the_sum_alone(self, index: int, rows: list[list[int]]) -> bool:
         """Most steps are more uneven than the sum of all, and than chance makes them."""
@@ -329,7 +337,7 @@ def _change(values: Sequence[float]) -> int | None:
 def spreads(rows: Sequence[Sequence[int]]) -> list[tuple[float, list[float]]]:
     """The variance of every expert's load, and the load, as a share of the fair one."""
     steps, experts = len(rows), len(rows[0])
-    scales = [experts / total if (total := sum(row)) else 0.0 for row in rows]
+    scales = [experts / max(1, sum(row)) for row in rows]
     found = []
     for column in zip(*rows, strict=True):
         loads = list(map(mul, column, scales))

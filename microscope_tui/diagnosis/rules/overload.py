@@ -5,10 +5,20 @@ import math
 import msgspec
 
 from microscope_tui.diagnosis.context import Below, RuleLimits
-from microscope_tui.diagnosis.episodes import Episode, Found, Reading, Readings, Reason, Severity
+from microscope_tui.diagnosis.episodes import (
+    Episode,
+    Found,
+    Reading,
+    Readings,
+    Reason,
+    Severity,
+    graded,
+)
 from microscope_tui.diagnosis.rules.base import Rule, ids_of, number
 from microscope_tui.diagnosis.signals import FirstValues, Signal, StepView, SummedCounts
 from microscope_tui.runlog import RunRecord
+
+_ATTRACTS = "check which data this expert attracts"
 
 
 class OverloadLimits(RuleLimits, frozen=True):
@@ -67,7 +77,10 @@ class Overload(Rule[OverloadLimits, Memory]):
 
     def set_up(self) -> None:
         size = self.context.run.expert_parallel_size
-        self.ranks = [size if size > 1 and r.num_experts % size == 0 else 0 for r in self.routers]
+        self.ranks = [0] * len(self.routers)
+        for index, router in enumerate(self.routers):
+            if size > 1 and router.num_experts % size == 0:
+                self.ranks[index] = size
 
     def start(self) -> None:
         self.memory = Memory(FirstValues(self.limits.reference_steps))
@@ -106,7 +119,7 @@ class Overload(Rule[OverloadLimits, Memory]):
             each = self.routers[index].num_experts // ranks
             experts = tuple(range(busiest * each, (busiest + 1) * each))
             found[index] = Reading(
-                severity=Severity.WARN if ratio > self.limits.rank_ratio else None,
+                severity=graded(ratio, self.limits.rank_ratio),
                 value=ratio,
                 limit=self.limits.rank_ratio,
                 facts={"cause": Reason.OF_RANK, "ranks": ranks, "experts": experts},
@@ -125,12 +138,15 @@ class Overload(Rule[OverloadLimits, Memory]):
         for index in near:
             load = loads.values[index]
             known = baseline.max_violation[index] if baseline is not None else None
-            reference = first[index] - 1.0 if known is None else known
+            reference = first[index] - 1.0
+            unknown = 0.0  # the reference is as noisy, if it is of this run
+            if known is not None:
+                reference = known
+                unknown = math.inf
             if load != load or reference != reference:
                 found.setdefault(index, None)
                 continue
-            # Where it is unknown: the reference is as noisy, if it is of this run.
-            noise = self._noise(index, view.tokens, 0.0 if known is None else math.inf)
+            noise = self._noise(index, view.tokens, unknown)
             limit = max(self.limits.ratio * reference, self.limits.least, noise)
             of_rank = found.get(index)
             over = of_rank is not None and of_rank.severity is not None
@@ -146,9 +162,9 @@ class Overload(Rule[OverloadLimits, Memory]):
         """The 99th percentile of the MaxVio of an even router."""
         router = self.routers[index]
         choices, experts = (tokens or 0.0) * router.top_k, router.num_experts
-        return (
-            3.2 * math.sqrt(2 * math.log(experts + 1) * experts / choices) if choices else unknown
-        )
+        if not choices:
+            return unknown
+        return 3.2 * math.sqrt(2 * math.log(experts + 1) * experts / choices)
 
     def _fold(self, view: StepView) -> None:
         memory = self.memory
@@ -171,22 +187,28 @@ class Overload(Rule[OverloadLimits, Memory]):
     def words(worst: Episode, run: RunRecord) -> tuple[str, str]:
         if worst.reason == Reason.OF_RANK:
             ids = ids_of(worst, "experts")
-            held = f"experts {ids[0]} to {ids[-1]}" if ids[1:] else f"expert {ids[0]}"
+            held, remedy = f"expert {ids[0]}", _ATTRACTS
+            if ids[1:]:
+                held = f"experts {ids[0]} to {ids[-1]}"
+                remedy = (
+                    "place busy and idle experts on the same rank; no single expert is the cause"
+                )
             rank = f"rank {ids[0] // len(ids)} ({held})"
             return (
                 f"{rank} of {number(worst, 'ranks'):.0f} expert-parallel ranks has "
                 f"{worst.value:.1f} times the work of the mean (limit {worst.limit:.1f})",
-                "place busy and idle experts on the same rank; no single expert is the cause"
-                if ids[1:]
-                else "check which data this expert attracts",
+                remedy,
             )
+        remedy = (
+            "nothing, while neither a capacity nor expert parallelism is configured: experts that "
+            "specialise are uneven"
+        )
+        if _is_bounded(run):
+            remedy = f"watch memory and step time, and {_ATTRACTS}"
         return (
             f"the busiest expert has {worst.value:.1f} times its fair share "
             f"({number(worst, 'usual'):.1f} after the warm-up)",
-            "watch memory and step time, and check which data this expert attracts"
-            if _is_bounded(run)
-            else "nothing, while neither a capacity nor expert parallelism is configured: experts "
-            "that specialise are uneven",
+            remedy,
         )
 
 

@@ -66,10 +66,10 @@ class Uniform(Rule[UniformLimits, Memory]):
         auxiliary, z_loss = weights.get("aux_weight", 0), weights.get("z_loss_weight", 0)
         self.strong = max(auxiliary / 0.01, z_loss / 0.001) >= limits.strong
         self.after = max(limits.after_steps, int(limits.after_share * planned))
-        self.scales = [
-            1 / math.log(r.num_experts) if r.num_experts > max(1, r.top_k) else 0.0
-            for r in self.routers
-        ]
+        self.scales = [0.0] * len(self.routers)
+        for index, router in enumerate(self.routers):
+            if router.num_experts > max(1, router.top_k):
+                self.scales[index] = 1 / math.log(router.num_experts)
         self.least = min((1 / s for s in self.scales if s), default=math.inf)
 
     def read(self, view: StepView) -> Readings | None:
@@ -91,7 +91,9 @@ class Uniform(Rule[UniformLimits, Memory]):
                     found[index] = None
                 elif share > most - 0.01 and view.step > self.after:
                     found[index] = self._judge(view, index, share)
-        return found if view.step > self.after else None
+        if view.step <= self.after:
+            return None
+        return found
 
     def _judge(self, view: StepView, index: int, share: float) -> Reading:
         limits = self.limits
