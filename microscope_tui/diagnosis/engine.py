@@ -24,9 +24,9 @@ from microscope_tui.diagnosis.episodes import (
     Readings,
     Severity,
 )
-from microscope_tui.diagnosis.ledger import Ledger, router_of
+from microscope_tui.diagnosis.ledger import Ledger
 from microscope_tui.diagnosis.rules import RULES, AnyRule
-from microscope_tui.diagnosis.rules.base import Rule, Track
+from microscope_tui.diagnosis.rules.base import Track
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.diagnosis.signals import (
     BiasSource,
@@ -128,10 +128,9 @@ class Diagnosis(_State):
             for e in self.ledger.running_of(name)
             if e.now is None or not e.now.inside
         ]
-        for rule, read, plain in self._in_turn:
-            if not plain:
-                self._report(rule, view)
-            readings = read(view)
+        for rule in self.rules.values():
+            self._report(rule, view)
+            readings = rule.read(view)
             if readings or rule.tracks:
                 self._take(rule, readings)
         if not self.ledger.context.trains and self.run.counts != "shares":
@@ -281,7 +280,6 @@ class Diagnosis(_State):
             and (context.trains or not rule.trains_only)
         ]
         self.rules = {name: self.rules.get(name) or RULES[name](context) for name in names}
-        self._in_turn = [(r, r.read, type(r).events is Rule.events) for r in self.rules.values()]
         return context
 
     def blind_spots(self) -> dict[str, str]:
@@ -453,7 +451,7 @@ def pending(diagnosis: Diagnosis) -> list[Pending]:
         for index, track in rule.tracks.items():
             if index in alerted or index in found or (track.pending or 0) < Severity.WARN:
                 continue
-            router = router_of(diagnosis.run, index)
+            router = diagnosis.run.routers[index] if index != WHOLE_RUN else None
             since = track.began or diagnosis.last_step
             steps = max(1, diagnosis.last_step - since + 1)
             found[index] = Pending(rule.name, index, router, since, steps, diagnosis.over)

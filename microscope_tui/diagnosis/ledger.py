@@ -19,7 +19,6 @@ from microscope_tui.diagnosis.episodes import (
 from microscope_tui.diagnosis.rules import RULES
 from microscope_tui.diagnosis.rules.base import Track
 from microscope_tui.diagnosis.signals import StepView, Trail, median
-from microscope_tui.runlog import RouterInfo, RunRecord
 
 MOST_EPISODES = 20
 """Episodes kept per rule and router: a flickering run must not fill the memory."""
@@ -36,7 +35,8 @@ class Ledger:
         self._running: dict[tuple[str, int], Episode] = {}
         self.past = Trail(every=8, size=160)
         """Effective experts of every eighth step, for the usual value before an onset."""
-        self._view: StepView | None = None
+        self._view: StepView
+        """The step that is evaluated; none before the first."""
 
     def see(self, view: StepView) -> None:
         """Take note of a step; call it before the evaluations of the step."""
@@ -119,7 +119,7 @@ class Ledger:
         return Episode(
             rule=rule,
             router_index=index,
-            router=router_of(self.context.run, index),
+            router=self.context.run.routers[index] if index != WHOLE_RUN else None,
             severity=Severity.INFO,
             onset=onset,
             alarm=step,
@@ -134,7 +134,7 @@ class Ledger:
 
     def _at_once(self, index: int, onset: int) -> float | None:
         """c of the experts that are left, where the others stopped all at once."""
-        counts = self._view.full_counts(index) if self._view is not None else None
+        counts = self._view.full_counts(index)
         before = len(self.past.before(onset, index))
         past = self.past.column(index, max(0, before - _RECENT))
         if counts is None or before < 4:
@@ -203,8 +203,7 @@ class Ledger:
             episode.now = None  # until the next evaluation
         self.past.forget_from(step)
         self.resume()
-        lasting = [episode for episode in withdrawn if episode.recovered_at != episode.alarm]
-        return [episode for episode in lasting if not RULES[episode.rule].judges_settings]
+        return [episode for episode in withdrawn if not RULES[episode.rule].judges_settings]
 
     def resume(self) -> None:
         """Find the episodes that evaluations update and end; call it after ``episodes`` was
@@ -270,7 +269,7 @@ class Ledger:
 
     def _facts(self, rule: str, index: int, reading: Reading) -> dict[str, Fact]:
         facts = _plain(reading.facts)
-        if RULES[rule].wants_balance and self._view is not None:
+        if RULES[rule].wants_balance:
             margin = self._view.signal("margin")  # the scale of the scores
             if margin is not None and margin.values[index] == margin.values[index]:
                 facts["margin"] = float(margin.values[index])
@@ -305,11 +304,6 @@ def _beyond(one: Reading | Episode) -> float:
     if one.limit > 0:
         return one.value / one.limit
     return one.value
-
-
-def router_of(run: RunRecord, index: int) -> RouterInfo | None:
-    """``None`` for the whole run."""
-    return run.routers[index] if index != WHOLE_RUN else None
 
 
 def _plain(facts: Facts) -> dict[str, Fact]:

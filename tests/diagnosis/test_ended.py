@@ -77,6 +77,12 @@ def test_an_evaluation_that_is_too_short_is_not_judged(judged: Any) -> None:
     assert judged(evaluation([[8] * 4 + [0] * 28] * 20, END)).exit_code == CRITICAL
 
 
+def test_shares_have_no_sum_that_could_be_judged(judged: Any) -> None:
+    shares = {"source": {"writer": "test", "counts": "shares"}}
+    read = judged(evaluation(of_four(700), END, **shares))
+    assert (read.exit_code, read.findings, read.problem) == (HEALTHY, [], None)
+
+
 @pytest.mark.parametrize(
     ("per_step", "found"),
     [

@@ -247,6 +247,15 @@ def test_what_returns_within_100_steps_had_not_recovered(again: int, expected: l
     assert [(e.onset, e.recurrence, e.recovered_at) for e in episodes] == expected
 
 
+@pytest.mark.parametrize(("after", "present"), [(0.04, None), (0.01, (True, 40))])
+def test_a_value_inside_its_limit_counts_towards_the_end_only_well_inside(
+    after: float, present: Any
+) -> None:
+    (episode,) = found("DROPS", {"drop_rate": between(200, 229, 0.1, 0.0, after)}, 239)
+    now = episode.now
+    assert (now and (now.inside, now.left)) == present
+
+
 def test_a_flickering_layer_keeps_20_episodes_and_counts_all() -> None:
     courses = {"effective_experts": lambda n: 6.3 if n > 150 and n % 12 < 3 else 7.9}
     episodes = found("SHOCK", courses, 150 + 12 * 25)

@@ -8,7 +8,7 @@ from microscope_tui.diagnosis import Pending, gathering, pending, restore, save
 from microscope_tui.diagnosis.engine import warm_up_left
 from microscope_tui.runlog import RouterInfo
 from tests.conftest import header, open_log
-from tests.diagnosis.conftest import collapse_at, even, judge, of, steps
+from tests.diagnosis.conftest import COLLAPSED, about, collapse_at, even, judge, of, steps
 
 
 def healthy(last: int, **head: Any) -> Any:
@@ -44,6 +44,7 @@ def test_an_urgent_finding_in_the_warm_up_makes_a_run_judged() -> None:
         (300, 310, 500, None),  # judged before: the grace after a restart changes nothing
         (102, 110, 500, None),
         (151, 160, 100_000, None),  # nor does a longer plan
+        (60, 110, 100_000, 500),  # what was judged is superseded, and the new plan is longer
         (60, 80, 500, 100),  # nothing that still holds was past the warm-up
         (1, 60, 500, 100),  # a fresh start in the same folder
     ],
@@ -106,3 +107,26 @@ def test_other_evidence_is_named_by_its_rule() -> None:
 def test_a_healthy_run_gathers_no_evidence(scenario: Any, name: str) -> None:
     path = scenario(name, routers=3, steps=200) / "metrics.jsonl"
     assert gathering(pending(open_log(path).diagnosis), []) == ""
+
+
+@pytest.mark.parametrize(
+    ("before", "found"),
+    [
+        (lambda n: COLLAPSED if 150 <= n < 240 else even(n), [("COLLAPSE", 1)]),  # it is over
+        (lambda n: even(n), [("COLLAPSE", 1)]),
+        (lambda n: COLLAPSED if n >= 150 else even(n), []),  # it is reported
+    ],
+)
+def test_evidence_is_pending_only_in_a_router_without_an_open_alert(
+    before: Any, found: Any
+) -> None:
+    diagnosis = judge([header(), *steps(1, 420, lambda n: COLLAPSED if n > 400 else before(n))])
+    assert [(one.rule, one.router_index) for one in pending(diagnosis)] == found
+
+
+def test_an_open_note_does_not_hide_evidence_in_its_router() -> None:
+    hot = about([2040, 500, 400, 300, 256, 220, 200, 180])
+    known = judge([header(), *steps(1, 300, hot)])
+    assert [(e.rule, e.warns, e.active) for e in known.episodes] == [("HOT_EXPERT", False, True)]
+    falling = judge([header(), *steps(1, 320, lambda n: COLLAPSED if n > 300 else hot(n))])
+    assert [(one.rule, one.router_index) for one in pending(falling)] == [("COLLAPSE", 1)]

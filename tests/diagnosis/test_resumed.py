@@ -170,3 +170,10 @@ def test_a_restored_judgement_leaves_out_what_is_ignored_now() -> None:
     assert [episode.rule for episode in diagnosis.episodes] == ["COLLAPSE"]
     ignoring = Criteria(ignore=frozenset({"COLLAPSE"}))
     assert restore(save(diagnosis), diagnosis.run, ignoring).episodes == []
+
+
+def test_a_restart_forgets_evidence_whose_steps_are_superseded() -> None:
+    diagnosis = judge([header(), *steps(1, 210, collapse_at(200))])
+    assert list(diagnosis.rules["COLLAPSE"].tracks) == [1]
+    diagnosis.restart(200)
+    assert not diagnosis.rules["COLLAPSE"].tracks

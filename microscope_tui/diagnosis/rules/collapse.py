@@ -147,11 +147,8 @@ class Collapse(Rule[CollapseLimits, Memory]):
         if self.context.relative and view.plain_index is not None:  # whom it excuses may change
             memory.first.add(view.step, view.plain_index.values)
         leave, most = self.limits.leave, self.watched
-        calm = signal.known and signal.low > most
-        low = [] if calm else [i for i, value in enumerate(signal.values) if not value > most]
+        low = [i for i, value in enumerate(signal.values) if not value > most]
         self._settle(view.step, signal, low)
-        if signal.known and signal.low > leave and not memory.suspects:
-            return {}
         found: Found = {}
         for index in sorted({*low, *memory.suspects}):
             value = signal.values[index]

@@ -217,8 +217,7 @@ class Dead(Rule[DeadLimits, Memory]):
             memory.lines = []
         else:
             memory.lines.append(Line(view.step, list(map(float, starved.values))))
-            if len(block.alive) < len(self.routers):
-                self._add(view, starved, dead, expected)
+            self._add(view, starved, dead, expected)
         if self.by_own_share:
             self._add_to_past(view, expected)
         # Where only some lines have counts, the block waits for as many of these.

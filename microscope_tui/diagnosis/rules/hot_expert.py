@@ -43,15 +43,12 @@ class HotExpert(Rule[HotExpertLimits, Nothing]):
         for index, router in enumerate(self.routers):
             if router.num_experts > router.top_k > 1:
                 self.scales[index] = router.top_k / router.num_experts
-        self.least = min((1 / s for s in self.scales if s), default=float("inf"))
         self.collapse = self.context.limits.of(CollapseLimits)
 
     def read(self, view: StepView) -> Readings | None:
         loads, collapse = view.signal("max_load"), view.collapse_index
         if loads is None or collapse is None:
             return None
-        if loads.known and loads.high < self.limits.leave * self.least:
-            return {}
         found: Found = {}
         leave = self.limits.leave
         for index, share in enumerate(map(mul, loads.values, self.scales)):

@@ -128,8 +128,7 @@ class Logits(Rule[LogitLimits, Memory]):
     def _compare(self, view: StepView, z_loss: Signal, found: Found) -> None:
         limits, memory, raised = self.limits, self.memory, self.memory.raised_since
         reference = memory.reference or self._first()
-        calm = z_loss.known and z_loss.high <= limits.leave * min(reference)
-        if calm or z_loss.high <= limits.least / limits.warn:
+        if z_loss.high <= limits.least / limits.warn:
             raised.clear()
             return
         for index, (value, usual) in enumerate(zip(z_loss.values, reference, strict=True)):

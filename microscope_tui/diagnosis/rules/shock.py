@@ -81,7 +81,7 @@ class Shock(Rule[ShockLimits, Memory]):
             else:
                 dip.steps = dip.steps + 1
                 dip.lowest = min(dip.lowest, value)
-        if signal.low < 1.0 - self.limits.drop and len(memory.usual.rows) >= 5:
+        if len(memory.usual.rows) >= 5:
             self._look_for_falls(view.step, signal.values)
         memory.usual.add(view.step, signal.values)
         return found

@@ -1,6 +1,7 @@
 """UNIFORM: the router still gives every expert the same probability late in training."""
 
 import math
+from operator import mul
 
 import msgspec
 
@@ -70,7 +71,6 @@ class Uniform(Rule[UniformLimits, Memory]):
         for index, router in enumerate(self.routers):
             if router.num_experts > max(1, router.top_k):
                 self.scales[index] = 1 / math.log(router.num_experts)
-        self.least = min((1 / s for s in self.scales if s), default=math.inf)
 
     def read(self, view: StepView) -> Readings | None:
         entropy = view.signal("entropy")
@@ -78,19 +78,15 @@ class Uniform(Rule[UniformLimits, Memory]):
             return None
         most, since = self.limits.entropy_share, self.memory.since
         found: Found = {}
-        if entropy.known and entropy.high <= (most - 0.01) * self.least:
-            since.clear()
-        else:
-            for index, (value, scale) in enumerate(zip(entropy.values, self.scales, strict=True)):
-                share = value * scale
-                if share > most:
-                    since.setdefault(index, view.step)
-                else:
-                    since.pop(index, None)
-                if share != share:
-                    found[index] = None
-                elif share > most - 0.01 and view.step > self.after:
-                    found[index] = self._judge(view, index, share)
+        for index, share in enumerate(map(mul, entropy.values, self.scales)):
+            if share > most:
+                since.setdefault(index, view.step)
+            else:
+                since.pop(index, None)
+            if share != share:
+                found[index] = None
+            elif share > most - 0.01 and view.step > self.after:
+                found[index] = self._judge(view, index, share)
         if view.step <= self.after:
             return None
         return found
