@@ -1,6 +1,6 @@
 """What LINT sees in the steps, besides the sign of a bias update (see ``bias_sign``).
 
-A bias that a restart has lost, one that stands still, one that moves while the routers are frozen,
+A bias that a restart has lost, one that does not move, one that moves while the routers are frozen,
 and layers that an auxiliary loss pools. The first three are part of a saved state.
 """
 
@@ -106,8 +106,8 @@ class StandingBias(msgspec.Struct):
                 self.latest[index] = Bias(mark, step, step, max(row) > min(row))
 
     def see(self, view: StepView, index: Signal | None, uneven: float) -> dict[int, Bias]:
-        """Those that stand still, after this line: one that moves to and fro can be the same at two
-        looks. ``uneven``: c below which the load is uneven.
+        """Those that are the same in this line, too: one that moves to and fro can be the same at
+        two looks. ``uneven``: c below which the load is uneven.
         """
         for router, bias in self._standing().items():
             bias.uneven += 1

@@ -1,6 +1,6 @@
 """LINT: settings that are known to damage a run, reported at the first step of each header.
 
-What the header says is read here. What only the steps show (``_FROM_STEPS``) is found by
+What the header shows is found here. What only the steps show (``_FROM_STEPS``) is found by
 ``lint_steps`` and, if an update has the wrong sign, by ``bias_sign``.
 """
 

@@ -107,7 +107,7 @@ class Mismatch(Rule[MismatchLimits, FirstValues]):
 
 
 def _valid(share: float) -> float:
-    """NaN where it is no share."""
+    """NaN where it is not a share."""
     if 0.0 <= share <= 1.0:
         return share
     return NAN
