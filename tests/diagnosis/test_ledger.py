@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from microscope_tui.diagnosis import Context, Severity
-from microscope_tui.diagnosis.episodes import Reading
+from microscope_tui.diagnosis.context import Context
+from microscope_tui.diagnosis.episodes import Reading, Severity
 from microscope_tui.diagnosis.ledger import Ledger
 from microscope_tui.diagnosis.signals import StepView
 from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord
