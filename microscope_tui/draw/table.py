@@ -463,8 +463,6 @@ def matching(view: RunView, pattern: str) -> Sequence[int]:
     """Indices of the layers whose name or alert matches."""
     if not pattern:
         return range(len(view.layers))
-    from microscope_tui.draw.pattern import matches
-
     troubles: dict[int, list[str]] = {}  # names and severities, as the alerts screen has them
     for finding, _ in view.findings:
         for episode in finding.episodes:
@@ -474,7 +472,9 @@ def matching(view: RunView, pattern: str) -> Sequence[int]:
     return [
         layer.index
         for layer in view.layers
-        if matches(pattern, " ".join([layer.router.name, *troubles.get(layer.index, ("healthy",))]))
+        if words.matches(
+            pattern, " ".join([layer.router.name, *troubles.get(layer.index, ("healthy",))])
+        )
     ]
 
 

@@ -1,4 +1,6 @@
-"""Numbers and times as a person reads them in a narrow column, and why a value is missing."""
+"""Numbers and times as a person reads them in a narrow column, why a value is missing, and the
+words of a filter.
+"""
 
 import math
 from collections.abc import Sequence
@@ -193,3 +195,13 @@ def unread(view: RunView) -> str:
     if view.log.progress < 1.0:
         return f"sampled, reading {view.log.progress:.0%}"
     return f"diagnosis at {view.judging.share:.0%}" if view.judging.share < 1.0 else ""
+
+
+def matches(pattern: str, text: str) -> bool:
+    """Whether ``text`` has all words of the filter typed after ``/``, and none after a ``!``.
+
+    Case never matters: ``moe 1 !dense``. Pass ``pattern`` through ``safe_text`` to show it.
+    """
+    folded = text.casefold()
+    parts = [word for word in pattern.casefold().split() if word != "!"]
+    return all((part.removeprefix("!") in folded) is not part.startswith("!") for part in parts)

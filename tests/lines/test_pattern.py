@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from microscope_tui.draw.pattern import matches
+from microscope_tui.draw.words import matches
 
 NAMES = ["L1.moe", "L12.moe", "L3.dense", "exp/lr 3e-4"]
 WORDS = st.text(st.characters(exclude_categories=["Cs", "Z", "C"]), min_size=1, max_size=20).filter(

@@ -388,7 +388,7 @@ class SlicesScreen(ProbeScreen):
         ),
         *keys.in_list("slice", "expert", "expert", "pagedown,space"),
         key("slice.tokens", "enter", "open_tokens", "show its tokens", "its tokens"),
-        key("slice.order", "s", "order", "most telling first, by slice, number, share", "order"),
+        key("slice.order", "s", "order", "most telling first, by slice, by number", "order"),
         key("slice.right", "tab", "more_slices(1)", "slices further right"),
         key("slice.left", "shift+tab", "more_slices(-1)", "slices further left"),
         keys.SVG,

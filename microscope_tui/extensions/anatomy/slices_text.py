@@ -51,7 +51,6 @@ class Ordering(StrEnum):
     TELLING = "most telling first"
     SLICE = "by slice"
     NUMBER = "by number"
-    SHARE = "by share"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +116,6 @@ class SliceTable:
         """The rows as a screen lists them; by slice the strongest preference first."""
         if ordering is Ordering.NUMBER:
             return self.rows
-        if ordering is Ordering.SHARE:
-            return sorted(self.rows, key=lambda row: -row.share)
 
         def place(row: ExpertRow) -> tuple[float, ...]:
             read = row.slice_read

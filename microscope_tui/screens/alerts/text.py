@@ -11,7 +11,6 @@ from microscope_tui.diagnosis.rules.drops import DropLimits
 from microscope_tui.diagnosis.rules.starved import StarvedLimits
 from microscope_tui.draw import frame, words
 from microscope_tui.draw.columns import Column, Table
-from microscope_tui.draw.pattern import matches
 from microscope_tui.draw.spans import (
     ROLE_OF_SEVERITY,
     WORD_OF_SEVERITY,
@@ -26,6 +25,7 @@ from microscope_tui.draw.spans import (
     width_of,
     wrap,
 )
+from microscope_tui.draw.words import matches
 from microscope_tui.watch import RunView
 from microscope_tui.watch.view import worst_of_columns
 

@@ -19,9 +19,9 @@ from microscope_tui.draw.numbers import (
     numbers_of,
     quoted,
 )
-from microscope_tui.draw.pattern import matches
 from microscope_tui.draw.spans import Span, dim, pad
 from microscope_tui.draw.time_line import time_scale
+from microscope_tui.draw.words import matches
 from microscope_tui.kit import keys
 from microscope_tui.kit.base import Part
 from microscope_tui.kit.chart_screen import TABS, ChartScreen

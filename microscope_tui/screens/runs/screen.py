@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from microscope_tui.diagnosis import Severity
 from microscope_tui.draw.columns import Table
-from microscope_tui.draw.pattern import matches
 from microscope_tui.draw.spans import ROLE_OF_SEVERITY, Line, Span, dim, pad, with_notes
+from microscope_tui.draw.words import matches
 from microscope_tui.kit import keys
 from microscope_tui.kit.base import ListScreen
 from microscope_tui.kit.glossary import ALERTS, HEADER, RUNS
