@@ -1,7 +1,7 @@
 """The numbers of a run over its steps, read without judging, for charts of several runs."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from microscope_tui.measures import mean_of
 from microscope_tui.runlog import (
@@ -44,7 +44,9 @@ class RunCourse(Scan):
     @property
     def newest(self) -> dict[str, float | None]:
         """The numbers of the last step, by name; empty before the first."""
-        return _means_of(self.latest) if self.latest is not None else {}
+        if self.latest is None:
+            return {}
+        return {name: value for name, (value,) in _numbers_of(self.latest).items()}
 
     def read_on(self, cancelled: Callable[[], bool]) -> None:
         """Read to the end of the log, or until ``cancelled``; never raises because of the log."""
@@ -67,10 +69,8 @@ class RunCourse(Scan):
         self.commit()
 
 
-def _numbers_of(entry: StepEntry) -> Mapping[str, Sequence[float | None]]:
-    return {name: (value,) for name, value in _means_of(entry).items()}
-
-
-def _means_of(entry: StepEntry) -> dict[str, float | None]:
-    numbers = entry.numbers().items()
-    return {name: mean_of(x) if isinstance(x, list) else x for name, x in numbers}
+def _numbers_of(entry: StepEntry) -> Mapping[str, tuple[float | None]]:
+    found: dict[str, tuple[float | None]] = {}
+    for name, number in entry.numbers().items():
+        found[name] = (mean_of(number),) if isinstance(number, list) else (number,)
+    return found

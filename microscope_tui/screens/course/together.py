@@ -4,12 +4,13 @@ import asyncio
 import math
 import threading
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from itertools import accumulate, pairwise
 from operator import mul
 from pathlib import Path
 from time import monotonic
+from types import MappingProxyType
 from typing import ClassVar
 
 from microscope_tui.draw import words
@@ -21,7 +22,6 @@ from microscope_tui.draw.time_line import TimeScale
 from microscope_tui.kit.base import is_busy
 from microscope_tui.kit.glossary import CHARTS, HEADER, MARGIN, RUNS
 from microscope_tui.kit.keys import with_keymap
-from microscope_tui.kit.session import Session
 from microscope_tui.runlog import plural, safe_text
 from microscope_tui.screens.course.run_course import RunCourse
 from microscope_tui.screens.course.screen import NUMBERS, CourseScreen, Numbers
@@ -45,9 +45,11 @@ class Across(StrEnum):
 def numbers_together(courses: Sequence[RunCourse]) -> list[str]:
     """Numbers that any of the runs has, the losses first."""
     known = {name for course in courses if course.history for name in course.history.later}
-    evaluated = [VALIDATION] if any(course.evaluations for course in courses) else []
+    first = ["loss"]
+    if any(course.evaluations for course in courses):
+        first.append(VALIDATION)
     rest = sorted(known - {"loss"}, key=lambda name: (name.startswith("router."), label_of(name)))
-    return ["loss", *evaluated, *rest]
+    return [*first, *rest]
 
 
 def together_chart(
@@ -106,8 +108,8 @@ def _tokens_at(history: History, steps: Sequence[int]) -> Sequence[float]:
     if "tokens" not in history.later:
         return ()
     axis = history.axis(_STRETCHES)
-    a_step = [column.mean for column in history.columns("tokens", 0, _STRETCHES)]
-    a_step = [tokens if tokens == tokens else 0.0 for tokens in a_step]
+    means = (column.mean for column in history.columns("tokens", 0, _STRETCHES))
+    a_step = [max(0.0, mean) for mean in means]  # NaN, where none was logged, is not above 0.0
     lengths = [end - start for start, end in pairwise([*axis, history.last_step + 1])]
     before = [0.0, *accumulate(map(mul, a_step, lengths))]
     stretches = [max(0, bisect_right(axis, step) - 1) for step in steps]
@@ -137,8 +139,9 @@ def together_lines(courses: Sequence[RunCourse], name: str, width: int) -> list[
             newest = course.newest
             for column in _columns(course, VALIDATION, 1):
                 newest[VALIDATION] = column.mean
-            step = course.latest.record.step if course.latest else 0
-        where = f"at step {step:,}" if step else "no step yet"
+            where = "no step yet"
+            if course.latest:
+                where = f"at step {course.latest.record.step:,}"
         if course.error:
             where = safe_text(course.error, 60)
         elif course.progress < 1.0:
@@ -167,10 +170,8 @@ class TogetherScreen(CourseScreen, inherit_bindings=False):
     numbers = ()
     across = Across.STEPS
     _last_read = 0
-
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
-        self._courses: dict[Path, RunCourse] = {}
+    _courses: Mapping[Path, RunCourse] = MappingProxyType({})
+    """By their logs."""
 
     async def draw(self, view: RunView, columns: int, rows: int) -> None:
         courses = self._chosen()

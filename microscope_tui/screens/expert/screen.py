@@ -81,7 +81,7 @@ class ExpertScreen(ChartScreen):
         expert = session.expert = max(0, min(experts - 1, chosen))
         self._ask_for_samples(view, columns)
         known = self._known()
-        moment = "" if session.time.following else self.session.moment(view)
+        moment = session.unless_live(view)
         self.show("layer-title", [expert_card.title(view, layer, expert, moment, columns)])
         self.show("facts", expert_card.facts(view, layer, expert, known, columns))
         self.show("more", [expert_card.findings_line(view, layer, expert, columns)])
@@ -92,15 +92,18 @@ class ExpertScreen(ChartScreen):
         self.draw_charts([list(charts)], charts, time, room, view.counts_step or view.step)
 
     def _known(self) -> LoadSeries:
-        return self._series if self._of[:3] == self._router() else _NOTHING
+        if self._of[:3] == self._router():
+            return self._series
+        return _NOTHING
 
     def _router(self) -> tuple[object, ...]:
         watch = self.session.watch
-        return watch, watch.generation if watch is not None else 0, self.session.selected
+        return watch, watch and watch.generation, self.session.selected
 
     def _ask_for_samples(self, view: RunView, columns: int) -> None:
         watch, problem = self.session.watch, self.session.time.why_no_past()
-        self._problem = f"history cannot be read: {problem}" if problem else self._problem
+        if problem:
+            self._problem = f"history cannot be read: {problem}"
         if watch is None or problem:
             return
         count = max(_LEAST_SAMPLES, min(_MOST_SAMPLES, columns))

@@ -36,8 +36,10 @@ class LoadSeries:
 def most_remarkable(load: Sequence[float]) -> int:
     """The first of the experts farthest from their fair share."""
     levels = [load_level(x) for x in load]
-    away = [17 if level is None else abs(level) for level in levels]
-    return away.index(max(away)) if away else 0
+    if None in levels:  # without a token: farther away than any other
+        return levels.index(None)
+    away = [abs(level or 0) for level in levels]
+    return away.index(max(away, default=0)) if away else 0
 
 
 def first_expert(view: RunView, layer: LayerView) -> int:
@@ -61,8 +63,10 @@ def condition(load: float) -> str:
     if load < measures.STARVED_SHARE:
         return "starving"
     level = load_level(load) or 0
-    if level <= 0:
-        return "fair" if level == 0 else "under"
+    if level == 0:
+        return "fair"
+    if level < 0:
+        return "under"
     return "over" if level < HOT_LEVEL else "hot"
 
 
@@ -89,7 +93,7 @@ def title(view: RunView, layer: LayerView, expert: int, moment: str, width: int)
     ]
     for finding, episode in findings_of(view, layer, expert):
         left.append(Span(f"   {finding.severity.letter} {finding.rule}", role_of(episode)))
-    return spread(left, [Span(f"{moment} ", "accent")], width)
+    return spread(left, [Span(moment, "accent")], width)
 
 
 def facts(
@@ -129,8 +133,11 @@ def expert_charts(
     def curves(values: Iterable[float]) -> Sequence[Curve]:
         return [Curve(steps, [Column(value, value, value) for value in values])]
 
+    def bias_of(one: Sequence[float] | None) -> float:
+        return NAN if one is None else one[expert]
+
     loads = curves(one[expert] for one in series.loads)
-    biases = curves(one[expert] if one is not None else NAN for one in series.biases)
+    biases = curves(bias_of(one) for one in series.biases)
     places = curves(float(experts + 1 - place_of(one, expert)) for one in series.loads)
     now, place = (load[expert], float(place_of(load, expert))) if load else (None, None)
     note = f"1 is fair   {len(steps)} steps sampled" if steps else "1 is fair"
@@ -178,7 +185,7 @@ def _since(view: RunView, layer: LayerView, expert: int, series: LoadSeries, wha
     for finding, episode in findings_of(view, layer, expert):
         if finding.rule == "DEAD" and episode.active:
             return f" since step {episode.onset:,}"
-    conditions = ("dead",) if what == "dead" else ("dead", "starving")
+    conditions = {"dead", what}
     first: int | None = None
     for step, load in zip(reversed(series.steps), reversed(series.loads), strict=True):
         if step > view.step:
@@ -186,7 +193,10 @@ def _since(view: RunView, layer: LayerView, expert: int, series: LoadSeries, wha
         if condition(load[expert]) not in conditions:
             if first is None:
                 return ""
-            about = "" if first == step + 1 else "about "  # steps between samples are not known
-            return f" since {about}step {first:,}"
+            if first > step + 1:  # steps between samples are not known
+                return f" since about step {first:,}"
+            return f" since step {first:,}"
         first = step
-    return "" if first is None else f" since step {first:,} or before"
+    if first is None:
+        return ""
+    return f" since step {first:,} or before"

@@ -120,20 +120,22 @@ def help_lines(bindings: Iterable[Binding], glyphs: Glyphs, width: int) -> list[
         lines = sections.setdefault(_SECTIONS.get(kind, "Here"), [])
         names = "  ".join(plain_key(shown_key(key), glyphs) for key in binding.key.split(","))
         texts = wrap(binding.tooltip or binding.description, min(width, _COLUMN) - _KEYS - 1)
-        for at, text in enumerate(texts):  # on as many lines as needed
-            keys = f"  {names if at == 0 else '':<{_KEYS - 3}} "
-            lines.append([Span(keys, "accent"), Span(text, "value")])
+        for text in texts:  # on as many lines as needed
+            lines.append([Span(f"  {names:<{_KEYS - 3}} ", "accent"), Span(text, "value")])
+            names = ""
     sections["Screens"] = sections.pop("Screens", [])
     blocks = [[[dim(f"  {name}")], *lines, []] for name, lines in sections.items()]
     if width < 2 * _COLUMN:
         return [line for block in blocks for line in block][:-1]
     total, left = sum(map(len, blocks)), 0
-    columns: tuple[list[Line], list[Line]] = ([], [])
+    one: list[Line] = []
+    two: list[Line] = []
     for block in blocks:
-        at_right = left + len(block) // 2 > total / 2
-        columns[at_right].extend(block)
-        left += 0 if at_right else len(block)
-    one, two = columns
+        if left + len(block) // 2 > total / 2:
+            two += block
+        else:
+            one += block
+            left += len(block)
     height = max(len(one), len(two))
     one, two = (part + [[]] * (height - len(part)) for part in (one, two))
     return [[*pad(a, _COLUMN), *b] for a, b in zip(one, two, strict=True)][:-1]

@@ -119,7 +119,10 @@ class LayerScreen(ChartScreen):
         first = [name for name in OF_LAYER if f"router.{name}" in about]
         charts = {name: self.number(view, f"router.{name}", layer.index) for name in first}
         charts |= layer_charts(view, layer)
-        stacks = [["load", "bias"] if layer.bias else ["load"], list(charts)]
+        now = ["load"]
+        if layer.bias:
+            now.append("bias")
+        stacks = [now, list(charts)]
         time = time_scale(view, self.session.axis, layer.index)
         self.draw_charts(stacks, charts, time, self.rows_of_charts(rows, 3 + len(said)), view.step)
 
@@ -129,11 +132,16 @@ class LayerScreen(ChartScreen):
         view, layer = self._drawn
         is_bias = place.name == "bias"
         bars = bias_bars if is_bias else load_bars
+        values = layer.load
+        nothing = words.no_counts(view)
+        if is_bias:
+            values = layer.bias
+            nothing = "no finite value"
         return bars(
-            (layer.bias if is_bias else layer.load) or (),
+            values or (),
             (place.width, place.height),
             self.session.glyphs,
-            "no finite value" if is_bias else words.no_counts(view),
+            nothing,
             step=view.counts_step or 0,
             chosen=self.session.expert,
             focused=place.name == self.chart_in_focus,

@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import ClassVar
 
-from microscope_tui.draw.heat import Heat, after
+from microscope_tui.draw.heat import Heat
 from microscope_tui.draw.spans import Line, Span, dim, pad
 from microscope_tui.draw.table import matching
 from microscope_tui.draw.time_line import time_scale
@@ -116,13 +116,18 @@ class MapScreen(PlotScreen):
     @property
     def _at(self) -> int:
         axis = self._found.axis
-        return max(0, (len(axis) if self.step is None else bisect_right(axis, self.step)) - 1)
+        columns = len(axis)
+        if self.step is not None:
+            columns = bisect_right(axis, self.step)
+        return max(0, columns - 1)
 
     def _cells(self, view: RunView, layout: MapLayout, heat: Heat) -> list[Line]:
         shown = self.layers_shown or ()
         if not shown or not self._found.measured:
-            nothing = f"{self.quantity}: nothing logged in this window"
-            return [[dim(f"  {nothing if shown else 'no layer matches'}")]]
+            nothing = "no layer matches"
+            if shown:
+                nothing = f"{self.quantity}: nothing logged in this window"
+            return [[dim(f"  {nothing}")]]
         columns = cell_columns(self._found.axis, view.window, layout.columns)
         per, position = layout.per_line, self.position()
         found: list[Line] = []
@@ -137,14 +142,16 @@ class MapScreen(PlotScreen):
         return found
 
     async def action_column(self, by: int) -> None:
-        if self._found.axis:
-            at = max(0, min(len(self._found.axis) - 1, self._at + by))
-            self.step = self._found.axis[at] if at < len(self._found.axis) - 1 else None
+        axis = self._found.axis
+        if axis:
+            at = max(0, self._at + by)
+            self.step = axis[at] if at < len(axis) - 1 else None
             await self.redraw()
 
     async def action_quantity(self, by: int) -> None:
-        quantities = list(Quantity) if by > 0 else list(reversed(Quantity))
-        self.quantity = after(self.quantity, quantities)
+        quantities = list(Quantity)
+        at = quantities.index(self.quantity) + by
+        self.quantity = quantities[at % len(quantities)]
         await self.redraw()
 
     async def action_open_layer(self) -> None:

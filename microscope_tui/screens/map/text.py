@@ -102,19 +102,19 @@ def map_line(
     cursor: tuple[int, int] | None,
 ) -> Line:
     """One or two layers; ``cursor``: position of its layer, and its column."""
-    chosen = [cursor[1] if cursor is not None and cursor[0] == at else None for at in range(2)]
+    at, here = cursor or (0, -1)
     cells = []
     for column in columns:
-        roles = [
-            "cursor" if column == here else _ROLES[row[column]]
-            for row, here in zip(rows, chosen, strict=False)
-        ]
+        level = rows[0][column]
+        text = " "
+        roles = [_ROLES[row[column]] for row in rows]
+        if column == here:
+            roles[at] = "cursor"
         if len(set(roles)) > 1:
-            cells.append((HALVES, "|".join(roles)))
-        else:
-            level = rows[0][column]
-            drawn = heat.colour or level == _NO_VALUE
-            cells.append((" " if drawn else load_glyph(level), roles[0]))
+            text = HALVES
+        elif not heat.colour and level != _NO_VALUE:
+            text = load_glyph(level)
+        cells.append((text, "|".join(dict.fromkeys(roles))))
     return merged(cells)
 
 

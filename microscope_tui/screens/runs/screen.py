@@ -99,13 +99,14 @@ class RunsScreen(ListScreen):
     def _title(self, layout: Table) -> Line:
         shown, fleet = len(self._cards), self.session.fleet
         of_all = f"{shown:,} of " if shown < self._count else ""
-        selected = f"   {len(fleet.selected):,} selected" if fleet.selected else ""
-        left = [
-            Span(f" {of_all}{plural(self._count, 'run')}", "title"),
-            Span("   solo" if fleet.solo else selected, "accent"),
-            Span(f"   {filter_note(self.pattern, 30)}" if self.pattern else "", "accent"),
-            *_counted(self._cards),
-        ]
+        left = [Span(f" {of_all}{plural(self._count, 'run')}", "title")]
+        if fleet.solo:
+            left.append(Span("   solo", "accent"))
+        elif fleet.selected:
+            left.append(Span(f"   {len(fleet.selected):,} selected", "accent"))
+        if self.pattern:
+            left.append(Span(f"   {filter_note(self.pattern, 30)}", "accent"))
+        left += _counted(self._cards)
         hides = shown > self.list_rows
         part = f"{self.first + 1:,} to {self.first + self.list_rows:,}" if hides else ""
         notes = part, layout.no_room(" and "), self.session.how_it_watches()
@@ -170,9 +171,12 @@ def _counted(cards: Sequence[RunCard]) -> Line:
     sick = [severity for severity in worst if severity >= Severity.WARN]
     recovered = sum(bool(card.recovered) and not card.findings for card in cards)
     queued = sum(card.queued for card in cards)
-    return [
+    line = [
         Span(f"   {live:,} live", "ok" if live else "dim"),
-        Span(f"   {len(sick):,} with alerts", ROLE_OF_SEVERITY[max(sick)] if sick else "dim"),
-        dim(f"   {recovered:,} recovered" if recovered else ""),
-        dim(f"   {queued:,} to judge" if queued else ""),
+        Span(f"   {len(sick):,} with alerts", ROLE_OF_SEVERITY[max(sick, default=Severity.INFO)]),
     ]
+    if recovered:
+        line.append(dim(f"   {recovered:,} recovered"))
+    if queued:
+        line.append(dim(f"   {queued:,} to judge"))
+    return line

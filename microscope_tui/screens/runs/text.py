@@ -67,6 +67,10 @@ def run_line(card: RunCard, table: Table, *, chosen: bool) -> Line:
     state = card.life.state
     role = "dim" if state in _ASIDE else STATE_ROLES.get(state, "dim")
     bright = "value" if state.live or card.open or card.findings or chosen else "dim"
+    title = "title" if chosen else bright
+    cursor = "▶ " if chosen else "  "
+    selected = "✓" if card.selected else " "
+    dot = "●" if state.live else "·"
     tag = _tag(card)
     name = shortened(card.file.name, max(1, table.width_of("run") - len(tag)))
     verdict = _verdict(card, table.width_of("verdict") - _GAP)
@@ -74,12 +78,9 @@ def run_line(card: RunCard, table: Table, *, chosen: bool) -> Line:
         verdict = list(map(faded, verdict))
     return table.line(
         {
-            "mark": [
-                Span("✓" if card.selected else " ", "accent"),
-                Span("▶ " if chosen else "  ", "accent"),
-            ],
-            "run": [Span(name, "title" if chosen else bright), Span(tag, "accent")],
-            "state": [Span(f"  {'●' if state.live else '·'} {_state(card, table.width)}", role)],
+            "mark": [Span(f"{selected}{cursor}", "accent")],
+            "run": [Span(name, title), Span(tag, "accent")],
+            "state": [Span(f"  {dot} {_state(card, table.width)}", role)],
             "age": [dim(words.age(card.age_s))],
             "step": [Span(_step(card), bright)],
             "loss": [Span(_loss(card), bright)],
@@ -106,13 +107,17 @@ def _label(card: RunCard, name: str) -> str:
 
 
 def _tag(card: RunCard) -> str:
-    opened = "  open" if card.open else ""
-    return f"{opened}  pinned" if card.pinned else opened
+    tag = "  open" if card.open else ""
+    if card.pinned:
+        tag += "  pinned"
+    return tag
 
 
 def _step(card: RunCard) -> str:
     step = f"{card.step:,}" if card.step else "-"
-    return f"{step}/{words.short_number(card.planned_steps)}" if card.planned_steps else step
+    if card.planned_steps:
+        step += f"/{words.short_number(card.planned_steps)}"
+    return step
 
 
 def _loss(card: RunCard) -> str:
@@ -134,7 +139,9 @@ def _verdict(card: RunCard, room: int) -> Line:
         return [dim(f"diagnosis at {card.judged:.0%}")]
     if card.queued:
         return [Span("to be judged", "faint")]
-    return [Span("no steps yet" if card.life.state is RunState.WAITING else "not judged", "faint")]
+    if card.life.state is RunState.WAITING:
+        return [Span("no steps yet", "faint")]
+    return [Span("not judged", "faint")]
 
 
 def _troubles(found: Sequence[Trouble], room: int) -> Line:
