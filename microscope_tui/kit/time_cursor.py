@@ -8,16 +8,12 @@ The window is the range of steps that curves and ribbon cover. What is typed aft
 * ``+100`` ``-2k``: steps from the shown one
 * ``14:30``: local time, on the latest day of the run that has it
 * ``-2h`` ``-30min``: before the newest record
-
-In the text of a probe it is a token by the same rules, or ``e17``: the next one of expert 17.
 """
 
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from datetime import datetime, time, timedelta
-
-import msgspec
 
 from microscope_tui.draw.words import bytes_of
 from microscope_tui.runlog import PipedLog, SpooledLog, safe_text
@@ -26,7 +22,8 @@ from microscope_tui.watch import Pin, RunWatch, Window, kept_steps, pin, pin_at
 _NEXT_SPEED = {0: 1, 1: 4, 4: 16, 16: 0}
 """Playback speeds, in columns of the ribbon per second."""
 _LEAST_STEPS = 20
-_MOST_CHARACTERS = 24
+MOST_CHARACTERS = 24
+"""Of what is typed in a message about it."""
 _NUMBER = re.compile(r"([+-]?)([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(k?)")
 _BEFORE = re.compile(r"-([0-9]+)(h|min)")
 _UNITS = {"h": "hours", "min": "minutes"}
@@ -229,18 +226,14 @@ class BadPlace(ValueError):
     """The message says what to type."""
 
 
-class OfExpert(msgspec.Struct, frozen=True):
-    expert: int
-
-
 def parse_place(text: str, *, shown: int, newest: int) -> int | time | timedelta:
     """A step (a number is not clamped to the run), a time of day, or a time before the newest.
 
     ``shown``, ``newest``: steps that the text may refer to. ``BadPlace``: it means none of them.
     """
     typed = text.strip()
-    if len(typed) > _MOST_CHARACTERS:
-        raise BadPlace(f"{safe_text(typed, _MOST_CHARACTERS)} is not a place: it is too long")
+    if len(typed) > MOST_CHARACTERS:
+        raise BadPlace(f"{safe_text(typed, MOST_CHARACTERS)} is not a place: it is too long")
     if typed.lower() == "end":
         return newest
     if found := re.fullmatch(r"([0-9]{1,3})%", typed):
@@ -261,7 +254,7 @@ def parse_place(text: str, *, shown: int, newest: int) -> int | time | timedelta
         if int(found[1]) > 23 or int(found[2]) > 59:
             raise BadPlace(f"{typed}: not a time of day; the last one is 23:59")
         return time(int(found[1]), int(found[2]))
-    said = safe_text(typed or "nothing", _MOST_CHARACTERS)
+    said = safe_text(typed or "nothing", MOST_CHARACTERS)
     raise BadPlace(f"{said} is not a place: try 12k, 50%, -100, 14:30, -2h or end")
 
 
@@ -280,25 +273,6 @@ def step_at(
         wanted = _latest(when, times[0], newest_s)
     logged = list(zip(steps, times, strict=False))  # the reader may be adding some
     return next((step for step, at in reversed(logged) if at <= wanted), steps[0])
-
-
-def parse_token(text: str, *, shown: int, tokens: int, experts: int) -> int | OfExpert:
-    """A token, or the next one of an expert; ``BadPlace`` explains what to type instead."""
-    typed = text.strip()
-    if found := re.fullmatch(r"e([0-9]{1,6})", typed):
-        if (expert := int(found[1])) >= experts:
-            raise BadPlace(f"no expert {expert:,}: there are 0 to {experts - 1:,}")
-        return OfExpert(expert)
-    try:
-        place = parse_place(typed, shown=shown, newest=tokens - 1)
-    except BadPlace:
-        place = time()
-    if not isinstance(place, int):
-        said = safe_text(typed or "nothing", _MOST_CHARACTERS)
-        raise BadPlace(f"{said} is not a token: try 12k, 50%, -100, end, or e17 for expert 17")
-    if place >= tokens:
-        raise BadPlace(f"no token {place:,}: there are 0 to {tokens - 1:,}")
-    return place
 
 
 def _latest(clock: time, first_s: float, newest_s: float) -> float:

@@ -8,13 +8,8 @@ from datetime import datetime, time, timedelta
 import pytest
 from hypothesis import given, strategies as st
 
-from microscope_tui.kit.time_cursor import (
-    BadPlace,
-    OfExpert,
-    parse_place,
-    parse_token,
-    step_at,
-)
+from microscope_tui.extensions.anatomy.screens import OfExpert, parse_token
+from microscope_tui.kit.time_cursor import BadPlace, parse_place, step_at
 from microscope_tui.runlog import safe_text
 
 STEPS = st.integers(0, 10**12)

@@ -3,8 +3,10 @@
 The layers are those of the file; they need not be those of the run.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import time
 from functools import lru_cache
 from typing import ClassVar
 
@@ -21,7 +23,8 @@ from microscope_tui.kit.glossary import ENTROPY, HEADER, LAYER, MARGIN, SHARE
 from microscope_tui.kit.keys import key, pair
 from microscope_tui.kit.prompts import Prompt
 from microscope_tui.kit.rows import Rows
-from microscope_tui.kit.time_cursor import BadPlace, OfExpert, parse_token
+from microscope_tui.kit.time_cursor import MOST_CHARACTERS, BadPlace, parse_place
+from microscope_tui.runlog import safe_text
 from microscope_tui.watch import RunView
 
 _BESIDE_FROM, _WIDE_FROM = 72, 110
@@ -146,6 +149,35 @@ class ProbeScreen(BaseScreen):
             return f"no {where} token chose expert {expert} in {layer}"
         anatomy.token = found
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class OfExpert:
+    """What ``e17`` means: the next token of this expert."""
+
+    expert: int
+
+
+def parse_token(text: str, *, shown: int, tokens: int, experts: int) -> int | OfExpert:
+    """What was typed: a token, by the rules for steps, or ``e17``: the next one of expert 17.
+
+    ``BadPlace``: neither; the message explains what to type instead.
+    """
+    typed = text.strip()
+    if found := re.fullmatch(r"e([0-9]{1,6})", typed):
+        if (expert := int(found[1])) >= experts:
+            raise BadPlace(f"no expert {expert:,}: there are 0 to {experts - 1:,}")
+        return OfExpert(expert)
+    try:
+        place = parse_place(typed, shown=shown, newest=tokens - 1)
+    except BadPlace:
+        place = time()
+    if not isinstance(place, int):
+        said = safe_text(typed or "nothing", MOST_CHARACTERS)
+        raise BadPlace(f"{said} is not a token: try 12k, 50%, -100, end, or e17 for expert 17")
+    if place >= tokens:
+        raise BadPlace(f"no token {place:,}: there are 0 to {tokens - 1:,}")
+    return place
 
 
 class _Token(Prompt):
