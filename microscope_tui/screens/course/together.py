@@ -21,7 +21,7 @@ from microscope_tui.draw.spans import Line, Span, dim, pad, shortened, width_of,
 from microscope_tui.draw.time_line import TimeScale
 from microscope_tui.kit.base import is_busy
 from microscope_tui.kit.glossary import CHARTS, HEADER, MARGIN, RUNS
-from microscope_tui.kit.keys import with_keymap
+from microscope_tui.kit.keys import key, with_keymap
 from microscope_tui.runlog import plural, safe_text
 from microscope_tui.screens.course.run_course import RunCourse
 from microscope_tui.screens.course.screen import NUMBERS, CourseScreen, Numbers
@@ -33,7 +33,11 @@ _ROLES = (*(f"ink:{number}" for number in range(MOST_RUNS - 1)), "value")
 _TICKS = 5
 _STRETCHES = 512  # of the run, each with its mean number of tokens
 _REFRESH_S = 2.0
-_OF_ONE_RUN = ("number.second", "chart.next", "chart.previous")
+_OF_ONE_RUN = (
+    *("number.second", "chart.next", "chart.previous", "time.axis"),
+    *("time.zoom_in", "time.zoom_out", "time.show_all"),
+)
+_SHARED = [one for one in with_keymap(CourseScreen.BINDINGS, {}) if one.id not in _OF_ONE_RUN]
 
 
 class Across(StrEnum):
@@ -156,13 +160,16 @@ def together_lines(courses: Sequence[RunCourse], name: str, width: int) -> list[
 class TogetherScreen(CourseScreen, inherit_bindings=False):
     """The selected runs, or the newest; a worker thread reads their logs.
 
-    It has the list and the keys of screen 6, except those for a second number and a second chart.
+    It has the list and the keys of screen 6, without those for a second number, other charts and
+    the zoom.
     A step that the user goes to is marked in the chart.
     """
 
     WORDS: ClassVar = {**CHARTS, **NUMBERS, **MARGIN, **RUNS, **HEADER}
     BINDINGS: ClassVar = [
-        one for one in with_keymap(CourseScreen.BINDINGS, {}) if one.id not in _OF_ONE_RUN
+        *_SHARED[:3],
+        key("time.axis", "x", "next_axis", "x axis: steps, tokens, time", "axis"),
+        *_SHARED[3:],
     ]
     PARTS = ("header", "answer", ("body", "numbers", ("charts", "chart-number")), "together-runs")
 
@@ -180,9 +187,9 @@ class TogetherScreen(CourseScreen, inherit_bindings=False):
             self.run_worker(self._read(courses), group="together")
         runs = Span(f"  {plural(len(courses), 'run')}", "title")
         title = [runs, dim(f"   over {self.across}")]
-        notes = ["x: another axis"]
+        notes = []
         if len(courses) == 1:
-            notes.insert(0, "select runs with space on screen 4")
+            notes.append("select runs with space on screen 4")
         self.show("answer", [with_notes(title, notes, columns)])
         name, *_ = self.numbers or (self.AT_FIRST,)
         lines = together_lines(courses, name, columns)
