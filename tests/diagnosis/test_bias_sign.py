@@ -286,6 +286,18 @@ def test_the_update_that_is_not_called_explains_a_collapse_and_the_rate_stays() 
     assert not settings(records)
 
 
+@pytest.mark.parametrize(("rate", "active"), [(0.001, True), (0.0, False)])
+def test_a_bias_that_does_not_move_is_in_order_once_the_header_has_a_rate_of_zero(
+    rate: float, active: bool
+) -> None:
+    routers = Routers(0.001, signs=(0, 0, 0))
+    records = log_of(routers, 130)
+    again = log_of(routers, 140, rate)
+    again[0]["resumed_at_step"] = 131
+    stands = [e for e in judge(records + again).episodes if e.reason == STANDS]
+    assert {e.active for e in stands} == {active}
+
+
 def test_a_bias_that_moved_and_stands_may_be_held_in_bf16() -> None:
     routers = Routers(0.001, seed=1)
     records = log_of(routers, 150)

@@ -5,13 +5,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from microscope_tui import measures
 from microscope_tui.diagnosis import Criteria, Diagnosis, Severity, report
 from microscope_tui.diagnosis.engine import pending
+from microscope_tui.diagnosis.rules.dead import few_from_start
 from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord
 from tests.conftest import header
-from tests.diagnosis.conftest import COLLAPSED, even, judge, loud, of, steps, without_expert
+from tests.diagnosis.conftest import COLLAPSED, about, even, judge, loud, of, steps, without_expert
 
 Weights = Callable[[int], Sequence[float]]
 """``weights(step)``: the load of every expert in the first layer, in fair shares."""
@@ -94,7 +96,8 @@ def test_a_rare_expert_of_a_small_batch_is_not_dead_in_a_fine_tuning(profile: st
     def rare(n: int, gone: int) -> list[float]:
         return [float(n < 300 or e >= gone) for e in range(60)] + [0.5 * (n % 150 == 5)]
 
-    assert loud(run(lambda n: rare(n, 0), 600, 2, profile=profile)) == []
+    judged = run(lambda n: rare(n, 0), 600, 2, profile=profile)
+    assert (loud(judged), judged.rules["DEAD"].tracks) == ([], {})
     for gone in (1, 4):
         found = of(run(lambda n, gone=gone: rare(n, gone), 600, 2, profile=profile), "DEAD")  # type: ignore[misc]
         assert (found.facts["experts"], found.severity) == (tuple(range(gone)), Severity.WARN)
@@ -174,3 +177,28 @@ def test_a_dead_expert_comes_back_with_a_tenth_of_its_share(share: float, back: 
     now = of(run(blip, 440, 500), "DEAD").now
     assert now is not None
     assert now.facts["back"] == back
+
+
+@pytest.mark.parametrize(("last", "onset", "active"), [(830, 110, True), (900, 110, False)])
+def test_the_same_experts_that_starve_for_long_end_as_slowly_as_they_began(
+    last: int, onset: int, active: bool
+) -> None:
+    tail = about([560, 540, 555, 565, 622, 624, 620, 10])
+    sick = lambda n: tail(n) if 110 <= n < 750 else even(n)  # noqa: E731
+    found = of(judge([header(), *steps(1, last, sick)]), "STARVED")
+    assert (found.onset, found.active, "cause" in found.facts) == (onset, active, False)
+
+
+@pytest.mark.parametrize(("rest", "few"), [(0.9, True), (0.89, False)])
+def test_dead_experts_are_for_their_rows_only_beside_others_with_c_from_0_9_on(
+    rest: float, few: bool
+) -> None:
+    judged = run(silent(64, (3, 9), 1), 300, 40)
+    dead = of(judged, "DEAD")
+    assert few_from_start(replace(dead, facts=dead.facts | {"rest": rest})) == few
+
+
+@pytest.mark.parametrize(("few", "found"), [(1, []), (2, ["STARVED"])])
+def test_a_tenth_of_the_experts_may_get_little_of_500_steps(few: int, found: list[str]) -> None:
+    on_and_off = lambda n: [float(n % 60 > 55 or n < 90)] * few + [1.0] * (10 - few)  # noqa: E731
+    assert [e.rule for e in loud(run(on_and_off, 640, 200))] == found

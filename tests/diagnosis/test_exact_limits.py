@@ -238,6 +238,14 @@ def test_a_fine_tuning_is_compared_with_its_first_steps(
     assert [e.severity for e in episodes] == ([severity] if severity else [])
 
 
+@pytest.mark.parametrize(("starved", "reported"), [(2.0, False), (3.0, True)])
+def test_without_counts_one_starved_expert_of_a_fine_tuning_may_be_close_to_a_tenth(
+    starved: float, reported: bool
+) -> None:
+    courses = {"starved_experts": between(200, 300, starved, 0.0)}
+    assert bool(found("STARVED", courses, 290, 10, profile="finetune")) == reported
+
+
 @pytest.mark.parametrize(
     ("again", "expected"), [(330, [(200, 0, None)]), (331, [(200, 0, 230), (331, 1, None)])]
 )

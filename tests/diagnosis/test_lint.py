@@ -106,6 +106,21 @@ def test_an_auxiliary_loss_at_k_is_pooled_where_it_stays_there_and_the_writer_po
         assert causes(records) == expected
 
 
+@pytest.mark.parametrize(
+    ("balance", "ended"), [(POOLS, None), ({"method": "bias", "bias_update_rate": 0.001}, 310)]
+)
+def test_what_was_pooled_long_enough_is_reported_until_another_header(
+    balance: dict[str, Any], ended: int | None
+) -> None:
+    losses = lambda n: {"aux": 2.0 if 200 <= n < 225 else 3.0}  # noqa: E731
+    before = steps(1, 309, lambda n: COLLAPSED, losses=losses)
+    resumed = header(balance=balance, resumed_at_step=310)
+    after = steps(310, 320, lambda n: COLLAPSED, losses=losses)
+    episodes = judge([header(balance=POOLS), *before, resumed, *after]).episodes
+    (pooled,) = [e for e in episodes if e.reason == "aux pooled"]
+    assert (pooled.onset, pooled.recovered_at) == (224, ended)
+
+
 @pytest.mark.parametrize(("third", "found"), [([0, 2, 3, 3], ["aux pooled"]), ([3, 3, 2, 0], [])])
 def test_layers_that_cancel_out_show_a_pooled_loss_unlogged(third: Any, found: list[str]) -> None:
     ends = [0.1] * 4

@@ -78,3 +78,13 @@ def test_a_rank_is_overloaded_beyond_1_5_times_the_mean(load: int, alarm: int | 
     row = [load, load, *[others] * 5, 4096 - 2 * load - 5 * others]
     found = loud(judge([header(expert_parallel_size=4), *steps(1, 160, about(row))]))
     assert [e.alarm for e in found] == ([alarm] if alarm else [])
+
+
+def test_the_counts_of_one_line_do_not_decide_for_lines_without_any() -> None:
+    three = about([815, 815, 815, 815, 806, 10, 10, 10])
+    one = about([584, 584, 584, 584, 584, 584, 582, 10])
+    sick = lambda n: even(n) if n < 200 else three(n) if n == 200 else one(n)  # noqa: E731
+    records = [header(profile="finetune"), *steps(1, 300, sick)]
+    for record in records[201:]:
+        del record["tokens_per_expert"]
+    assert not [e for e in judge(records).episodes if e.rule == "STARVED"]

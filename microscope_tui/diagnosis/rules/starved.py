@@ -146,10 +146,7 @@ class Starved(Rule[StarvedLimits, Memory]):
         starved, memory = view.signal("starved_experts"), self.memory
         if starved is None:
             return None
-        shares: list[float] = []
-        none = starved.known and starved.high <= 0.0
-        if memory.suspects or self.context.relative or not none:
-            shares = list(map(truediv, starved.values, self.sizes))
+        shares = list(map(truediv, starved.values, self.sizes))
         self._ease(view)
         if self.context.relative:
             memory.first.add(view.step, shares)
@@ -186,7 +183,7 @@ class Starved(Rule[StarvedLimits, Memory]):
     def _in_turn(self, shares: Sequence[float]) -> Found:
         """Those that starve in this step, too; the others may be over."""
         found: Found = {}
-        for index, one in self.memory.in_turn.items() if shares else ():
+        for index, one in self.memory.in_turn.items():
             if not shares[index] <= self.limits.share / 1.3:
                 found[index] = self._of_block(one)
         return found
