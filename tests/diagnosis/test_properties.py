@@ -220,7 +220,7 @@ def test_bytes_that_are_not_a_state_are_refused_with_the_reason() -> None:
     with pytest.raises(BadState, match="3 other routers"):
         restore(state, run_record(2))
     older = msgspec.msgpack.encode(msgspec.msgpack.decode(state) | {"version": 2})
-    with pytest.raises(BadState, match="version 2, this is 6"):
+    with pytest.raises(BadState, match="version 2, this is 7"):
         restore(older, run_record(3))
     for damaged in (b"", b"\x93", state[:-5], b"\xc1" * 40, b"\x81" * 5000):
         with pytest.raises(BadState):
