@@ -144,14 +144,17 @@ def dense_functions(files: list[Path], above: int = MAX_BRANCHES) -> dict[str, i
 def decisions_of(tree: ast.AST) -> Counter[str]:
     """Decisions that an expression hides, which therefore cannot carry a comment.
 
-    ``x if c else y``; expressions that hold one inside; ``a and b or c``; a pair that is indexed
-    by a test; a test as a factor; statements that assign a tuple to a tuple.
+    ``x if c else y``; expressions that hold one inside; statements with two; ``a and b or c``;
+    a pair that is indexed by a test; a test as a factor; statements that assign a tuple to a tuple.
     """
     found: Counter[str] = Counter()
     for node in ast.walk(tree):
         if isinstance(node, _HOLDERS):
             inner = (x for x in ast.walk(node) if isinstance(x, ast.IfExp) and x is not node)
             found["expressions that hold one"] += any(True for _ in inner)
+        if isinstance(node, ast.stmt):
+            own = (isinstance(part, ast.IfExp) for part in _own_parts(node))
+            found["statements with two"] += sum(own) > 1
         match node:
             case ast.IfExp():
                 found["x if c else y"] += 1
@@ -167,6 +170,16 @@ def decisions_of(tree: ast.AST) -> Counter[str]:
             case ast.Assign(targets=[ast.Tuple()], value=ast.Tuple()):
                 found["tuple = tuple"] += 1
     return found
+
+
+def _own_parts(statement: ast.stmt) -> Iterator[ast.AST]:
+    """All expressions of a statement without those of the statements inside it."""
+    todo: list[ast.AST] = [statement]
+    while todo:
+        for part in ast.iter_child_nodes(todo.pop()):
+            if not isinstance(part, ast.stmt | ast.excepthandler | ast.match_case):
+                yield part
+                todo.append(part)
 
 
 def _is_test(node: ast.AST) -> bool:
