@@ -20,10 +20,7 @@ from pathlib import Path
 
 from benchmarks.machine import machine, options_of, say
 from benchmarks.terminal import Terminal, microscope
-from microscope_tui.extensions.anatomy.layout import (
-    Shape,
-    Tables,
-)
+from microscope_tui.extensions.anatomy.layout import Shape, Tables
 from microscope_tui.extensions.anatomy.routing_file import RoutingWriter
 from microscope_tui.runlog import ROUTING_NAME
 from microscope_tui.scenarios import Shape as RunShape, write_run

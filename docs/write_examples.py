@@ -8,11 +8,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from microscope_tui.commands.check.report import (
-    CheckRequest,
-    judge,
-    verdict_json,
-)
+from microscope_tui.commands.check.report import CheckRequest, judge, verdict_json
 from microscope_tui.runlog import RunFile
 from microscope_tui.scenarios import write_run
 from microscope_tui.watch import RunWatch

@@ -12,10 +12,7 @@ import struct
 from collections import Counter
 from pathlib import Path
 
-from microscope_tui.extensions.anatomy.layout import (
-    Shape,
-    Tables,
-)
+from microscope_tui.extensions.anatomy.layout import Shape, Tables
 from microscope_tui.extensions.anatomy.routing_file import RoutingWriter
 from microscope_tui.runlog import ROUTING_NAME
 from microscope_tui.scenarios import Shape as RunShape, write_run

@@ -23,15 +23,7 @@ from microscope_tui.scenarios.collapsing import growing
 from microscope_tui.scenarios.control import LINT, ranks_of
 from microscope_tui.scenarios.course import Course, falling_loss, steps
 from microscope_tui.scenarios.popularity import blended, constant, pulled, uneven
-from microscope_tui.scenarios.run import (
-    Expected,
-    Record,
-    Run,
-    Shape,
-    Truth,
-    around,
-    some_routers,
-)
+from microscope_tui.scenarios.run import Expected, Record, Run, Shape, Truth, around, some_routers
 
 Edit = Callable[[Iterator[Record]], Iterator[Record]]
 Logs = list[float]

@@ -12,15 +12,7 @@ from benchmarks.scenarios.variants import pooled_aux_loss
 from microscope_tui.scenarios.control import LINT, ranks_of
 from microscope_tui.scenarios.course import Course
 from microscope_tui.scenarios.popularity import constant, whole
-from microscope_tui.scenarios.run import (
-    Expected,
-    Record,
-    Run,
-    Shape,
-    Step,
-    around,
-    some_routers,
-)
+from microscope_tui.scenarios.run import Expected, Record, Run, Shape, Step, around, some_routers
 
 _GONE = -40.0  # log-weight of an expert without tokens
 _UNLOVED: dict[str, tuple[float, float, float, float, str, dict[str, Any]]] = {

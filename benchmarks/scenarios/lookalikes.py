@@ -7,13 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import Any
 
-from microscope_tui.scenarios.collapsing import (
-    BESIDE_COLLAPSE,
-    collapsing,
-    fallen,
-    growing,
-    thin,
-)
+from microscope_tui.scenarios.collapsing import BESIDE_COLLAPSE, collapsing, fallen, growing, thin
 from microscope_tui.scenarios.course import Course, steps
 from microscope_tui.scenarios.healthy import hot_expert, settled
 from microscope_tui.scenarios.popularity import (

@@ -8,13 +8,7 @@ import math
 from collections.abc import Callable
 
 from microscope_tui.diagnosis import Episode, Grade, Severity
-from microscope_tui.runlog import (
-    RouterInfo,
-    RouterSummary,
-    RunRecord,
-    StepRecord,
-    Values,
-)
+from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord, Values
 
 WARM_UP, PERSISTENCE, COOLDOWN = 100, 25, 100
 _E8 = math.log(8)

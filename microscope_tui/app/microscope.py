@@ -19,13 +19,7 @@ from textual.theme import Theme
 
 from microscope_tui.diagnosis import NO_ROUTERS
 from microscope_tui.kit.base import BaseScreen
-from microscope_tui.kit.keys import (
-    EVERYWHERE,
-    name_of,
-    screen_class,
-    shown_key,
-    with_keymap,
-)
+from microscope_tui.kit.keys import EVERYWHERE, name_of, screen_class, shown_key, with_keymap
 from microscope_tui.kit.palette import Shades
 from microscope_tui.kit.session import Session
 from microscope_tui.screens.main.screen import MainScreen

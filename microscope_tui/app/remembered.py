@@ -22,12 +22,7 @@ from microscope_tui.kit.session import DEFAULT, Preferences, Session
 from microscope_tui.runlog import safe_text
 from microscope_tui.sources import BadMapping, SourceRequest, rules_of
 from microscope_tui.watch import Fleet
-from microscope_tui.watch.state_folder import (
-    read_small,
-    remove_oldest,
-    state_folder,
-    write_whole,
-)
+from microscope_tui.watch.state_folder import read_small, remove_oldest, state_folder, write_whole
 
 _MOST_BYTES = 1 << 20
 _MOST_CHARS = 200

@@ -13,14 +13,7 @@ from msgspec.structs import replace
 from platformdirs import user_config_path
 
 from microscope_tui.commands.console import USAGE, fail, say
-from microscope_tui.diagnosis import (
-    DEFAULTS,
-    RULES,
-    BadLimit,
-    Criteria,
-    Limits,
-    changed_limits,
-)
+from microscope_tui.diagnosis import DEFAULTS, RULES, BadLimit, Criteria, Limits, changed_limits
 from microscope_tui.draw.heat import Palette
 from microscope_tui.runlog import safe_text
 from microscope_tui.sources import BadMapping, rules_of

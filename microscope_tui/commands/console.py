@@ -13,9 +13,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from microscope_tui.diagnosis import (
-    Criteria,
-)
+from microscope_tui.diagnosis import Criteria
 from microscope_tui.draw.words import bytes_of
 from microscope_tui.runlog import (
     NoRuns,

@@ -8,13 +8,7 @@ from typing import Any
 from microscope_tui.commands.config import read_config
 from microscope_tui.commands.console import USAGE, fail, print_data, print_json
 from microscope_tui.commands.options import AsJson
-from microscope_tui.diagnosis import (
-    DEFAULTS,
-    RULES,
-    Episode,
-    Limits,
-    Severity,
-)
+from microscope_tui.diagnosis import DEFAULTS, RULES, Episode, Limits, Severity
 from microscope_tui.diagnosis.context import WARM_UP_MAX, WARM_UP_SHARE, WARM_UP_STEPS
 from microscope_tui.runlog import RouterInfo, RunRecord, safe_text
 

@@ -27,20 +27,8 @@ from microscope_tui.commands.console import (
     show_progress,
     to_file,
 )
-from microscope_tui.commands.options import (
-    DEFAULT_SOURCE,
-    Output,
-    SourceOptions,
-    Switch,
-    format_of,
-)
-from microscope_tui.draw.export import (
-    EXPERT_COLUMNS,
-    ROUTER_COLUMNS,
-    Row,
-    rows_of,
-    write_csv,
-)
+from microscope_tui.commands.options import DEFAULT_SOURCE, Output, SourceOptions, Switch, format_of
+from microscope_tui.draw.export import EXPERT_COLUMNS, ROUTER_COLUMNS, Row, rows_of, write_csv
 from microscope_tui.runlog import LOG_NAME, RunFile, UnknownFormat
 from microscope_tui.sources.parts import merge as merge_parts
 

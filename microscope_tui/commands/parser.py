@@ -15,13 +15,7 @@ from cyclopts.help import DefaultFormatter, HelpPanel, PanelSpec
 
 from microscope_tui.commands.config import Color, GlyphChoice, Theme, read_config
 from microscope_tui.commands.console import DEFAULT_PATH, USAGE, fail
-from microscope_tui.commands.options import (
-    DEFAULT_SOURCE,
-    RANKS,
-    Ranks,
-    SourceOptions,
-    Switch,
-)
+from microscope_tui.commands.options import DEFAULT_SOURCE, RANKS, Ranks, SourceOptions, Switch
 from microscope_tui.installed import missing, not_installed
 from microscope_tui.runlog import MOST_BYTES, safe_text
 from microscope_tui.watch import DEFAULT_MEMORY

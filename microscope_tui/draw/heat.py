@@ -14,14 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from microscope_tui.draw.glyphs import (
-    Glyphs,
-    ends_of,
-    load_glyph,
-    load_mark,
-    loudest,
-    shade_level,
-)
+from microscope_tui.draw.glyphs import Glyphs, ends_of, load_glyph, load_mark, loudest, shade_level
 from microscope_tui.draw.spans import Line, Span, line_width, merged, pad
 from microscope_tui.runlog import RunRecord
 from microscope_tui.watch import LayerView, Reference

@@ -5,13 +5,7 @@ import threading
 from collections.abc import Mapping, Sequence
 
 from microscope_tui.draw import words
-from microscope_tui.draw.charts import (
-    SMOOTHINGS,
-    Chart,
-    Placed,
-    arranged,
-    plot_area,
-)
+from microscope_tui.draw.charts import SMOOTHINGS, Chart, Placed, arranged, plot_area
 from microscope_tui.draw.heat import after
 from microscope_tui.draw.numbers import OF_LAYER, number_chart
 from microscope_tui.draw.spans import Line, Span, pad, shortened
@@ -21,13 +15,7 @@ from microscope_tui.kit.figure import figure
 from microscope_tui.kit.keys import key
 from microscope_tui.kit.rows import Rows
 from microscope_tui.kit.run_screen import RunScreen
-from microscope_tui.watch import (
-    Reading,
-    RunView,
-    RunWatch,
-    course_of,
-    kept_numbers,
-)
+from microscope_tui.watch import Reading, RunView, RunWatch, course_of, kept_numbers
 
 _RIBBON_FROM_ROWS = 16
 MOST_POINTS = 240

@@ -9,12 +9,7 @@ from .discover import (
     find_logs as find_logs,
     find_runs as find_runs,
 )
-from .index import (
-    Glance as Glance,
-    glance as glance,
-    sample as sample,
-    step_at as step_at,
-)
+from .index import Glance as Glance, glance as glance, sample as sample, step_at as step_at
 from .piped import (
     MOST_BYTES as MOST_BYTES,
     PipedLog as PipedLog,
@@ -45,11 +40,7 @@ from .records import (
     has_grown as has_grown,
     one_or_each as one_or_each,
 )
-from .safe_text import (
-    cells_of as cells_of,
-    plural as plural,
-    safe_text as safe_text,
-)
+from .safe_text import cells_of as cells_of, plural as plural, safe_text as safe_text
 from .signals import on_stop_signals as on_stop_signals
 from .tail import (
     EVERYTHING as EVERYTHING,

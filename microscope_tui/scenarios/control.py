@@ -8,21 +8,8 @@ from dataclasses import replace
 from microscope_tui.scenarios.collapsing import growing
 from microscope_tui.scenarios.course import Course, Meter, run_along
 from microscope_tui.scenarios.healthy import settled
-from microscope_tui.scenarios.popularity import (
-    blended,
-    pulled,
-    scaled_to,
-    settling,
-    uneven,
-)
-from microscope_tui.scenarios.run import (
-    Expected,
-    Record,
-    Run,
-    Shape,
-    around,
-    some_routers,
-)
+from microscope_tui.scenarios.popularity import blended, pulled, scaled_to, settling, uneven
+from microscope_tui.scenarios.run import Expected, Record, Run, Shape, around, some_routers
 
 TOO_FAST = 0.05
 _FOUR_RANKS = (1.68, 0.95, 0.75, 0.62)

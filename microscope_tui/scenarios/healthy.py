@@ -5,14 +5,7 @@ import random
 
 from microscope_tui.scenarios.course import Course, run_along
 from microscope_tui.scenarios.popularity import Popularity, constant, pulled, settling
-from microscope_tui.scenarios.run import (
-    Expected,
-    Run,
-    Shape,
-    around,
-    hot_experts,
-    some_routers,
-)
+from microscope_tui.scenarios.run import Expected, Run, Shape, around, hot_experts, some_routers
 
 
 def healthy(shape: Shape, rng: random.Random) -> Run:

@@ -14,17 +14,8 @@ from textual.keys import Keys
 from microscope_tui.draw.glyphs import Glyphs
 from microscope_tui.draw.spans import plain
 from microscope_tui.kit.key_line import last_line
-from microscope_tui.kit.keymap import (
-    BadKey,
-    conflicts,
-    keymap_of,
-)
-from microscope_tui.kit.keys import (
-    all_bindings,
-    shown_key,
-    with_keymap,
-    written_key,
-)
+from microscope_tui.kit.keymap import BadKey, conflicts, keymap_of
+from microscope_tui.kit.keys import all_bindings, shown_key, with_keymap, written_key
 from microscope_tui.runlog import safe_text
 
 QUIT = [

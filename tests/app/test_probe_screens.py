@@ -5,10 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from microscope_tui.extensions.anatomy.layout import (
-    Shape,
-    Tables,
-)
+from microscope_tui.extensions.anatomy.layout import Shape, Tables
 from microscope_tui.extensions.anatomy.opened import anatomy_of
 from microscope_tui.extensions.anatomy.routing_file import Routing, RoutingWriter
 from microscope_tui.extensions.anatomy.screens import TokensScreen

@@ -8,11 +8,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.commands.check.report import (
-    CheckRequest,
-    Judgement,
-    judge as check,
-)
+from microscope_tui.commands.check.report import CheckRequest, Judgement, judge as check
 from microscope_tui.diagnosis import Criteria, Diagnosis, Episode, Severity
 from microscope_tui.runlog import RunFile, RunReader
 from microscope_tui.watch.judge import Judge

@@ -12,13 +12,7 @@ from msgspec.structs import replace
 from microscope_tui.diagnosis import Advice, causes, group
 from microscope_tui.diagnosis.advice import advise
 from microscope_tui.diagnosis.causes import Known
-from microscope_tui.diagnosis.episodes import (
-    WHOLE_RUN,
-    Episode,
-    Finding,
-    Reason,
-    Severity,
-)
+from microscope_tui.diagnosis.episodes import WHOLE_RUN, Episode, Finding, Reason, Severity
 from microscope_tui.runlog import RouterInfo, RunRecord
 
 BIAS: dict[str, Any] = {"method": "bias", "bias_update_rate": 0.001, "update": "sign"}

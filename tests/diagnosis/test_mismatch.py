@@ -5,11 +5,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.commands.check.format_check import (
-    check_format,
-    exit_code,
-    format_text,
-)
+from microscope_tui.commands.check.format_check import check_format, exit_code, format_text
 from microscope_tui.probe import RunRecorder
 from tests.conftest import header
 from tests.diagnosis.conftest import judge, steps

@@ -8,14 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from benchmarks.scenarios import SCENARIOS
 from microscope_tui.commands.check.report import findings_with_advice
-from microscope_tui.diagnosis import (
-    DEFAULTS,
-    RULES,
-    BadLimit,
-    Criteria,
-    Limits,
-    changed_limits,
-)
+from microscope_tui.diagnosis import DEFAULTS, RULES, BadLimit, Criteria, Limits, changed_limits
 from microscope_tui.diagnosis.rules.collapse import CollapseLimits
 from microscope_tui.runlog import Entry, RunReader
 from microscope_tui.scenarios import Shape, lines

@@ -6,11 +6,7 @@ import pytest
 
 from microscope_tui.diagnosis import Advice, Diagnosis, report, restore, save
 from microscope_tui.draw.findings import finding_json
-from microscope_tui.screens.alerts.text import (
-    AlertState,
-    Entry,
-    unfolded,
-)
+from microscope_tui.screens.alerts.text import AlertState, Entry, unfolded
 from tests.conftest import header
 from tests.diagnosis.conftest import COLLAPSED, about, even, judge, of, steps, without_expert
 

@@ -10,14 +10,7 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 
 from microscope_tui import measures
-from microscope_tui.diagnosis import (
-    WHOLE_RUN,
-    BadState,
-    Diagnosis,
-    Episode,
-    restore,
-    save,
-)
+from microscope_tui.diagnosis import WHOLE_RUN, BadState, Diagnosis, Episode, restore, save
 from microscope_tui.runlog import RouterInfo, RouterSummary, RunRecord, StepRecord
 from microscope_tui.scenarios import draw_counts
 

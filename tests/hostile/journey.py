@@ -23,12 +23,7 @@ from msgspec.structs import replace
 
 from microscope_tui import runlog
 from microscope_tui.commands.check import format_check
-from microscope_tui.commands.check.report import (
-    CheckRequest,
-    judge,
-    verdict_json,
-    verdict_text,
-)
+from microscope_tui.commands.check.report import CheckRequest, judge, verdict_json, verdict_text
 from microscope_tui.commands.console import PIPE_NAME, read_pipe
 from microscope_tui.diagnosis import ANYTHING, Criteria
 from microscope_tui.draw.glyphs import Glyphs, spelled

@@ -11,13 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from microscope_tui.runlog import (
-    RunFile,
-    RunLogWriter,
-    RunReader,
-    StepEntry,
-    encode_record,
-)
+from microscope_tui.runlog import RunFile, RunLogWriter, RunReader, StepEntry, encode_record
 from microscope_tui.watch import RunWatch, view_of
 from tests.hostile.outcome import difference, outcome
 

@@ -14,13 +14,7 @@ from microscope_tui.draw.spans import line_width, plain
 from microscope_tui.measures import rank_correlation
 from microscope_tui.runlog import RunFile
 from microscope_tui.screens.compare import text as compare
-from microscope_tui.watch import (
-    NothingToCompare,
-    PinnedRun,
-    Reference,
-    aligned,
-    reference_of,
-)
+from microscope_tui.watch import NothingToCompare, PinnedRun, Reference, aligned, reference_of
 from microscope_tui.watch.past_steps import pin_at
 from microscope_tui.watch.reference import reference_in
 from microscope_tui.watch.run_watch import RunWatch

@@ -9,33 +9,16 @@ import pytest
 
 from microscope_tui.diagnosis import Severity
 from microscope_tui.draw import frame, numbers, table
-from microscope_tui.draw.charts import (
-    course_chart,
-    layer_charts,
-)
-from microscope_tui.draw.heat import (
-    Heat,
-    Look,
-    Measure,
-    Order,
-)
-from microscope_tui.draw.numbers import (
-    label_of,
-)
-from microscope_tui.draw.spans import (
-    WORD_OF_SEVERITY,
-    plain,
-)
-from microscope_tui.draw.table import (
-    fit,
-)
+from microscope_tui.draw.charts import course_chart, layer_charts
+from microscope_tui.draw.heat import Heat, Look, Measure, Order
+from microscope_tui.draw.numbers import label_of
+from microscope_tui.draw.spans import WORD_OF_SEVERITY, plain
+from microscope_tui.draw.table import fit
 from microscope_tui.kit.keys import screen_class
 from microscope_tui.kit.screen_table import SCREENS
 from microscope_tui.screens.alerts import text as alerts
 from microscope_tui.screens.expert import text as expert_card
-from microscope_tui.screens.expert.text import (
-    LoadSeries,
-)
+from microscope_tui.screens.expert.text import LoadSeries
 from microscope_tui.screens.runs import text as run_list
 from microscope_tui.watch import Fleet, RunView, RunWatch, state, view_of
 

@@ -6,35 +6,15 @@ from typing import Any
 import pytest
 
 from microscope_tui.draw import heat, words
-from microscope_tui.draw.bars import (
-    load_bars,
-)
-from microscope_tui.draw.charts import (
-    layer_charts,
-)
-from microscope_tui.draw.glyphs import (
-    Glyphs,
-)
-from microscope_tui.draw.heat import (
-    Heat,
-    Look,
-    Measure,
-)
-from microscope_tui.draw.spans import (
-    line_width,
-    plain,
-)
-from microscope_tui.draw.table import (
-    expert_line,
-    fit,
-)
+from microscope_tui.draw.bars import load_bars
+from microscope_tui.draw.charts import layer_charts
+from microscope_tui.draw.glyphs import Glyphs
+from microscope_tui.draw.heat import Heat, Look, Measure
+from microscope_tui.draw.spans import line_width, plain
+from microscope_tui.draw.table import expert_line, fit
 from microscope_tui.screens.expert import text as expert_card
-from microscope_tui.screens.expert.text import (
-    LoadSeries,
-)
-from microscope_tui.screens.main.as_text import (
-    snapshot_text,
-)
+from microscope_tui.screens.expert.text import LoadSeries
+from microscope_tui.screens.main.as_text import snapshot_text
 from microscope_tui.watch import RunWatch, view_of
 from tests.conftest import header, open_log, step
 

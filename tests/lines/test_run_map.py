@@ -7,23 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from microscope_tui.draw.glyphs import (
-    Glyphs,
-)
-from microscope_tui.draw.heat import (
-    Heat,
-)
-from microscope_tui.draw.spans import (
-    Span,
-    plain,
-)
-from microscope_tui.screens.map.text import (
-    cell_columns,
-    fit_map,
-    levels_of,
-    map_cursor,
-    map_line,
-)
+from microscope_tui.draw.glyphs import Glyphs
+from microscope_tui.draw.heat import Heat
+from microscope_tui.draw.spans import Span, plain
+from microscope_tui.screens.map.text import cell_columns, fit_map, levels_of, map_cursor, map_line
 from microscope_tui.watch import Quantity, RunMap, RunWatch, Window, run_map, view_of
 from tests.conftest import header, open_log, step
 

@@ -9,9 +9,7 @@ from hypothesis import given, strategies as st
 from microscope_tui.draw.glyphs import Glyphs
 from microscope_tui.draw.spans import plain
 from microscope_tui.extensions.anatomy import slices_text as slices
-from microscope_tui.extensions.anatomy.layout import (
-    Tables,
-)
+from microscope_tui.extensions.anatomy.layout import Tables
 from microscope_tui.extensions.anatomy.routing_file import Routing
 from microscope_tui.extensions.anatomy.slices_text import (
     NoTables,

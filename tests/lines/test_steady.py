@@ -5,18 +5,8 @@ import math
 import pytest
 from hypothesis import assume, given, strategies as st
 
-from microscope_tui.draw.glyphs import (
-    FAIR_WITHIN,
-    HOT_LEVEL,
-    is_calm,
-    shade_level,
-)
-from microscope_tui.draw.steady import (
-    CALM_HYSTERESIS,
-    HYSTERESIS,
-    MOST_KEYS,
-    SteadyLevels,
-)
+from microscope_tui.draw.glyphs import FAIR_WITHIN, HOT_LEVEL, is_calm, shade_level
+from microscope_tui.draw.steady import CALM_HYSTERESIS, HYSTERESIS, MOST_KEYS, SteadyLevels
 
 OCTAVES = st.floats(-6, 6)
 LOAD = st.just(0.0) | OCTAVES.map(lambda octaves: 2.0**octaves)

@@ -9,12 +9,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from hypothesis import given, strategies as st
 
-from microscope_tui.extensions.placement.files import (
-    FORMS,
-    BadFile,
-    read_form,
-    write_form,
-)
+from microscope_tui.extensions.placement.files import FORMS, BadFile, read_form, write_form
 from microscope_tui.watch.cluster import Placement
 
 PLACEMENTS = [[[0, 1, 2], [0, 3, 1]], [[3, 2, 1], [0, 3, 2]]]

@@ -26,11 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MixtralForCausalLM
 from microscope_tui.commands.check.report import judge
 from microscope_tui.extensions.anatomy import probing
 from microscope_tui.extensions.anatomy.checkpoints import load
-from microscope_tui.extensions.anatomy.probed_model import (
-    CannotProbe,
-    folder_of,
-    out_of_memory,
-)
+from microscope_tui.extensions.anatomy.probed_model import CannotProbe, folder_of, out_of_memory
 from microscope_tui.extensions.anatomy.routing_file import Routing
 from microscope_tui.runlog import RunFile
 from moe_model import CharTokenizer

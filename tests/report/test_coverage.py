@@ -10,11 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from microscope_tui.extensions.anatomy import coverage
-from microscope_tui.extensions.anatomy.coverage import (
-    coverage_json,
-    coverage_of,
-    coverage_text,
-)
+from microscope_tui.extensions.anatomy.coverage import coverage_json, coverage_of, coverage_text
 from microscope_tui.runlog import RunFile
 from microscope_tui.runlog.decode import decode_means
 from microscope_tui.watch.counted import NoCounts, read_counts

@@ -4,11 +4,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.commands.check.report import (
-    Judgement,
-    exit_code,
-    worst_code,
-)
+from microscope_tui.commands.check.report import Judgement, exit_code, worst_code
 from microscope_tui.diagnosis import WHOLE_RUN, Episode, Severity, group
 from microscope_tui.runlog import RouterInfo
 

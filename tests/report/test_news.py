@@ -5,11 +5,7 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.commands.check.report import (
-    Alerts,
-    CheckRequest,
-    news_text,
-)
+from microscope_tui.commands.check.report import Alerts, CheckRequest, news_text
 from microscope_tui.diagnosis import Episode, Severity
 from microscope_tui.diagnosis.causes import Known
 from microscope_tui.runlog import RouterInfo, RunRecord

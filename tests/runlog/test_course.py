@@ -5,14 +5,7 @@ from typing import Any
 
 from hypothesis import example, given, strategies as st
 
-from microscope_tui.runlog import (
-    Course,
-    RouterInfo,
-    RunRecord,
-    StepEntry,
-    StepRecord,
-    drop_from,
-)
+from microscope_tui.runlog import Course, RouterInfo, RunRecord, StepEntry, StepRecord, drop_from
 
 ROUTERS = (RouterInfo("L1", 1, 8, 2),)
 STEP_3 = StepEntry(StepRecord(step=3), b"", 1)

@@ -10,15 +10,7 @@ from unittest import mock
 import pytest
 from backports import zstd
 
-from microscope_tui.runlog import (
-    KnownLogs,
-    NoRuns,
-    RunFile,
-    discover,
-    find_logs,
-    find_runs,
-    tail,
-)
+from microscope_tui.runlog import KnownLogs, NoRuns, RunFile, discover, find_logs, find_runs, tail
 
 LINE = json.dumps({"kind": "step", "step": 1}) + "\n"
 

@@ -9,21 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from microscope_tui.runlog import (
-    LineSplitter,
-    RunReader,
-    StepEntry,
-    decode_line,
-    safe_text,
-)
+from microscope_tui.runlog import LineSplitter, RunReader, StepEntry, decode_line, safe_text
 from microscope_tui.runlog.decode import decode_matrices
-from microscope_tui.runlog.records import (
-    BadLine,
-    EventRecord,
-    RunRecord,
-    StepRecord,
-    UnknownFormat,
-)
+from microscope_tui.runlog.records import BadLine, EventRecord, RunRecord, StepRecord, UnknownFormat
 from tests.hostile.poison import TEXTS
 
 HEADER: dict[str, Any] = {"kind": "run", "format_version": 1, "run": "r"}

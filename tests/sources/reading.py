@@ -8,13 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from microscope_tui.runlog import RunReader, RunRecord, StepEntry, encode_record
-from microscope_tui.sources.reader import (
-    Record,
-    RecordReader,
-    Row,
-    RowReader,
-    SourceRequest,
-)
+from microscope_tui.sources.reader import Record, RecordReader, Row, RowReader, SourceRequest
 from microscope_tui.sources.row_records import RowRecords
 from tests.problems import problems_in
 

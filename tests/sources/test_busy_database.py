@@ -19,14 +19,7 @@ from microscope_tui.draw.glyphs import Glyphs
 from microscope_tui.draw.spans import Line, plain
 from microscope_tui.runlog import NoRuns
 from microscope_tui.screens.runs.text import fit_list, run_line
-from microscope_tui.sources import (
-    Keys,
-    Search,
-    catalogue,
-    databases,
-    sqlite,
-    translated_log,
-)
+from microscope_tui.sources import Keys, Search, catalogue, databases, sqlite, translated_log
 from microscope_tui.watch import Fleet, RunWatch, why_no_verdict
 from microscope_tui.watch.view import view_of
 from tests.conftest import Call

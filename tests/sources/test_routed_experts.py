@@ -15,13 +15,7 @@ import torch
 from microscope_tui.extensions.anatomy.layout import Shape
 from microscope_tui.extensions.anatomy.routed_experts import convert_choices
 from microscope_tui.extensions.anatomy.routing_file import Routing
-from microscope_tui.sources import (
-    FORMATS,
-    SourceRequest,
-    Unreadable,
-    dumps,
-    plain_pickle,
-)
+from microscope_tui.sources import FORMATS, SourceRequest, Unreadable, dumps, plain_pickle
 from tests.sources.damage import damaged
 from tests.sources.reading import drained, settle
 from tests.sources.sound import saved

@@ -9,14 +9,7 @@ from typing import Any
 import pytest
 
 from microscope_tui.runlog import PipedLog, RunFile, Spool
-from microscope_tui.watch import (
-    History,
-    Reading,
-    RunWatch,
-    Window,
-    course_of,
-    kept_numbers,
-)
+from microscope_tui.watch import History, Reading, RunWatch, Window, course_of, kept_numbers
 from tests.conftest import header, open_log, step
 
 ALL = Window(1, 10**6)

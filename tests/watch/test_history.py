@@ -8,14 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from microscope_tui.watch import Column, History
-from microscope_tui.watch.history import (
-    COARSE,
-    MAX_ROWS,
-    MIN_ROWS,
-    Level,
-    Series,
-    rows_within,
-)
+from microscope_tui.watch.history import COARSE, MAX_ROWS, MIN_ROWS, Level, Series, rows_within
 
 VALUES = st.lists(st.floats(-1e6, 1e6, width=32) | st.just(math.nan) | st.none(), max_size=300)
 

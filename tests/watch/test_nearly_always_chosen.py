@@ -10,14 +10,7 @@ import pytest
 
 from microscope_tui.draw.export import view_json
 from microscope_tui.screens.main.as_text import snapshot_text
-from microscope_tui.watch import (
-    Quantity,
-    RunWatch,
-    Window,
-    pin_at,
-    view_of,
-    worst_of_layers,
-)
+from microscope_tui.watch import Quantity, RunWatch, Window, pin_at, view_of, worst_of_layers
 from tests.conftest import header, open_log
 
 EXPERTS, TOKENS, STEPS = 8, 4096, 400

@@ -68,14 +68,7 @@ from microscope_tui.commands.options import (
     SourceOptions,
 )
 from microscope_tui.diagnosis import Criteria, Severity
-from microscope_tui.runlog import (
-    NoRuns,
-    PipedLog,
-    RunFile,
-    find_logs,
-    on_stop_signals,
-    read_at,
-)
+from microscope_tui.runlog import NoRuns, PipedLog, RunFile, find_logs, on_stop_signals, read_at
 from microscope_tui.sources import Search, SourceRequest, split_run
 from microscope_tui.watch import VERDICT_MEMORY, RunState, RunWatch
 from microscope_tui.watch.state_folder import write_whole

@@ -22,12 +22,7 @@ from microscope_tui.draw.spans import (
 )
 from microscope_tui.measures import rank_correlation
 from microscope_tui.runlog import RouterInfo, StepRecord
-from microscope_tui.watch import (
-    LayerView,
-    Reference,
-    RunView,
-    balance_now,
-)
+from microscope_tui.watch import LayerView, Reference, RunView, balance_now
 from microscope_tui.watch.scan import BalanceNow
 
 _order = lru_cache(512)(rank_correlation)

@@ -4,14 +4,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from microscope_tui.measures import mean_of
-from microscope_tui.runlog import (
-    RunFile,
-    RunReader,
-    RunRecord,
-    Source,
-    StepEntry,
-    UnknownFormat,
-)
+from microscope_tui.runlog import RunFile, RunReader, RunRecord, Source, StepEntry, UnknownFormat
 from microscope_tui.watch.history import MOST_LATER, History, rows_within
 from microscope_tui.watch.scan import RowOf, Scan
 

@@ -4,21 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from microscope_tui.diagnosis import Severity
-from microscope_tui.draw.charts import (
-    Chart,
-    beside,
-    course_chart,
-    loss_answer,
-    names_width,
-)
-from microscope_tui.draw.numbers import (
-    COURSE,
-    OVERVIEW,
-    label_of,
-    number_line,
-    numbers_of,
-    quoted,
-)
+from microscope_tui.draw.charts import Chart, beside, course_chart, loss_answer, names_width
+from microscope_tui.draw.numbers import COURSE, OVERVIEW, label_of, number_line, numbers_of, quoted
 from microscope_tui.draw.spans import Span, dim, pad
 from microscope_tui.draw.time_line import time_scale
 from microscope_tui.draw.words import matches

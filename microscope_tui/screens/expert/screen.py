@@ -6,19 +6,12 @@ from typing import ClassVar
 
 from microscope_tui.draw.time_line import time_scale
 from microscope_tui.kit import keys
-from microscope_tui.kit.chart_screen import (
-    MOST_POINTS,
-    ChartScreen,
-)
+from microscope_tui.kit.chart_screen import MOST_POINTS, ChartScreen
 from microscope_tui.kit.glossary import BIAS, CONDITIONS, HEADER, LAYERS, TIME
 from microscope_tui.kit.keys import key, pair
 from microscope_tui.screens.expert import text as expert_card
 from microscope_tui.screens.expert.text import LoadSeries
-from microscope_tui.watch import (
-    RunView,
-    RunWatch,
-    samples,
-)
+from microscope_tui.watch import RunView, RunWatch, samples
 
 _LEAST_SAMPLES, _MOST_SAMPLES = 48, 160
 

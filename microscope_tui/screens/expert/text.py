@@ -11,12 +11,7 @@ from microscope_tui.draw import words
 from microscope_tui.draw.charts import Chart, Curve
 from microscope_tui.draw.glyphs import HOT_LEVEL, load_level
 from microscope_tui.draw.spans import Line, Span, dim, in_turn, pad, role_of, spread
-from microscope_tui.watch import (
-    Column,
-    LayerView,
-    RunView,
-    Sample,
-)
+from microscope_tui.watch import Column, LayerView, RunView, Sample
 from microscope_tui.watch.history import NAN
 
 _ROLES = {"dead": "crit", "starving": "warn", "hot": "warn", "under": "value", "over": "value"}

@@ -4,11 +4,7 @@ from typing import ClassVar
 
 from microscope_tui.draw import words
 from microscope_tui.draw.bars import bars_width, bias_bars, load_bars
-from microscope_tui.draw.charts import (
-    Placed,
-    layer_charts,
-    plot_area,
-)
+from microscope_tui.draw.charts import Placed, layer_charts, plot_area
 from microscope_tui.draw.cost import layer_cost
 from microscope_tui.draw.evidence import evidence
 from microscope_tui.draw.heat import Order
@@ -21,10 +17,7 @@ from microscope_tui.kit.glossary import ALERTS, BIAS, CHARTS, HEADER, LAYERS, TI
 from microscope_tui.kit.keys import key
 from microscope_tui.screens.expert import text as expert_card
 from microscope_tui.screens.expert.screen import ExpertScreen
-from microscope_tui.watch import (
-    LayerView,
-    RunView,
-)
+from microscope_tui.watch import LayerView, RunView
 from microscope_tui.watch.cost import cost_of
 
 _TWO_COSTS_FROM_ROWS = 24
