@@ -1,6 +1,7 @@
 """The screens of charts: one layer, the course of the run, one expert."""
 
 import re
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -239,6 +240,36 @@ async def test_samples_are_read_again_only_for_another_layer_or_window(
         await app.press("+")
         await app.until(lambda: len(read) == 2, "the samples of the window")
         await app.until(lambda: series(app).steps[0] > 1, "them on the screen")
+
+
+async def test_what_is_read_for_a_window_that_was_wide_for_a_moment_is_not_shown(
+    collapsed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    released = threading.Event()
+    done = threading.Event()
+    real = expert_screen.samples
+
+    def slow(watch: Any, router: int, count: int, window: Any, **more: Any) -> Any:
+        counts.append(count)
+        found = real(watch, router, count, window, **more)
+        if len(counts) > 1:
+            released.wait(20)
+            done.set()
+        return found
+
+    monkeypatch.setattr(expert_screen, "samples", slow)
+    async with card(collapsed) as app:
+        shown = series(app)
+        await app.resize(150, 30)
+        await app.until(lambda: counts == [100, 150], "a read for the wide window")
+        await app.resize(100, 30)
+        released.set()
+        await app.until(done.is_set, "its end")
+        await app.app.workers.wait_for_complete()
+        await app.settle()
+        assert series(app) is shown
+        assert counts == [100, 150]
 
 
 async def test_a_compressed_log_shows_why_it_cannot_be_rewound(own_collapsed: Path) -> None:

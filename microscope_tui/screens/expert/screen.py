@@ -103,7 +103,9 @@ class ExpertScreen(ChartScreen):
         first, last = view.window
         bits = max(1, (last - first) // _COARSE).bit_length() - 1
         wanted = (*self._router(), watch.complete, first >> bits, last >> bits, bits, count)
-        if wanted not in (self._of, self._asked):
+        if wanted == self._of:
+            self._asked = ()  # what is being read is for a window of another size
+        elif wanted != self._asked:
             self._asked = wanted
             self.run_worker(self._read(wanted, watch, view, count), group="samples", exclusive=True)
 
