@@ -202,3 +202,32 @@ def test_dead_experts_are_for_their_rows_only_beside_others_with_c_from_0_9_on(
 def test_a_tenth_of_the_experts_may_get_little_of_500_steps(few: int, found: list[str]) -> None:
     on_and_off = lambda n: [float(n % 60 > 55 or n < 90)] * few + [1.0] * (10 - few)  # noqa: E731
     assert [e.rule for e in loud(run(on_and_off, 640, 200))] == found
+
+
+def test_a_number_of_dead_experts_alone_is_neither_a_finding_nor_a_failure() -> None:
+    records = [header(), *steps(1, 400, lambda n: without_expert(even(n), 3))]
+    for record in records[1:]:
+        del record["tokens_per_expert"], record["router"]["starved_experts"]
+    assert judge(records).episodes == []
+
+
+def test_dead_experts_that_are_back_end_though_another_layer_keeps_its_own() -> None:
+    records = [header(), *steps(1, 500, lambda n: without_expert(even(n), 3))]
+    for record in records[1:]:
+        if record["step"] < 350:
+            rows = record["tokens_per_expert"]
+            rows[0] = without_expert(rows[0], 3)
+            record["router"] |= measures.summarise(rows)
+    ended = {e.router_index: e.active for e in judge(records).episodes if e.rule == "DEAD"}
+    assert ended == {0: False, 1: True}
+
+
+def test_an_expert_that_always_starves_does_not_date_the_death_of_another() -> None:
+    tail = lambda n: [1.0] * 9 + [0.05] + [float(n < 205)] + [1.0] * 21  # noqa: E731
+    found = of(run(tail, 400, 500), "DEAD")
+    assert (found.facts["experts"], 189 <= found.onset <= 205) == ((10,), True)
+
+
+@pytest.mark.parametrize(("gone", "severity"), [(2, Severity.WARN), (3, Severity.CRITICAL)])
+def test_more_than_a_fifth_of_the_experts_is_critical(gone: int, severity: Severity) -> None:
+    assert of(run(silent(10, range(gone), 151), 420, 500), "DEAD").severity is severity

@@ -121,6 +121,16 @@ def test_what_was_pooled_long_enough_is_reported_until_another_header(
     assert (pooled.onset, pooled.recovered_at) == (224, ended)
 
 
+def test_layers_are_pooled_only_from_the_header_that_pools_them_on() -> None:
+    losses = lambda n: {"aux": 2.0}  # noqa: E731
+    before = steps(1, 309, lambda n: COLLAPSED, losses=losses)
+    own = header(balance={"method": "bias", "output_router_logits": True})
+    for last, found in ((333, []), (334, [("aux pooled", WARN, 334)])):
+        after = steps(310, last, lambda n: COLLAPSED, losses=losses)
+        records = [own, *before, header(balance=POOLS, resumed_at_step=310), *after]
+        assert causes(records) == found
+
+
 @pytest.mark.parametrize(("third", "found"), [([0, 2, 3, 3], ["aux pooled"]), ([3, 3, 2, 0], [])])
 def test_layers_that_cancel_out_show_a_pooled_loss_unlogged(third: Any, found: list[str]) -> None:
     ends = [0.1] * 4
@@ -241,6 +251,15 @@ def test_an_auxiliary_loss_that_no_router_can_follow_is_no_fault_and_no_cause() 
     assert "no router trains: it could act only through the adapters before" in advice.why
     assert advice.next.startswith("Nothing, if this is intended; otherwise set output_router")
     assert said["COLLAPSE"][1].cause == "frozen router"
+
+
+def test_a_bias_that_a_second_resume_at_the_same_step_loses_is_lost_there_again() -> None:
+    records = [header(), *with_bias(steps(1, 200), lambda n: 0.1)]
+    for last in (230, 260):
+        records += [header(resumed_at_step=201), *with_bias(steps(201, last), lambda n: 0.0)]
+    found = of(judge(records), "LINT")
+    assert (found.onset, found.facts["at"]) == (201, 201)
+    assert found.facts["before"] == pytest.approx(0.1)
 
 
 def test_a_lost_bias_that_has_grown_again_is_over() -> None:

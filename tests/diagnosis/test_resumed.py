@@ -177,3 +177,12 @@ def test_a_restart_forgets_evidence_whose_steps_are_superseded() -> None:
     assert list(diagnosis.rules["COLLAPSE"].tracks) == [1]
     diagnosis.restart(200)
     assert not diagnosis.rules["COLLAPSE"].tracks
+
+
+def test_a_setting_that_returns_is_another_episode() -> None:
+    records = [header(balance={"method": "none"}), *steps(1, 49)]
+    for at, method in ((50, "bias"), (100, "none")):
+        again = header(balance={"method": method}, resumed_at_step=at)
+        records += [again, *steps(at, at + 49)]
+    found = [(e.onset, e.recovered_at, e.recurrence) for e in judge(records).episodes]
+    assert found == [(1, 50, 0), (100, None, 1)]
