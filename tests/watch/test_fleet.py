@@ -14,7 +14,7 @@ from benchmarks.bulk import bulk_lines, write_bulk
 from microscope_tui.diagnosis import RULES, Criteria, Severity
 from microscope_tui.runlog import discover as discover_module, glance
 from microscope_tui.watch import Fleet, RunCard, RunWatch, view_of
-from tests.conftest import header
+from tests.conftest import header, step
 
 SHAPE: dict[str, Any] = {"routers": 3, "num_experts": 8, "top_k": 2, "tokens": 512}
 
@@ -277,3 +277,49 @@ def test_the_run_of_a_pipe_has_no_list_that_would_change(tmp_path: Path) -> None
     write(tmp_path, "run", 3600)
     watch = opened(fleet_of(tmp_path))
     assert not Fleet.of_one(watch).is_judging
+
+
+def test_the_list_takes_a_pause_of_a_followed_run_for_normal_if_it_had_a_long_one(
+    tmp_path: Path, write_log: Any, balanced: Any
+) -> None:
+    times = [1e9 + 2 * n + 300 * (n > 4) for n in range(9)]
+    steps = [step(n, [balanced()] * 3, 2048, time=time) for n, time in enumerate(times, 1)]
+    path = write_log([header(planned_steps=99), *steps])
+    os.utime(path, (time.time() - 100,) * 2)
+    fleet = Fleet(tmp_path)
+    fleet.search(now=True)
+    fleet.look_around()
+    (card,) = fleet.cards()
+    assert card.life.word == "stalled", "two short reads know no pause"
+    read_all(fleet)
+    (card,) = fleet.cards()
+    assert (card.life.word, card.step) == ("slow", 9)
+
+
+@pytest.mark.parametrize(
+    ("end", "age_s", "judged"),
+    [(False, 599.0, False), (False, 600.0, True), (True, 0.0, True)],
+)
+def test_a_run_log_may_be_judged_once_it_ended_or_is_silent_for_ten_minutes(
+    tmp_path: Path, end: bool, age_s: float, judged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "run", finished=end)
+    fleet = fleet_of(tmp_path)
+    monkeypatch.setattr("microscope_tui.watch.fleet.age_of", lambda *_, **__: age_s)
+    (seen,) = fleet._glances.values()
+    assert seen.may_be_judged is judged
+
+
+def test_a_newer_run_is_opened_by_itself_only_where_nothing_is_lost(tmp_path: Path) -> None:
+    path = write(tmp_path, "run", finished=False)
+    fleet = fleet_of(tmp_path)
+    assert fleet.may_switch(following=False), "nothing is open"
+    watch = opened(fleet)
+    assert not fleet.may_switch(following=True), "it is live"
+    with path.open("ab") as file:
+        file.write(b'{"kind":"event","event":"end","step":20,"reason":"finished"}\n')
+    read_all(fleet)
+    assert fleet.may_switch(following=True)
+    assert not fleet.may_switch(following=False), "an earlier step is shown"
+    watch.complete = False
+    assert not fleet.may_switch(following=True), "it is still being read"
