@@ -242,14 +242,16 @@ class RowRecords(RecordReader):
 
     def _propose(self, found: Survey) -> bool:
         source, request = self._source, self._request
-        proposal = proposals.propose(found)
-        layout = self._tried(proposal, found) if proposal is not None else None
         asked = request
-        if layout is None:
-            proposal = None
-        else:
-            asked = replace(request, top_k=layout.top_k or request.confirmed_top_k)
-        self.proposed = proposal.applied(asked) if proposal is not None else None
+        proposal = proposals.propose(found)
+        self.proposed = None
+        if proposal is not None:
+            layout = self._tried(proposal, found)
+            if layout is None:
+                proposal = None
+            else:
+                asked = replace(request, top_k=layout.top_k or request.confirmed_top_k)
+                self.proposed = proposal.applied(asked)
         if found.values or found.keys.objects:
             writer = self._facts["writer"]
             self.missing = proposals.described(found, proposal, source, writer, asked)

@@ -7,18 +7,9 @@ choice. Its entropies follow from those, and its drop rates were simulated: neit
 import re
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from microscope_tui.runlog import QUIET_S, Stamp, read_at, safe_text, stamp_of
-from microscope_tui.sources.keys import (
-    MAX_ROW_BYTES,
-    Keys,
-    Rule,
-    as_step,
-    as_time,
-    decode_json,
-    matched,
-)
+from microscope_tui.sources.keys import MAX_ROW_BYTES, Rule, as_step, as_time, decode_json, matched
 from microscope_tui.sources.reader import Row, RowReader, Rows, Unreadable
 
 _LOAD_BYTES = re.compile(rb'"layer_\d{1,5}_load"\s*:\s*\[')
@@ -28,16 +19,13 @@ class StreamlitReader(RowReader):
     """The entries of the array as steps; ``restarted`` if earlier entries were changed."""
 
     counts = "top1"
+    _version: Stamp | None = None
+    _given = 0
+    _before = b""  # the bytes of the entries that were given
 
     @classmethod
     def begins(cls, head: bytes, own: Sequence[Rule]) -> bool:
         return re.match(rb"\s*\[\s*\{", head) is not None and bool(_LOAD_BYTES.search(head))
-
-    def __init__(self, path: Path, keys: Keys, run: str = "") -> None:
-        super().__init__(path, keys, run)
-        self._version: Stamp | None = None
-        self._given = 0
-        self._before = b""  # the bytes of the entries that were given
 
     def read(self, max_bytes: int = 1 << 20) -> Rows:
         """The rows of the entries that are new; the whole array is read at once.

@@ -159,17 +159,13 @@ class Series:
 
     def fold(self, values: Sequence[float | None], before: int) -> None:
         """Merge ``values`` into the last row, of ``before`` steps."""
-        new = _steps(values).column()
-        last = self.fine
-        if new.low != new.low:
-            return
-        low = last.low[-1]
-        if low != low:
-            last.low[-1], last.mean[-1], last.high[-1] = new.low, new.mean, new.high
-            return
-        last.low[-1] = min(low, new.low)
-        last.high[-1] = max(last.high[-1], new.high)
-        last.mean[-1] += (new.mean - last.mean[-1]) * len(values) / (before + len(values))
+        rows = self.fine
+        more = len(values)
+        last = Column(rows.low[-1], rows.mean[-1], rows.high[-1])
+        merged = _mixed(last, _steps(values).column(), more / (before + more))
+        rows.low[-1] = merged.low
+        rows.mean[-1] = merged.mean
+        rows.high[-1] = merged.high
 
     def extend(self, values: Sequence[float | None], stride: int) -> None:
         """Add a row for every ``stride`` values, and for the rest."""
