@@ -231,3 +231,25 @@ def test_an_expert_that_always_starves_does_not_date_the_death_of_another() -> N
 @pytest.mark.parametrize(("gone", "severity"), [(2, Severity.WARN), (3, Severity.CRITICAL)])
 def test_more_than_a_fifth_of_the_experts_is_critical(gone: int, severity: Severity) -> None:
     assert of(run(silent(10, range(gone), 151), 420, 500), "DEAD").severity is severity
+
+
+def test_two_of_ten_that_are_dead_from_the_start_are_few() -> None:
+    assert few_from_start(of(run(silent(10, (3, 9), 1), 300, 200), "DEAD"))
+
+
+def test_young_evidence_of_other_experts_makes_no_open_note_a_warning() -> None:
+    first, then = silent(128, (0,), 60), silent(128, (1, 2), 401)
+    judged = run(lambda n: first(n) if n <= 400 else then(n), 440, 20, profile="finetune")
+    assert of(judged, "DEAD").severity is Severity.INFO
+
+
+def test_a_layer_with_few_counted_lines_has_no_evidence_beside_one_with_many() -> None:
+    routers = tuple(RouterInfo(f"L{n}", n, 16, 2) for n in range(2))
+    judged = Diagnosis(RunRecord(run="r", routers=routers), Criteria(frozenset({"METER"})))
+    for n in range(1, 401):
+        rows = [[20 * (e != 3 or n < 151) for e in range(16)]] * 2
+        counted = (0, 1) if n % 8 == 0 else (0,)  # 20 of the 56 tokens that a window needs
+        router = RouterSummary(**measures.summarise(rows))
+        record = StepRecord(n, loss=2.0, tokens=160.0, grad_norm=1.0, router=router)
+        judged.observe(record, lambda i, rows=rows, at=counted: rows[i] if i in at else None)  # type: ignore[misc]
+    assert [e.router_index for e in judged.episodes if e.rule == "DEAD"] == [0]

@@ -246,6 +246,15 @@ def test_without_counts_one_starved_expert_of_a_fine_tuning_may_be_close_to_a_te
     assert bool(found("STARVED", courses, 290, 10, profile="finetune")) == reported
 
 
+def test_what_starves_in_a_collapsed_router_is_not_that_of_an_earlier_long_tail() -> None:
+    courses: dict[str, Course] = {
+        "starved_experts": lambda n: 0.0 if n < 150 else 3.0 if n < 400 else 8.0,
+        "effective_experts": between(300, 500, 2.0, 9.0),
+    }
+    (tail,) = found("STARVED", courses, 450, 10)
+    assert (tail.onset, tail.value) == (150, 0.3)
+
+
 @pytest.mark.parametrize(
     ("again", "expected"), [(330, [(200, 0, None)]), (331, [(200, 0, 230), (331, 1, None)])]
 )

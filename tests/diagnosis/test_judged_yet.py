@@ -32,10 +32,10 @@ def test_a_run_is_judged_past_its_warm_up_or_once_it_has_a_warning(
     assert warm_up_left(healthy(last, **head)) == until
 
 
-def test_an_urgent_finding_in_the_warm_up_makes_a_run_judged() -> None:
-    diagnosis = judge([header(), *steps(1, 80, collapse_at(1))])
-    assert of(diagnosis, "COLLAPSE").alarm <= 80
-    assert warm_up_left(diagnosis) is None
+def test_an_urgent_finding_in_the_warm_up_makes_a_run_judged_from_its_onset_on() -> None:
+    diagnosis = judge([header(), *steps(1, 95, collapse_at(20))])
+    assert of(diagnosis, "COLLAPSE").alarm <= 95
+    assert [warm_up_left(diagnosis, step) for step in (None, 20, 19)] == [None, None, 100]
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,7 @@ def test_an_urgent_finding_in_the_warm_up_makes_a_run_judged() -> None:
         (300, 310, 500, None),  # judged before: the grace after a restart changes nothing
         (102, 110, 500, None),
         (151, 160, 100_000, None),  # nor does a longer plan
+        (101, 110, 100_000, 500),
         (60, 110, 100_000, 500),  # what was judged is superseded, and the new plan is longer
         (60, 80, 500, 100),  # nothing that still holds was past the warm-up
         (1, 60, 500, 100),  # a fresh start in the same folder

@@ -78,6 +78,10 @@ def test_a_setting_is_reported_at_the_first_step(changes: dict[str, Any], found:
     assert causes(records) == [(*cause, 1) for cause in found]
 
 
+def test_a_setting_has_no_present_number() -> None:
+    assert of(judge([header(balance={"method": "none"}), *steps(1, 3)]), "LINT").now is None
+
+
 @pytest.mark.parametrize(("tokens", "found"), [(4, []), (3, ["few tokens"])])
 def test_an_expert_that_expects_less_than_one_token_is_noted(tokens: int, found: list[str]) -> None:
     records = steps(1, 3)

@@ -45,6 +45,13 @@ def test_a_start_excuses_nothing_that_a_setting_explains() -> None:
     assert found.severity is Severity.WARN
 
 
+def test_a_setting_that_was_corrected_before_explains_nothing() -> None:
+    low = lambda n: LOW(n) if 30 <= n <= 280 else even(n)  # noqa: E731
+    corrected = header(balance={"method": "bias"}, resumed_at_step=10)
+    records = [header(balance={"method": "none"}), *steps(1, 9), corrected, *steps(10, 400, low)]
+    assert of(judge(records), "COLLAPSE").severity is Severity.INFO
+
+
 def test_an_evaluation_has_no_start_that_could_excuse_a_collapse() -> None:
     evaluated = header(profile="eval")
     assert of(judge([evaluated, *steps(1, 400, settling(280))]), "COLLAPSE").warns
