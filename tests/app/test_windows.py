@@ -11,6 +11,7 @@ from textual.binding import Binding
 from microscope_tui.app.microscope import Microscope
 from microscope_tui.draw.glyphs import Glyphs
 from microscope_tui.draw.spans import plain
+from microscope_tui.kit.base import is_busy
 from microscope_tui.kit.key_line import last_line
 from microscope_tui.kit.keys import all_bindings, screen_class
 from microscope_tui.kit.rows import Rows
@@ -123,7 +124,7 @@ async def test_a_storm_of_sizes_leaves_every_screen_as_it_was(make_run: Make) ->
             await app.go("main")
             await app.go(name)
             await app.resize(98, 30)
-            await app.until(lambda: not getattr(app.screen, "busy", False), name)
+            await app.until(lambda: not is_busy(app.screen), name)
             await app.settle()
             before = everything(app)
             for columns, rows in ((30, 6), (200, 60), (10, 3), (1, 1), (39, 9)):
@@ -133,7 +134,7 @@ async def test_a_storm_of_sizes_leaves_every_screen_as_it_was(make_run: Make) ->
                 assert list(everything(app)) == ["header"], name
                 assert "needs 40x10, has 39x9" in app.text("header")
             await app.resize(98, 30)
-            await app.until(lambda: not getattr(app.screen, "busy", False), name)
+            await app.until(lambda: not is_busy(app.screen), name)
             await app.settle()
             assert everything(app) == before, name
             assert not set("\x1b\u202e\x07") & set("".join(before.values()))
