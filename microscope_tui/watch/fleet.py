@@ -83,10 +83,10 @@ class Seen(msgspec.Struct, frozen=True):
         """Whether it can be read and has ended."""
         if self.ends.identity is None:
             return False  # it cannot be read
-        age = age_of(self.file.modified, changed_at=self.changed_at)
+        age_s = age_of(self.file.modified, changed_at=self.changed_at) or 0.0
         if self.file.is_read_whole:  # while it grows it would be read again and again
-            return not self.file.foreign or (age is not None and age >= STALE_S)
-        over = self.ends.end is not None or (age is not None and age >= CRASHED_S)
+            return not self.file.foreign or age_s >= STALE_S
+        over = self.ends.end is not None or age_s >= CRASHED_S
         return over and self.ends.last is not None
 
 
@@ -120,7 +120,7 @@ def _followed(watch: RunWatch, card: RunCard, *, has_steps: bool) -> RunCard:
         verdict = None
         if watch.diagnosis is not None:
             verdict = verdict_on(watch)
-        card = replace(card, verdict=verdict, error=card.error or watch.error)
+        card = replace(card, verdict=verdict, error=watch.error)
         if watch.latest is None or (has_steps and not watch.complete):
             return card
         reason = None
@@ -309,7 +309,7 @@ class Fleet:
         for run in stale:
             found = run.glance()
             verdict = None
-            if self._kept is not None and found.identity is not None and found.error is None:
+            if self._kept is not None and found.identity is not None:
                 verdict = self._kept.load(found.identity)
             with self.lock:
                 if verdict is not None and found.identity is not None:
@@ -457,8 +457,8 @@ class Fleet:
             opened = self.open is not None and self.open.path == run.path
             if opened or seen is None or seen.ends.end is not None or seen.ends.last is None:
                 continue
-            age = age_of(run.modified, changed_at=seen.changed_at)
-            if age is not None and age < CRASHED_S and len(live) < MOST_FOLLOWED:
+            age_s = age_of(run.modified, changed_at=seen.changed_at) or 0.0
+            if age_s < CRASHED_S and len(live) < MOST_FOLLOWED:
                 live.append(run)
         memory = self._memory_bytes // _MEMORY_BESIDE
         chosen = {

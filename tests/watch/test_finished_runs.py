@@ -196,6 +196,7 @@ def test_a_fault_in_the_judging_is_said_in_the_row_and_ends_nothing(
     fleet = judged_fleet(tmp_path)
     found = cards(fleet)
     assert verdict_of(found["first"]).startswith("cannot be judged: ZeroDivisionError")
+    assert found["first"].planned_steps == 150
     assert "\x1b" not in verdict_of(found["first"])
     assert verdict_of(found["second"]) == "healthy"
 

@@ -11,9 +11,16 @@ from unittest import mock
 import pytest
 
 from benchmarks.bulk import bulk_lines, write_bulk
-from microscope_tui.diagnosis import RULES, Criteria, Severity
+from microscope_tui.diagnosis import ANYTHING, RULES, Criteria, Severity
 from microscope_tui.runlog import discover as discover_module, glance
-from microscope_tui.watch import Fleet, RunCard, RunWatch, view_of
+from microscope_tui.watch import (
+    Fleet,
+    RunCard,
+    RunWatch,
+    VerdictCache,
+    fleet as fleet_module,
+    view_of,
+)
 from tests.conftest import header, step
 
 SHAPE: dict[str, Any] = {"routers": 3, "num_experts": 8, "top_k": 2, "tokens": 512}
@@ -323,3 +330,65 @@ def test_a_newer_run_is_opened_by_itself_only_where_nothing_is_lost(tmp_path: Pa
     assert not fleet.may_switch(following=False), "an earlier step is shown"
     watch.complete = False
     assert not fleet.may_switch(following=True), "it is still being read"
+
+
+def test_a_search_runs_when_it_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(fleet_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    fleet = Fleet(tmp_path)
+    fleet.search()
+    write(tmp_path, "run")
+    now[0] += 1.875
+    assert not fleet.search()
+    now[0] += 0.125
+    assert fleet.search()
+    write(tmp_path, "another")
+    assert fleet.search(now=True)
+
+
+def test_nothing_is_remembered_of_a_run_that_is_gone(tmp_path: Path) -> None:
+    path = write(tmp_path, "run", 3600)
+    fleet = fleet_of(tmp_path)
+    while fleet.judge_finished():
+        pass
+    assert list(fleet._glances) == list(fleet._verdicts) == [path]
+    path.unlink()
+    read_all(fleet)
+    assert not fleet._glances
+    assert not fleet._verdicts
+
+
+def test_the_version_of_the_open_run_rises_with_it_and_with_no_other(tmp_path: Path) -> None:
+    beside = write(tmp_path, "beside", 1, finished=False)
+    path = write(tmp_path, "open", finished=False)
+    fleet = fleet_of(tmp_path)
+    opened(fleet)
+    for grows, rises in ((beside, False), (path, True)):
+        before = fleet.open_version
+        with grows.open("ab") as file:
+            file.write(b'{"kind":"step","step":21,"tokens":512}\n')
+        while fleet.turn():
+            pass
+        assert (fleet.open_version > before) is rises
+
+
+@pytest.mark.parametrize("lacks", ["", "scan", "rest", "access", "size"])
+def test_the_verdict_on_a_followed_run_is_kept_if_its_log_was_read_to_the_end(
+    tmp_path: Path, lacks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "runs", "run", steps=150)
+    write(tmp_path / "runs", "other", 7200)
+    fleet = Fleet(tmp_path / "runs", kept=VerdictCache(ANYTHING, tmp_path / "state"))
+    fleet.search(now=True)
+    watch = opened(fleet)
+    assert watch.file.name == "run"
+    if lacks == "scan":
+        watch.complete = False
+    elif lacks == "rest":
+        monkeypatch.setattr(RunWatch, "unread", True)
+    elif lacks == "access":
+        watch.error = "cannot be read"
+    elif lacks == "size":
+        watch.source.size += 1
+    fleet.open_run(fleet.runs[1])
+    assert (tmp_path / "state").exists() is not bool(lacks)
