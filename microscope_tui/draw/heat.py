@@ -1,8 +1,8 @@
 """The heatmap: display choices, levels of cells, legend.
 
-Two families. Measures with a fair value (load, ranks, bias, difference) are ratios on a log2 scale
-around 1; shares are levels from low to high. If several experts share a cell it shows two values,
-the highest above and the lowest below, never the mean.
+All measures (load, ranks, bias, difference) are ratios on a log2 scale around a fair value of 1. If
+several experts share a cell it shows two values, the highest above and the lowest below, never the
+mean.
 """
 
 import math
@@ -27,8 +27,6 @@ Sample = tuple[Sequence[int | _Pair | None], str]
 """The levels of neighbouring cells of the legend, and their meaning."""
 
 _Value = TypeVar("_Value")
-_RAMP = " .:-=+*#%@"
-_TOP = 15
 HALVES = "▀"
 """A cell with two colours: that of the highest value above that of the lowest."""
 _ASSUMED_RANKS = 8
@@ -40,20 +38,14 @@ class Palette(StrEnum):
     """Colours of the loads; only ``diverging`` is calm at the fair share."""
 
     DIVERGING = "diverging"
-    VIRIDIS = "viridis"
     CIVIDIS = "cividis"
-    GREY = "grey"
 
 
 class Measure(StrEnum):
     LOAD = "load"
     """Multiples of the fair share, on a log2 scale."""
-    SHARE = "share"
-    """Share of the tokens that chose the expert."""
     BIAS = "bias"
     """The distance from the mean of its layer."""
-    OVERFLOW = "over capacity"
-    """Share of the tokens that chose the expert and found it full."""
     RANKS = "load per rank"
     DIFFERENCE = "difference"
     """Load now as a multiple of the load at the reference."""
@@ -64,10 +56,8 @@ class Order(StrEnum):
     LOAD = "load"
 
 
-_SHARES = {Measure.SHARE, Measure.OVERFLOW}
 _CHOICES = {
-    "scale": ("measure", (Measure.LOAD, Measure.SHARE)),
-    "overlay": ("measure", (Measure.LOAD, Measure.BIAS, Measure.OVERFLOW, Measure.RANKS)),
+    "overlay": ("measure", (Measure.LOAD, Measure.BIAS, Measure.RANKS)),
     "order": ("order", tuple(Order)),
     "palette": ("palette", tuple(Palette)),
 }
@@ -87,7 +77,7 @@ class Look(msgspec.Struct, frozen=True):
     palette: Palette = Palette.DIVERGING
 
     def next(self, what: str) -> "Look":
-        """With the next choice of ``scale``, ``overlay``, ``order`` or ``palette``."""
+        """With the next choice of ``overlay``, ``order`` or ``palette``."""
         name, choices = _CHOICES[what]
         changed: dict[str, Any] = {name: after(getattr(self, name), choices)}
         return replace(self, **changed)
@@ -164,7 +154,7 @@ def cells_of(layer: LayerView, heat: Heat) -> Sequence[float] | str:
         size = len(load) // ranks  # neighbouring experts share a device
         means = [sum(load[at : at + size]) / size for at in range(0, size * ranks, size)]
         return [mean**2.5 for mean in means]  # hot from 1.5 on, as for OVERLOAD
-    values = (_shares if measure in _SHARES else _ratios)(layer, load, heat)
+    values = _ratios(layer, load, heat)
     if isinstance(values, str):
         return values
     return [values[expert] for expert in order_of(layer, heat.look.order)]
@@ -186,23 +176,6 @@ def _ratios(layer: LayerView, load: Sequence[float], heat: Heat) -> Sequence[flo
                 return "no reference"
             return [_ratio(now, before) for now, before in zip(load, then, strict=True)]
     return load
-
-
-def _shares(layer: LayerView, load: Sequence[float], heat: Heat) -> Sequence[float] | str:
-    router = layer.router
-    if heat.look.measure is Measure.OVERFLOW:
-        room = heat.run.capacity_factor if heat.run is not None else None
-        if not room:
-            return "no capacity in the header"
-        return [_overflow(x, room) for x in load]
-    if not router.top_k:
-        return "top_k is unknown"
-    fair = router.top_k / max(1, router.num_experts)
-    return [min(1.0, x * fair) for x in load]
-
-
-def _overflow(load: float, room: float) -> float:
-    return max(0.0, 1.0 - room / load) if load > 0 else 0.0
 
 
 def _ratio(now: float, then: float) -> float:
@@ -239,11 +212,6 @@ def heat_lines(
 
 
 def _pairs(key: Hashable, values: Sequence[float], heat: Heat, per_cell: int) -> list[_Pair]:
-    measure = heat.look.measure
-    if measure in _SHARES:
-        shares = [min(_TOP, int(16 * max(0.0, value))) for value in values]
-        lower = max if measure is Measure.OVERFLOW else min
-        return [(max(some), lower(some)) for some in _grouped(shares, per_cell)]
     # First the levels, then the extremes: they are steady as their experts are.
     levels = heat.levels(key, values, per_cell)
     return [ends_of(some) for some in _grouped(levels, per_cell)]
@@ -257,28 +225,19 @@ def _cell_lines(pair: _Pair, heat: Heat, cell: int, height: int) -> list[Span]:
     if highest == lowest or height % 2 == 0:
         lines[middle] = _one(highest, heat, cell, marked=True)
     elif heat.halves:
-        roles = f"{_role(highest, heat)}|{_role(lowest, heat)}"
+        roles = f"{role_of_level(highest)}|{role_of_level(lowest)}"
         lines[middle] = Span(HALVES * cell, roles)
     else:
-        shares = heat.look.measure in _SHARES
-        most = highest if shares else loudest(highest, lowest)
-        lines[middle] = _one(most, heat, cell, marked=True)
+        lines[middle] = _one(loudest(highest, lowest), heat, cell, marked=True)
     return lines
 
 
 def _one(level: int | None, heat: Heat, cell: int, *, marked: bool = False) -> Span:
-    role = _role(level, heat)
-    if heat.look.measure in _SHARES:
-        glyph = " " if heat.colour else _RAMP[(level or 0) * len(_RAMP) // (_TOP + 1)]
-        return Span(_cell(glyph, cell), role)
+    role = role_of_level(level)
     if not heat.colour:
         return Span(_cell(load_glyph(level), cell), role)
     mark = load_mark(level) if marked else " "
     return Span(mark.center(cell), role)
-
-
-def _role(level: int | None, heat: Heat) -> str:
-    return f"seq:{level}" if heat.look.measure in _SHARES else role_of_level(level)
 
 
 def is_mean(look: Look, steps: int) -> bool:
@@ -292,9 +251,7 @@ def heat_titles(heat: Heat, experts: int, per_cell: int, steps: int = 1) -> list
     against = f"step {reference.step:,}" if reference is not None else "the reference"
     what = {
         Measure.LOAD: "load",
-        Measure.SHARE: "share of tokens",
         Measure.BIAS: f"bias, mean of its layer ±{FULL_BIAS:g}",
-        Measure.OVERFLOW: "share of tokens over capacity",
         Measure.DIFFERENCE: f"load against {against}",
         Measure.RANKS: "load per rank",
     }[look.measure]
@@ -309,7 +266,7 @@ def heat_titles(heat: Heat, experts: int, per_cell: int, steps: int = 1) -> list
         parts = [f"{mean}, {halves}", f"{mean}, {cells}", f"{mean}, {few}", f", {cells}"]
         return [*(what + part for part in parts), few]
     per = ""
-    if not mean and look.measure in (Measure.LOAD, Measure.SHARE):
+    if not mean and look.measure is Measure.LOAD:
         per = " per expert"
     order = ""
     if look.order is Order.LOAD:
@@ -320,9 +277,6 @@ def heat_titles(heat: Heat, experts: int, per_cell: int, steps: int = 1) -> list
     return [f"{what}{per}{mean}{order}", f"{what}{mean}", f"{short}{mean}", short, what.split()[0]]
 
 
-_SHARE_SAMPLES: Sequence[Sample] = (
-    *(((0,), "0"), ((4,), "25"), ((8,), "50"), ((12,), "75"), ((15,), "100 %")),
-)
 _BIAS_SAMPLES: Sequence[Sample] = (
     *(((-16,), f"-{FULL_BIAS:g}"), ((-8,), f"-{FULL_BIAS / 2:.2g}"), ((-1, 0, 1), "mean")),
     *(((4,), f"+{FULL_BIAS / 4:.2g}"), ((8,), f"+{FULL_BIAS / 2:.2g}")),
@@ -332,12 +286,7 @@ _RANK_SAMPLES: Sequence[Sample] = (
     *(((None,), "0"), ((-8,), ".6"), ((-1, 0, 1), "fair"), ((4,), "1.3")),
     *(((6,), "1.5 hot"), ((16,), "3 x fair")),
 )
-_SAMPLES = {
-    Measure.BIAS: _BIAS_SAMPLES,
-    Measure.RANKS: _RANK_SAMPLES,
-    Measure.SHARE: _SHARE_SAMPLES,
-    Measure.OVERFLOW: _SHARE_SAMPLES,
-}
+_SAMPLES = {Measure.BIAS: _BIAS_SAMPLES, Measure.RANKS: _RANK_SAMPLES}
 _OVER_SAMPLES = ((2.0, "2"), (2.83, "2.8 hot"), (8.0, "8"))
 _MIDDLES = ("fair", "same", "mean")
 _ASCII_LABELS = {"¼": ".25", "½": ".5"}
@@ -374,7 +323,7 @@ def legend(heat: Heat, width: int, *, per_cell: int = 1, most: float = 16.0) -> 
     if heat.look.measure is Measure.DIFFERENCE:
         most = 16.0
     samples = _SAMPLES.get(heat.look.measure) or _ratio_samples(heat, most, per_cell)
-    middle = next((s for s in samples if s[1] in _MIDDLES), samples[len(samples) // 2])
+    middle = next(sample for sample in samples if sample[1] in _MIDDLES)
     for chosen, gap in ((samples, 2), (samples, 1), ((samples[0], middle, samples[-1]), 1)):
         line = _samples(chosen, heat, gap)
         if line_width(line) <= width:

@@ -129,10 +129,13 @@ def notes(
     view: RunView,
     columns: int,
     hidden: Sequence[str],
-    watching: Sequence[str] = (),
+    past: str = "",
     cursor: str = "",
 ) -> Line:
-    """Under the ribbon: events, or what the ``cursor`` is on, and what is ``hidden``."""
+    """Under the ribbon: events, or what the ``cursor`` is on, and what is ``hidden``.
+
+    ``past``: what limits the way back in time.
+    """
     again = (
         view.judging.again and view.judging.share < 1.0
     )  # most important first: the last are dropped
@@ -150,7 +153,7 @@ def notes(
         right.append(unread)
     if view.log.memory_limit is not None:
         right.append(f"history coarser: {words.bytes_of(view.log.memory_limit)} memory")
-    right.extend(watching)
+    right += filter(None, [past])
     if view.step:
         first, last = view.window
         steps = max(1, round((last - first + 1) / ribbon_width(columns)))

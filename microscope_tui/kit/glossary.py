@@ -26,7 +26,6 @@ LAYERS = {
 }
 CELLS = {
     **BIAS,
-    "over capacity": "share of the tokens that chose the expert and found it full",
     "rank, ranks": "a device of expert parallelism; load per rank adds up the experts that it "
     "holds",
     "assumed": "the log does not give the number of ranks",
@@ -69,8 +68,6 @@ TIME = {
     "bad line": "not readable and skipped; `moe-microscope check --format-only` shows the repair",
     "part 3 / 5": "an evaluation has parts (batches, dumps) in place of training steps",
     "sampled": "the log is still being read: a sample of its steps",
-    "polling, file events": "how changes of the log are noticed",
-    "through a pipe": "the log comes from the standard input",
     "time travel from step": "a full spool: older steps of the pipe were dropped",
 }
 CHARTS = {

@@ -2,13 +2,11 @@
 
 from microscope_tui.draw.glyphs import HOT_LEVEL
 from microscope_tui.draw.heat import Palette
-from microscope_tui.kit.palette import DARK, Colours, Hue, Shades, by_octaves, evenly
+from microscope_tui.kit.palette import Colours, Hue, Shades, by_octaves
 
 _WHITE = Hue("#ffffff", "bright_white", "color(231)")
 _TEXT = Hue("#1f2328", "black")
 _NAVY = Hue("#10336e", "blue", "color(17)")
-# Among the sixteen black: white and bright yellow are alike without blue cones.
-_EMPTY = (Hue("#53606d", "bright_white"), _WHITE._replace(named="black"))
 
 LIGHT = Shades(
     ground=_WHITE,
@@ -37,29 +35,10 @@ LIGHT = Shades(
         *((HOT_LEVEL - 1, 222), (8, 215), (12, 166), (14, 124), (16, 88)),
     ),
     load_16=((-2, "bright_blue"), (1, "bright_white"), (HOT_LEVEL - 1, "yellow"), (16, "red")),
-    steps={
-        **DARK.steps,
-        Palette.DIVERGING: (
-            *((0.0, "#e8eaec"), (0.42, "#f2b650")),
-            *((0.64, "#dd5f3a"), (1.0, "#7d0f12")),
-        ),
-        Palette.GREY: evenly("#e3e6e9", "#0b0d0f"),
-    },
-    steps_256={
-        **DARK.steps_256,
-        Palette.DIVERGING: (255, 223, 222, 215, 209, 166, 160, 124, 88),
-        Palette.GREY: (253, 251, 248, 244, 242, 239, 237, 235, 232),
-    },
-    steps_16={
-        **DARK.steps_16,
-        Palette.DIVERGING: ("bright_white", "bright_yellow", "bright_yellow", "bright_red", "red"),
-        Palette.GREY: ("bright_white", "bright_white", "white", "bright_black", "black"),
-    },
     dead={
         Palette.DIVERGING: (_WHITE, _NAVY),
-        Palette.VIRIDIS: _EMPTY,
-        Palette.CIVIDIS: _EMPTY,
-        Palette.GREY: (_WHITE, _NAVY),
+        # Among the sixteen black: white and bright yellow are alike without blue cones.
+        Palette.CIVIDIS: (Hue("#53606d", "bright_white"), _WHITE._replace(named="black")),
     },
     experts=(
         Colours("#0b6f9e", "#c9dded", "#0a3f5c", (25, 153, 17), "blue"),

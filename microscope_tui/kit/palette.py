@@ -62,11 +62,6 @@ class Shades(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     load_256: Sequence[tuple[int, int]]
     """Upper limit of the level → colour."""
     load_16: Sequence[tuple[int, str]]
-    steps: Mapping[Palette, Stops]
-    """Share of the way from low to high → colour."""
-    steps_256: Mapping[Palette, Sequence[int]]
-    """The fair share has its own step: the fourth of nine, the third of five."""
-    steps_16: Mapping[Palette, Sequence[str]]
     dead: Mapping[Palette, tuple[Hue, Hue]]
     """Ink and ground of a cell without tokens."""
     experts: Sequence[Colours]
@@ -81,16 +76,24 @@ _SAME = {"brand": "accent", "cursor": "accent", "badge-warn": "warn", "badge-cri
 _BOLD = ("title", "brand", "badge-warn", "badge-crit")
 _FAIR = 0.4
 """Position of the fair share on a ramp from dark to light: below the middle, to be calm."""
-_MOST_LOAD, _MOST = 16, 15
+_MOST_LOAD = 16
 _DARK_BELOW = 0.16
 """Luminance of a cell on which light ink is as easy to read as dark ink."""
 
 
-def evenly(*colours: str) -> Stops:
-    """Stops at equal distances from 0 to 1."""
-    return tuple((at / (len(colours) - 1), colour) for at, colour in enumerate(colours))
-
-
+_CIVIDIS = tuple(
+    (at / 9, colour)
+    for at, colour in enumerate(
+        (
+            *("#00224e", "#123570", "#3b496c", "#575d6d", "#707173"),
+            *("#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"),
+        )
+    )
+)
+"""Matplotlib's, from low to high."""
+_CIVIDIS_256 = (17, 18, 60, 243, 244, 101, 143, 185, 220)
+_CIVIDIS_16 = ("blue", "blue", "bright_black", "white", "bright_yellow")
+"""The fair share has its own step: the fourth of nine, the third of five."""
 _OCTAVES = (-4.0, -1.6, -0.75, CALM_FROM, -0.25, 0.0, 0.25, CALM_TO, 0.72, 1.5, 2.6, 4.0)
 
 
@@ -132,43 +135,12 @@ DARK = Shades(
         *((HOT_LEVEL - 1, 94), (8, 172), (12, 209), (14, 216), (16, 224)),
     ),
     load_16=((-2, "bright_blue"), (1, "black"), (HOT_LEVEL - 1, "yellow"), (16, "bright_red")),
-    steps={
-        # The overloaded half of the loads, at distances that look alike.
-        Palette.DIVERGING: (
-            *((0.0, "#282b30"), (0.42, "#b27a2e")),
-            *((0.64, "#e96c3c"), (1.0, "#ffd6c4")),
-        ),
-        # Both are Matplotlib's.
-        Palette.VIRIDIS: evenly(
-            *("#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c"),
-            *("#28ae80", "#5ec962", "#addc30", "#fde725"),
-        ),
-        Palette.CIVIDIS: evenly(
-            *("#00224e", "#123570", "#3b496c", "#575d6d", "#707173"),
-            *("#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"),
-        ),
-        Palette.GREY: evenly("#333940", "#f0f3f7"),
-    },
-    steps_256={
-        Palette.DIVERGING: (236, 94, 94, 130, 172, 209, 209, 216, 224),
-        Palette.VIRIDIS: (53, 54, 25, 30, 36, 36, 41, 112, 184),
-        Palette.CIVIDIS: (17, 18, 60, 243, 244, 101, 143, 185, 220),
-        Palette.GREY: (236, 238, 240, 243, 246, 248, 250, 252, 254),
-    },
-    steps_16={
-        Palette.DIVERGING: ("black", "yellow", "yellow", "bright_red", "bright_white"),
-        Palette.VIRIDIS: ("blue", "bright_blue", "cyan", "bright_green", "bright_yellow"),
-        Palette.CIVIDIS: ("blue", "blue", "bright_black", "white", "bright_yellow"),
-        Palette.GREY: ("black", "black", "bright_black", "white", "bright_white"),
-    },
     dead={
         Palette.DIVERGING: (
             Hue("#6f97cc", "bright_white", "color(68)"),
             Hue("#0a0f5a", "blue", "color(17)"),
         ),
-        Palette.VIRIDIS: (_NO_TOKEN, _BLACK),
         Palette.CIVIDIS: (_NO_TOKEN, _BLACK),
-        Palette.GREY: (_NO_TOKEN, _BLACK._replace(named="blue")),
     },
     experts=(
         Colours("#4cc9f0", "#1c3c48", "#b7e9f9", (81, 24, 195), "cyan"),
@@ -191,8 +163,7 @@ def style_of(
 ) -> Style:
     """The style of a role (see ``lines.spans``) on a terminal of this colour system.
 
-    ``num:N`` is ``heat:N`` (−16 … 16) for a number, ``seq:N`` a step from low to high (0 … 15) of a
-    measure that has no fair value. ``A|B``: the colour of A above that of B.
+    ``num:N`` is ``heat:N`` (−16 … 16) for a number. ``A|B``: the colour of A above that of B.
     """
     if "|" in role:
         upper, lower = (style_of(half, color_system, palette, shades) for half in role.split("|"))
@@ -200,8 +171,6 @@ def style_of(
     family, _, level = role.partition(":")
     if family in ("heat", "num"):
         return _heat(level, color_system, palette, shades)
-    if family == "seq":
-        return _sequence(int(level) / _MOST, color_system, palette, shades)
     if family in _EXPERTS:
         return _expert(family, int(level), color_system, shades)
     return _word(role, color_system, shades)
@@ -230,7 +199,7 @@ def _heat(text: str, color_system: str | None, palette: Palette, shades: Shades)
         return Style(color=ink, bgcolor=ground)
     if palette is not Palette.DIVERGING:
         room = _FAIR if level < 0 else 1.0 - _FAIR
-        return _sequence(_FAIR + room * level / _MOST_LOAD, color_system, palette, shades)
+        return _sequence(_FAIR + room * level / _MOST_LOAD, color_system, shades)
     if color_system == "truecolor":
         return _cell(_between(shades.load, level / 4), color_system, shades)
     if color_system == "256":
@@ -246,15 +215,13 @@ def _cell(ground: Color, color_system: str, shades: Shades) -> Style:
     return Style(color=_colour(ink, color_system), bgcolor=ground)
 
 
-def _sequence(share: float, color_system: str | None, palette: Palette, shades: Shades) -> Style:
-    if color_system is None:
-        return Style(reverse=share > 0.5 or None)
+def _sequence(share: float, color_system: str, shades: Shades) -> Style:
     if color_system == "truecolor":
-        ground = _between(shades.steps[palette], share)
+        ground = _between(_CIVIDIS, share)
     elif color_system == "256":
-        ground = Color.from_ansi(_step_of(shades.steps_256[palette], share))
+        ground = Color.from_ansi(_step_of(_CIVIDIS_256, share))
     else:
-        ground = _sixteen(_step_of(shades.steps_16[palette], share))
+        ground = _sixteen(_step_of(_CIVIDIS_16, share))
     return _cell(ground, color_system, shades)
 
 

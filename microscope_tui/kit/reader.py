@@ -10,7 +10,7 @@ from queue import SimpleQueue
 
 from microscope_tui.runlog import RunFile, safe_text
 from microscope_tui.sources import SourceRequest
-from microscope_tui.watch import FileEvents, Fleet
+from microscope_tui.watch import Fleet
 
 _WORK_S, _PAUSE_S = 0.012, 0.001  # lets the screen take the lock and the processor
 _HUSH_S = 0.05
@@ -18,8 +18,6 @@ _AFTER_A_KEY_S = 0.3  # longer than the repeat of a held key: finished runs can 
 _IDLE_S = 0.25
 _SHORT_S, _PAINTING_S = 0.15, 0.5
 _HELD_BACK_S, _RESTS = 0.05, 9  # at least nine times as long as the last look took
-_PATIENCE_WITH_EVENTS = 4  # idle waits between two polls if events wake the thread anyway
-_GRACE_S = 0.3  # an event may come a little after the bytes that it announces
 
 
 class Reader:
@@ -30,7 +28,6 @@ class Reader:
     def __init__(self, fleet: Fleet, may_leave: Callable[[], bool]) -> None:
         """``may_leave``: whether a newer run may replace the open one."""
         self.fleet = fleet
-        self.events = FileEvents(fleet.root)
         self.first_look = threading.Event()
         """Set once the search has finished and part of the run was read."""
         self.painted = threading.Event()
@@ -51,7 +48,6 @@ class Reader:
     def stop(self) -> None:
         """End the thread, and wait for it up to a second."""
         self._stop.set()
-        self.events.stop()
         self._thread.join(timeout=1.0)
         if not self._thread.is_alive():  # else its second process ends with this one
             self.fleet.close()
@@ -81,27 +77,14 @@ class Reader:
 
     def _follow(self) -> None:
         self._read_first()
-        watch = None
-        idle = woken = started = False
-        size = 0
         while not self._stop.is_set():
             self._choose_run(searched=self.fleet.search())
-            idle = idle and self.fleet.open is watch
-            watch = self.fleet.open
-            if not started:  # after the first frame
-                started = self.fleet.root.exists() if watch is None else watch.complete
-                if started and not self.fleet.piped:
-                    self.events.start()
             begun = time.thread_time()
             if self.fleet.turn():
-                if idle and not woken:
-                    self._expect_event(size)
-                idle = False
                 self._give_way()
                 continue
-            size = self._size()
             pause = self._until_next_look(time.thread_time() - begun)
-            idle, woken = True, self._rest(time.monotonic() + pause)
+            self._rest(time.monotonic() + pause)
 
     def _read_first(self) -> None:
         """Until something can be shown: a short log has no overview, and is read in one go."""
@@ -112,12 +95,6 @@ class Reader:
         self.first_look.set()
         self.painted.wait(_PAINTING_S)
         self._rested = time.monotonic()
-
-    def _expect_event(self, size: int) -> None:
-        """Poll from now on if bytes came to an idle run of ``size`` without an event."""
-        expected = self.events.mode == "events" and not self._is_foreign
-        if expected and self._size() > size and not self.events.wait(_GRACE_S):
-            self.events.poll_found_change()
 
     def _give_way(self) -> None:
         """Pause where the screen or the training needs the processor."""
@@ -133,34 +110,24 @@ class Reader:
             self._stop.wait(pause)
             self._rested = time.monotonic()
 
-    def _size(self) -> int:
-        return self.fleet.open.source.size if self.fleet.open is not None else 0
-
     def _until_next_look(self, took: float) -> float:
         """In seconds: few while a source holds back a step that may not be complete.
 
         ``took``: seconds that the last look at all runs took.
         """
         watch = self.fleet.open
-        if watch is None or not self._is_foreign:
-            if self.events.mode == "events":
-                return _IDLE_S * _PATIENCE_WITH_EVENTS
+        if watch is None or not watch.file.foreign:
             return _IDLE_S
         source = watch.source
         if watch.error is not None or source.exhausted or source.deleted:
             return _IDLE_S
         return min(_IDLE_S, max(_HELD_BACK_S, source.wait_s(), _RESTS * took))
 
-    @property
-    def _is_foreign(self) -> bool:
-        """Of the open run: only changes of run logs are events."""
-        return self.fleet.open is not None and self.fleet.open.file.foreign
-
-    def _rest(self, until: float) -> bool:
-        """Judge finished runs for half of the time until then; true if an event came."""
+    def _rest(self, until: float) -> None:
+        """Judge finished runs for half of the time until then."""
         while (now := time.monotonic()) < until and not self._stop.is_set():
             if not self._wanted.empty():
-                return False
+                return
             undisturbed = max(self._judging_from, self._quiet_until)
             if undisturbed > now:
                 pause = min(undisturbed, until) - now
@@ -168,9 +135,7 @@ class Reader:
                 pause = time.monotonic() - now  # as long as it worked
             else:
                 pause = until - now
-            if self.events.wait(pause):
-                return True
-        return False
+            self._stop.wait(pause)
 
     def _choose_run(self, *, searched: bool) -> None:
         wanted = None

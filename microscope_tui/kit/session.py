@@ -276,17 +276,6 @@ class Session:
         """The same, with a blank behind it; empty while following."""
         return "" if self.time.following else f"{self.moment(view)} "
 
-    def how_it_watches(self) -> str:
-        """Whether file events work, and why not."""
-        if self.fleet.piped and self.pipe_ended:
-            return "the pipe has ended"
-        if self.fleet.piped:
-            return "through a pipe"
-        events = self.reader.events
-        if events.mode == "events":
-            return "file events"
-        return f"polling: {events.reason}" if events.reason else "polling"
-
     def has_new_critical(self) -> bool:
         """Whether to ring: a critical alert that was not there at the last call, and never at the
         first.

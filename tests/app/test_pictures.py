@@ -181,7 +181,6 @@ async def test_a_screen_looks_as_it_did(case: Case, runs: Any, monkeypatch: Any)
         monkeypatch.setenv("NO_COLOR", "1")
     for module in (fleet, run_watch):
         monkeypatch.setattr(module, "age_of", lambda *_, **__: 300.0)
-    monkeypatch.setattr("microscope_tui.kit.session.Session.how_it_watches", lambda _: "polling")
     glyphs = Glyphs.ASCII if case.colours == "mono-ascii" else Glyphs.BRAILLE
     wanted = PictureRequest(case.screen, *case.size, expert=case.expert, token=case.token)
     picture = await draw(Fleet(runs(case.state)), wanted, glyphs)

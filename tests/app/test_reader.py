@@ -22,7 +22,7 @@ class Clock:
         fleet = Fleet(folder)
         monkeypatch.setattr(fleet, "judge_finished", self.judge)
         self.reader = Reader(fleet, lambda: True)
-        monkeypatch.setattr(self.reader.events, "wait", self.wait)
+        monkeypatch.setattr(self.reader._stop, "wait", self.wait)
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
     def judge(self) -> bool:

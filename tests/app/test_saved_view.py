@@ -17,7 +17,7 @@ from microscope_tui.draw.time_line import Axis
 CHOSEN = SavedView(
     layer="L4",
     measure=Measure.BIAS,
-    palette=Palette.GREY,
+    palette=Palette.CIVIDIS,
     order=Order.LOAD,
     filter="L*",
     axis=Axis.CLOCK,

@@ -163,12 +163,6 @@ def test_rows_of_lines_have_the_highest_above_and_both_midway(height: int, texts
     assert chosen[(height - 1) // 2] == [Span(texts[(height - 1) // 2].replace("▀", " "), "cursor")]
 
 
-def test_shares_have_two_values_and_overflow_only_the_highest() -> None:
-    for measure, roles in ((Measure.SHARE, "seq:12|seq:1"), (Measure.OVERFLOW, "seq:12")):
-        (line,) = heat_lines((), [0.75, 0.1], Heat(Look(measure)), 1, 1)
-        assert line[0].role == roles
-
-
 def test_the_legend_ends_at_the_highest_load_and_explains_halves_and_marks(synthetic: Any) -> None:
     view = view_of(synthetic("healthy", routers=2, num_experts=256, top_k=8, steps=20))
     most = highest_possible(view.layers)

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.draw import heat, words
+from microscope_tui.draw import words
 from microscope_tui.draw.bars import load_bars
 from microscope_tui.draw.charts import layer_charts
 from microscope_tui.draw.glyphs import Glyphs
-from microscope_tui.draw.heat import Heat, Look, Measure
+from microscope_tui.draw.heat import Heat
 from microscope_tui.draw.spans import line_width, plain
 from microscope_tui.draw.table import expert_line, fit
 from microscope_tui.screens.expert import text as expert_card
@@ -110,5 +110,3 @@ def test_a_share_of_the_tokens_is_not_claimed_where_k_or_the_tokens_are_unknown(
     ):
         assert of in text
         assert wrong not in text
-    share = heat.cells_of(view.layers[0], Heat(Look(measure=Measure.SHARE)))
-    assert (share == "top_k is unknown") == (header is NO_TOP_K)

@@ -44,8 +44,7 @@ class MainScreen(RunScreen):
         *keys.EXPERTS,
         *keys.ALERTS,
         *keys.TIME,
-        key("look.overlay", "v", "look('overlay')", "load, bias, over capacity, ranks", "view"),
-        key("look.scale", "y", "look('scale')", "scale: load or share"),
+        key("look.overlay", "v", "look('overlay')", "load, bias, load per rank", "view"),
         key("look.order", "s", "look('order')", "experts by number, by load"),
         keys.PALETTE,
         key("look.compare", "b", "compare", "compare with this step; again: stop", "compare"),
@@ -188,8 +187,7 @@ class MainScreen(RunScreen):
         if not chosen and session.filter:
             count = f"{len(self.layers_shown)} of {len(view.layers)} layers"
             chosen = f"filter {safe_text(session.filter, 40)}: {count}"
-        watching = [*filter(None, [past]), session.how_it_watches()]
-        notes = time_line.notes(view, layout.columns, layout.hidden, watching, chosen)
+        notes = time_line.notes(view, layout.columns, layout.hidden, past, chosen)
         self.show("notes", [notes])
         self.show("ribbon", [ribbon(self, view)])
         loss = table.loss_curve(view, layout, session.glyphs) if layout.loss_rows else []

@@ -109,7 +109,7 @@ class RunsScreen(ListScreen):
         left += _counted(self._cards)
         hides = shown > self.list_rows
         part = f"{self.first + 1:,} to {self.first + self.list_rows:,}" if hides else ""
-        notes = part, layout.no_room(" and "), self.session.how_it_watches()
+        notes = part, layout.no_room(" and ")
         return with_notes(left, notes, layout.width, gap=1)
 
     @property
