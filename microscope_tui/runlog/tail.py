@@ -135,8 +135,6 @@ class Progress:
         """How many parts of a run have come how far, if not all have."""
         self.withheld = ""
         """Why no verdict can be given, even if there are findings."""
-        self.unread = ""
-        """Which of its routers have no counts in the newest steps."""
         self.busy_since: float | None = None
         """Unix seconds, while its writer lets nothing be read; what was read stays."""
 

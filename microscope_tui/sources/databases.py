@@ -155,7 +155,6 @@ class DatabaseReader(RowReader):
         if version == self._seen:
             self.exhausted = True
             return Rows()
-        self._refused = dict(self.keys.refused)
         found = database.read(lambda tables: self._piece_of(tables, max_bytes))
         self._piece *= 4
         restarted = replaced or found.restarted
@@ -206,7 +205,6 @@ class DatabaseReader(RowReader):
             self._found = run
             self.name = run.label
             self.config = self.config or self._config(tables, run)
-            self.keys.learn_experts(self.config)
         return run
 
     def _piece_of(self, tables: Tables, max_bytes: int) -> _Found:
@@ -222,7 +220,6 @@ class DatabaseReader(RowReader):
         found = _Found(last=self._last, anchor=self._anchor)
         if self._anchor is not None and self._anchor_of(tables, run, self._last) != self._anchor:
             found = _Found(restarted=True)
-        self.keys.refused = dict(self._refused)
         left = max_bytes
         for number, *values in tables.rows(
             f"SELECT {self.order}, {self.columns} FROM metrics "

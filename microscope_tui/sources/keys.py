@@ -5,8 +5,8 @@ writers then. The patterns are whole-key regular expressions with the named grou
 for matrices, ``expert``. A prefix that a logger puts in front (``train/``) does not matter.
 
 Nested objects and lists are flattened: ``{"moe": {"load": [1, 2]}}`` holds ``moe/load/0`` and
-``moe/load/1``; so are histograms of the chosen experts, and tables. Only values whose key has a
-target are turned into numbers.
+``moe/load/1``, and so is a histogram whose edges are around the whole numbers from 0 on: each bin
+is one expert. Only values whose key has a target are turned into numbers.
 """
 
 import json
@@ -63,6 +63,8 @@ MAX_DEPTH = 8
 MAX_OUTER_CHARACTERS = 128
 """Longest name of an object with numbers: it is copied into the key of each."""
 _MOST_OBJECTS = 1 << 16
+NOT_READ = ("histogram", "table", "table-file")
+"""Kinds of objects that are counts only in a histogram with an edge around every expert."""
 MAX_STEP = 2**62
 STEP_NAMES = (
     "step", "_step", "global_step", "train/global_step", "trainer/global_step", "iteration", "iter",
@@ -243,14 +245,6 @@ class Keys(dict[str, Target | None]):
         """Whether a key has appeared whose layers are places in a list of gates: see ``Rule``."""
         self.objects: dict[str, str] = {}
         """Kind of each key that had a list, a histogram or a table."""
-        self.counted: dict[str, int] = {}
-        """Those histograms and tables that gave numbers, and the experts of a histogram."""
-        self.refused: dict[str, tuple[str, int]] = {}
-        """Why one of them was left out, and how often."""
-        self.unread = Counter[str]()
-        """Of how many of its newest steps a histogram is left out."""
-        self.num_experts = 0
-        """Of the user or the configuration, if known."""
 
     def __missing__(self, key: str) -> Target | None:
         target = self._match(key) if len(key) <= MAX_KEY_CHARACTERS else None
@@ -295,57 +289,25 @@ class Keys(dict[str, Target | None]):
         return sorted(counted, key=lambda role: (role != self._chosen, -counted[role], role))
 
     def inside(self, name: str, value: list[object] | dict[str, Any]) -> Mapping[str, object]:
-        """What a list, an object, a histogram or a table holds, by the rest of its keys."""
+        """What a list, an object or a histogram holds, by the rest of its keys."""
         if isinstance(value, list):
             self.sees(name, "list")
             return dict(zip(map(str, range(MAX_EXPERTS)), value, strict=False))
         kind = str(value.get("_type", "")).removeprefix("trackio.")
-        if kind == "histogram":
-            counts = value.get("values")
-            is_whole = isinstance(counts, list) and len(counts) == self.num_experts
-            largest = self.num_experts - 1 if is_whole else math.inf
-            return self.histogram(name, value.get("bins"), counts, largest)
-        if kind != "table" or not self.sees(name, kind):
+        if kind not in NOT_READ:
             return value
-        from microscope_tui.sources.histograms import cells
+        edges, counts = value.get("bins"), value.get("values")
+        if kind == "histogram" and isinstance(counts, list):
+            is_of_experts = edges == [expert - 0.5 for expert in range(len(counts) + 1)]
+            if is_of_experts:
+                return self.inside(name, counts)
+        self.sees(name, kind)
+        return {}
 
-        found = cells(value)
-        if not found:
-            self.refuse(name, "table without columns for layer, expert and a value: log a list")
-        if any(self[f"{name}/{cell}"] is not None for cell in found):
-            self.counted[name] = 0
-        return found
-
-    def learn_experts(self, config: Mapping[str, object]) -> None:
-        """Take the number of experts from a run's configuration, unless it is known already."""
-        self.num_experts = self.num_experts or config_number(config, NUM_EXPERTS) or 0
-
-    def sees(self, name: str, kind: str) -> bool:
-        """Remember what an object is; false if there are too many."""
+    def sees(self, name: str, kind: str) -> None:
+        """Remember what an object is, unless there are too many."""
         if len(self.objects) < _MOST_OBJECTS:
             self.objects.setdefault(name, kind)
-        return name in self.objects
-
-    def histogram(self, name: str, edges: Any, counts: Any, largest: float) -> dict[str, object]:
-        """The counts of a histogram by the number of the expert; arguments as for ``choices``."""
-        if not self.sees(name, "histogram") or self[f"{name}/0"] is None:
-            return {}
-        from microscope_tui.sources.histograms import NotChoices, choices
-
-        try:
-            found = choices(edges, counts, largest)
-        except NotChoices as why:
-            self.refuse(name, str(why))
-            self.unread[name] += 1
-            return {}
-        self.counted[name] = max(len(found), self.counted.get(name, 0))
-        self.unread.pop(name, None)
-        first = len(found) - len(counts)  # the zeros before it may be many: the layout adds them
-        return {str(expert): found[expert] for expert in range(first, len(found))}
-
-    def refuse(self, name: str, why: str) -> None:
-        """Count one more value of the key ``name`` that was not read, for the reason ``why``."""
-        self.refused[name] = why, self.refused.get(name, ("", 0))[1] + 1
 
     @property
     def has_routers(self) -> bool:

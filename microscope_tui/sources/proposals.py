@@ -21,6 +21,7 @@ from microscope_tui.runlog import plural, safe_text
 from microscope_tui.sources.keys import (
     MAX_KEY_CHARACTERS,
     MAX_KEYS,
+    NOT_READ,
     STEP_NAMES,
     TIME_NAMES,
     Keys,
@@ -47,10 +48,7 @@ _WRITERS = {
 }
 _KINDS = {"share": "shares", "tokens_per_expert": "counts", "expert_bias": "biases"}
 _LETTERS = {"layer": "N", "expert": "M"}
-_PARTS_OF_OBJECTS = re.compile(r"(?:/[^/]*/layer_\d+/expert_\d+|/\d+|\.[^./]*)$")
-_MOST_REASONS = 3  # that are named
-_LASTING = 10
-"""Steps in which a histogram is left out before the verdict is withheld."""
+_PARTS_OF_OBJECTS = re.compile(r"(?:/\d+|\.[^./]*)$")
 _MOST_DIGITS = 9
 _DIGITS = re.compile(r"(\d+)")
 _LAST_WORD = re.compile(r"([A-Za-z]*)[^A-Za-z]*$")
@@ -205,8 +203,6 @@ def survey(source: RowReader) -> Survey:
     Never raises: damage ends the survey.
     """
     reader = source.again(_EveryKey())
-    source.keys.learn_experts(source.config)
-    reader.keys.num_experts = source.keys.num_experts
     found = Survey(keys=reader.keys)
     numbers = 0
     with suppress(Unreadable, OSError):  # what comes before is used; reading the run reports it
@@ -217,23 +213,7 @@ def survey(source: RowReader) -> Survey:
                 for target, value in row.values:
                     found.values.setdefault(target.quantity, {})[row.step] = value
             found.whole = reader.exhausted
-    _fill_up(found)
     return found
-
-
-def _fill_up(found: Survey) -> None:
-    """Add the experts that a histogram lacks in a step: they have no tokens."""
-    known = found.keys.num_experts
-    counted = {name: max(size, known) for name, size in found.keys.counted.items() if size}
-    shapes = {name: _DIGITS.sub("N", name) for name in counted}
-    most = {shapes[name]: counted[name] for name in sorted(counted, key=counted.__getitem__)}
-    if sum(map(most.__getitem__, shapes.values())) * len(found.steps) > _MOST_NUMBERS:
-        return
-    for name, shape in shapes.items():
-        row = [found.values.setdefault(f"{name}/{expert}", {}) for expert in range(most[shape])]
-        steps = set[int]().union(*row)
-        for series in row:
-            series.update(dict.fromkeys(steps.difference(series), 0.0))
 
 
 def propose(found: Survey) -> Proposal | None:
@@ -392,7 +372,7 @@ def described(
     if proposal is None:
         names = ", ".join(list(found.values)[:4]) + (" …" if len(found.values) > 4 else "")
         some = "" if asked.rules or not names else f" ({names})"
-        some = "; ".join([some, *_refusals(found.keys)])
+        some = "; ".join([some, *_not_read(found.keys)])
         return safe_text(f"{text}{some}. --map QUANTITY=REGEX names the keys to use", 600)
     words = ["moe-microscope", path, *proposal.options]
     words += ["--top-k", str(asked.top_k)] if asked.top_k else []
@@ -408,34 +388,17 @@ def unmatched(keys: Keys) -> str:
         found.append(
             f"--map takes {' and '.join(keys.doubled)} for the same number: map one of them"
         )
-    known = keys.counted.keys() | keys.refused.keys()
-    others = [name for name in keys.objects if name not in known and not keys.get(f"{name}/0")]
+    others = [name for name in keys.objects if not keys.get(f"{name}/0")]
     if others:
         found.append(f"not used: {_by_kind(Counter(map(keys.objects.__getitem__, others)))}")
-    return safe_text("; ".join([*found, *_refusals(keys)]), 600)
+    return safe_text("; ".join([*found, *_not_read(keys)]), 600)
 
 
-def _refusals(keys: Keys) -> list[str]:
-    """Why histograms and tables are left out, with one of the keys for each reason."""
-    names: dict[str, list[str]] = {}
-    for name in sorted(keys.refused, key=lambda name: (not _OF_ROUTERS.search(name), name)):
-        names.setdefault(keys.refused[name][0], []).append(name)
-    found = []
-    for why, [name, *others] in [*names.items()][:_MOST_REASONS]:
-        more = f" and {len(others)} more" if others else ""
-        text = f"{name}{more}: {why}"
-        if name in keys.counted:
-            text += f" ({plural(keys.refused[name][1], 'step')} left out)"
-        found.append(text)
-    return found
-
-
-def unread(keys: Keys) -> str:
-    """A remark on the histogram left out in most steps; empty if none is left out for long."""
-    for name, steps in keys.unread.most_common(1):
-        if steps >= _LASTING:
-            return safe_text(f"{name} is left out in the newest steps: log a list", 300)
-    return ""
+def _not_read(keys: Keys) -> list[str]:
+    """What to log instead of histograms and tables, with one of their keys."""
+    objects = [item for item in keys.objects.items() if _OF_ROUTERS.search(item[0])]
+    found = [f"{name}: a {kind} is not read" for name, kind in objects if kind in NOT_READ]
+    return [f"{one}, log the counts as a list (TensorBoard: add_tensor)" for one in found[:1]]
 
 
 def _by_kind(kinds: Mapping[str, int]) -> str:

@@ -14,7 +14,7 @@ MAX_HEADS = 1 << 18
 """Keys that are recognised by their bytes: 512 experts in 128 layers, four times. Further ones are
 looked up each time."""
 _MAX_HEAD_BYTES = 600  # a key of 512 characters, and what is around it
-_MAX_SLOW_BYTES = 128  # longer ones are histograms: others in every step
+_MAX_SLOW_BYTES = 128  # longer ones are histograms and tensors: others in every step
 SLOW = "slow"
 Head = Target | str | None
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5

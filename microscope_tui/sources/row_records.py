@@ -136,14 +136,13 @@ class RowRecords(RecordReader):
 
     def _start(self, source: RowReader, unconfirmed: str = "") -> None:
         self._source = source
-        source.keys.num_experts = self._request.num_experts or 0
         self._steps = StepRows()
         self._run = RunRecords(source, self._request, **self._facts, unconfirmed=unconfirmed)
         self._ended = False
         self._at_end = 0.0  # when all was read for the first time
         self._damage: Unreadable | None = None  # raised after what comes before it was returned
         self._checked: object = None  # the state at the last look for unused keys
-        self.missing = self.unread = ""
+        self.missing = ""
 
     def wait_s(self) -> float:
         return self._steps.wait_s()
@@ -180,10 +179,7 @@ class RowRecords(RecordReader):
         return Batch(records)
 
     def _read_again(self, records: Sequence[Record]) -> Batch:
-        keys = self._source.keys
-        keys.refused.clear()  # it counts them
-        keys.unread.clear()
-        self._source = self._source.again(keys)
+        self._source = self._source.again(self._source.keys)
         self._steps = StepRows()
         self._ended = self.exhausted = False
         return Batch([*records, self._run.begin_again()])
@@ -191,9 +187,7 @@ class RowRecords(RecordReader):
     def sample(self, count: int) -> Sequence[Record]:
         steps = StepRows()
         run = RunRecords(self._source, self._request, **self._facts)
-        refused = dict(self._source.keys.refused)
         rows = sorted(self._source.sample(count), key=lambda row: row.step)
-        self._source.keys.refused = refused  # reading all of it counts them
         complete = chain(steps.complete(rows, is_started=False), steps.close())
         run.waiting.extend(row for row, _ in complete)
         return [*run.start()]
@@ -217,13 +211,11 @@ class RowRecords(RecordReader):
 
     def _check_rules(self) -> None:
         keys = self._source.keys
-        refused = sum(times for _, times in keys.refused.values()), keys.unread.total()
-        state = len(keys), len(keys.objects), refused, self._run.remarks
+        state = len(keys), len(keys.objects), self._run.remarks
         looks = self.exhausted and (self._run.is_started or keys.has_routers)
         if looks and state != self._checked:
             self._checked = state
             self.missing = "; ".join(filter(None, [proposals.unmatched(keys), *self._run.remarks]))
-            self.unread = proposals.unread(keys)
 
     def _learn_keys(self) -> bool:
         """Look at keys of which none is known as a router; true to read again with a proposal."""

@@ -69,9 +69,8 @@ class Layout:
         self._dense: set[int | None] = set()
         self.remarks: list[str] = []
         """What of the log is left out, and what to do."""
-        self._histograms: set[tuple[str, int | None]] = set()
         self._cut: set[tuple[str, int | None]] = set()
-        """Rows of histograms and lists of counts: they may end where an expert has tokens."""
+        """Rows of lists of counts: they may end where an expert has tokens."""
         self._ratios: dict[int, list[float]] = {}  # counts ÷ bare tokens, by step
         self._divisor = ""  # the tokens that gave k
         self._arrange()
@@ -142,9 +141,6 @@ class Layout:
             found.append(f"{kind}, left out: {names} (MaxVio {vio:g} in every step){unsure or ''}")
         elif self._has_vio and not self._experts_in_all:
             found.append("no balance c: give --num-experts")
-        most = max(self._experts.values(), default=0)
-        if self._histograms and not self._experts_in_all and most % 8:
-            found.append(f"histograms end at expert {most - 1}: give --num-experts if more follow")
         roles = self._source.keys.roles()
         others = ", ".join(role or "no role" for role in roles if role != self._role)
         if others:
@@ -185,12 +181,9 @@ class Layout:
     def _arrange(self) -> None:
         """Which numbers make a record; none for a row with an expert that never appeared."""
         keys = self._source.keys
-        found = self._rows_in(keys.counted)
-        most = max(self._num_experts, *self._experts.values(), 0)
-        self._histograms = found if most * len(found) <= MAX_NUMBERS else set()
-        self._experts |= {layer: most for _, layer in self._histograms}
-        lists = self._rows_in(name for name, kind in keys.objects.items() if kind == "list")
-        self._cut = self._histograms | {row for row in lists if row[0] == "tokens_per_expert"}
+        lists = (f"{name}/0" for name, kind in keys.objects.items() if kind == "list")
+        found = {target[:2] for target in map(keys.get, lists) if target} & self._seen.keys()
+        self._cut = {row for row in found if row[0] == "tokens_per_expert"}
         layers = self._layers
         self._wanted: list[Target] = []
         self._planned: list[Target] | None = None
@@ -205,10 +198,6 @@ class Layout:
         }
         names = (*STEP_QUANTITIES, BARE_TOKENS, *LOSSES)
         self._steps = {name: self._part([Target(name)]).start for name in names}
-
-    def _rows_in(self, names: Iterable[str]) -> set[tuple[str, int | None]]:
-        firsts = map(self._source.keys.get, (f"{name}/0" for name in names))
-        return {target[:2] for target in firsts if target} & self._seen.keys()
 
     def _part(self, targets: Iterable[Target]) -> slice:
         start = len(self._wanted)
@@ -325,8 +314,8 @@ class Layout:
         )
 
     def _filled_up(self, row: Row) -> Row:
-        """Experts that the histogram or the list of a step lacks have no tokens, nor have those
-        that only later steps have."""
+        """Experts that the list of a step lacks have no tokens, nor have those that only later
+        steps have."""
         rows = {target[:2] for target in row.targets}
         late = (target for target in self._unseen if target[:2] in rows)
         found = dict.fromkeys(late, 0.0) | dict(row.values)

@@ -11,7 +11,7 @@ import math
 import re
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,6 @@ _MASK_DELTA = 0xA282EAD8
 _WALL_TIME, _STEP, _FILE_VERSION, _SUMMARY = 1, 2, 3, 5  # of Event
 _VALUE = 1  # of Summary
 _TAG, _SIMPLE_VALUE, _HISTOGRAM, _TENSOR, _METADATA = 1, 2, 5, 8, 9  # of Summary.Value
-_LEAST, _LARGEST, _LIMITS, _BUCKETS = 1, 2, 6, 7  # of HistogramProto
 _OF_HISTOGRAMS = b"\x0a\x0ahistograms"  # plugin_name of SummaryMetadata
 _DTYPE, _SHAPE, _CONTENT, _STRINGS = 1, 2, 4, 8  # of TensorProto
 _DIMENSION, _SIZE = 2, 1  # of TensorShapeProto
@@ -474,29 +473,15 @@ class EventRows:
     def _value(self, message: bytes) -> Pairs:
         found = dict(fields(message))
         tag = as_bytes(found.get(_TAG, b"")).decode("utf-8", "replace")
-        if _HISTOGRAM in found:
-            return self._counts(tag, lambda: _of_proto(as_bytes(found[_HISTOGRAM])))
+        if _HISTOGRAM in found or _OF_HISTOGRAMS in as_bytes(found.get(_METADATA, b"")):
+            self._keys.sees(tag, "histogram")
+            return []
         number, tensor = found.get(_SIMPLE_VALUE), as_bytes(found.get(_TENSOR, b""))
         if tag in CONFIG_TAGS and tensor:
             self._take_config(tensor)
         if number is not None:
             return self._numbers(tag, [], fixed_numbers(number, "f"))
-        shape, numbers = _tensor(tensor)
-        if _OF_HISTOGRAMS in as_bytes(found.get(_METADATA, b"")):
-            return self._counts(tag, lambda: _of_plugin(numbers))
-        return self._numbers(tag, shape, numbers)
-
-    def _counts(self, tag: str, read: Callable[[], tuple[Any, ...]]) -> Pairs:
-        """Those of a histogram, if its edges prove that they are of experts."""
-        keys = self._keys
-        if keys[f"{tag}/0"] is None:
-            keys.sees(tag, "histogram")
-            return []
-        found = keys.histogram(tag, *read())
-        if not found and tag in keys.refused:
-            why, times = keys.refused[tag]
-            keys.refused[tag] = why.replace("log a list", "log the counts with add_tensor"), times
-        return matched({f"{tag}/{expert}": count for expert, count in found.items()}, keys)
+        return self._numbers(tag, *_tensor(tensor))
 
     def _numbers(self, tag: str, shape: Sequence[int], numbers: Sequence[float]) -> Pairs:
         keys = self._keys
@@ -550,23 +535,3 @@ def _parts(message: bytes) -> dict[int, list[int | bytes]]:
     for number, value in fields(message) if len(message) <= _MOST_BYTES else ():
         parts.setdefault(number, []).append(value)
     return parts
-
-
-def _of_proto(message: bytes) -> tuple[list[float], list[float], float]:
-    """Edges, counts and largest value; an empty bin below the first edge, or one from ``min``."""
-    parts = _parts(message)
-    least, largest, edges, counts = (
-        [x for part in parts.get(number, []) for x in fixed_numbers(part, "d")]
-        for number in (_LEAST, _LARGEST, _LIMITS, _BUCKETS)
-    )
-    if counts[:1] == [0.0]:
-        del counts[0]
-    else:
-        edges[:0] = least[-1:]
-    return edges, counts, sum(largest[-1:])
-
-
-def _of_plugin(numbers: Sequence[float]) -> tuple[list[float], list[float], float]:
-    """The same of left edge, right edge and count of each bin; there are values on both ends."""
-    last = numbers[-2:-1]
-    return [*numbers[::3], *last], [*numbers[2::3]], sum(last) // 1

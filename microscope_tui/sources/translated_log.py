@@ -55,5 +55,5 @@ class TranslatedLog(SpooledLog):
         self.report(reader)
         self._was_whole |= reader.exhausted
         self.defects, self.missing = reader.defects, reader.missing
-        self.unread, self.parts, self.withheld = reader.unread, reader.parts, reader.withheld
+        self.parts, self.withheld = reader.parts, reader.withheld
         return Chunk(lines, batch.restarted)

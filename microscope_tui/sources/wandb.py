@@ -10,7 +10,6 @@ collected.
 import re
 import struct
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from operator import itemgetter
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from microscope_tui.runlog import Tail, read_at, safe_text
+from microscope_tui.runlog import Tail, safe_text
 from microscope_tui.sources.keys import NUM_EXPERTS, TOP_K, Keys, Rule, Target, decode_json, matched
 from microscope_tui.sources.protobuf import (
     MAX_STEP,
@@ -48,8 +47,6 @@ MAX_NUMBER_BYTES = 64
 """Longer JSON texts are not numbers: the longest float has 24 characters."""
 MAX_CONFIG_BYTES = 1 << 20
 """A configuration that is searched for the number of experts; further values are ignored."""
-MAX_TABLE_BYTES = 2 << 20
-"""Of the tables of a step, which are files: 100 layers of 512 experts are 1 MB."""
 MAX_SAMPLED_BYTES = 20 << 20
 """What ``sample`` reads at most: half a second if all of it is numbers that match."""
 _MOST_BLOCKS = (8 << 20) // BLOCK_BYTES  # for one place: three records of 40,000 numbers
@@ -100,9 +97,6 @@ class WandbReader(RowReader):
         self._splitter = RecordSplitter(_is_wanted)
         self._heads = PrefixTargets(self._what)
         self._history = HistoryRows(self._heads, self._inside)
-        self._records = deque[bytes]()  # of which the rows are still to be made
-        self._tables = 0  # bytes of those that this read opened
-        self._left = 0  # … that this step may still open
         self._damage: Unreadable | None = None
         self._config: dict[str, object] = {}
         self._config_bytes = 0
@@ -116,51 +110,24 @@ class WandbReader(RowReader):
         return name if name in _OF_THE_ROW else self.keys[name]
 
     def _inside(self, found: Mapping[str, Mapping[str, bytes]]) -> Iterator[tuple[Target, float]]:
-        """The numbers of histograms and tables, by name and part, and of lists, which have one."""
+        """The numbers of histograms, by name and part, and of lists, which have one."""
         fields: dict[str, object] = {}
-        self._left = MAX_TABLE_BYTES
         for name, texts in found.items():
             if "" in texts and not (self.keys[f"{name}/0"] or self.keys[f"{name}/0/0"]):
                 self.keys.sees(name, "list")
                 continue
             with suppress(ValueError):
                 value = {part: decode_json(text) for part, text in texts.items()}
-                value = self._table(name, str(value["path"])) if "path" in value else value
                 fields[name] = value.get("", value)
         return matched(fields, self.keys)
 
-    def _table(self, name: str, path: str) -> dict[str, object]:
-        """A table is a file below ``files``, beside the file of the run."""
-        keys = self.keys
-        if name in keys.objects and name not in keys.counted and name not in keys.refused:
-            return {}  # not used
-        files = self.path.parent / "files"
-        try:
-            file = (files / path).resolve()
-            if file.is_relative_to(files.resolve()):
-                data = read_at(file, 0, self._left)
-                self._tables += len(data)
-                self._left -= len(data)
-                table = decode_json(data)
-                if isinstance(table, dict):
-                    return table | {"_type": "table"}
-        except (OSError, ValueError):
-            pass
-        if keys.sees(name, "table"):
-            keys.refuse(name, f"no table, or over 2 MB in a step, in {files}: copy that folder too")
-        return {}
-
     def read(self, max_bytes: int = 1 << 20) -> Rows:
-        chunk = self._file.read(0 if self._records else max_bytes)
+        chunk = self._file.read(max_bytes)
         if chunk.restarted:
             self._start()
-        self._records.extend(self._splitter.feed(chunk.data))
-        self._tables = 0
-        rows = list(self._rows())
+        rows = list(self._rows(chunk.data))
         self.report(self._file)
-        self.exhausted = self.exhausted and not self._records
-        if not self._records:
-            self._damage = self._damage or self._splitter.damage
+        self._damage = self._damage or self._splitter.damage
         if self._damage is not None and not rows and not chunk.restarted:
             raise self._damage
         return Rows(rows, chunk.restarted, self._ended if self.exhausted else "")
@@ -219,12 +186,11 @@ class WandbReader(RowReader):
             if splitter.damage is not None or len(data) < BLOCK_BYTES:
                 return
 
-    def _rows(self) -> Iterator[Row]:
-        while self._records and self._tables < MAX_TABLE_BYTES:
+    def _rows(self, data: bytes) -> Iterator[Row]:
+        for record in self._splitter.feed(data):
             try:
-                row = self._take(self._records.popleft(), self._history)
+                row = self._take(record, self._history)
             except BadMessage as why:
-                self._records.clear()
                 self._damage = Unreadable(
                     f"a record of the .wandb file cannot be decoded ({why}) shortly before byte "
                     f"{self._file.offset:,}: copy the file again. What comes before is shown"
@@ -271,7 +237,6 @@ class WandbReader(RowReader):
             # Not JSON, or nested too deep: without it the user gives E and k.
             with suppress(ValueError):
                 self._config[name] = decode_json(text)
-        self.keys.learn_experts(self._config)
 
 
 def _is_wanted(chunk: bytes) -> bool:

@@ -112,7 +112,7 @@ def judged_balance(watch: RunWatch) -> list[float | None]:
 
 def _why_not_measured(watch: RunWatch) -> str:
     if watch.diagnosis is None or _measured(watch):
-        return watch.source.unread
+        return ""
     run, seen = watch.diagnosis.run, watch.diagnosis.seen
     if "effective_experts" not in seen and "max_load" in seen:
         return "max_load alone shows only an overload: log counts or effective_experts"
