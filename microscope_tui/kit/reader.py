@@ -10,7 +10,7 @@ from queue import SimpleQueue
 
 from microscope_tui.runlog import RunFile, safe_text
 from microscope_tui.sources import SourceRequest
-from microscope_tui.watch import Fleet
+from microscope_tui.watch import FileEvents, Fleet
 
 _WORK_S, _PAUSE_S = 0.012, 0.001  # lets the screen take the lock and the processor
 _HUSH_S = 0.05
@@ -28,6 +28,7 @@ class Reader:
     def __init__(self, fleet: Fleet, may_leave: Callable[[], bool]) -> None:
         """``may_leave``: whether a newer run may replace the open one."""
         self.fleet = fleet
+        self.events = FileEvents()
         self.first_look = threading.Event()
         """Set once the search has finished and part of the run was read."""
         self.painted = threading.Event()
@@ -48,6 +49,7 @@ class Reader:
     def stop(self) -> None:
         """End the thread, and wait for it up to a second."""
         self._stop.set()
+        self.events.stop()
         self._thread.join(timeout=1.0)
         if not self._thread.is_alive():  # else its second process ends with this one
             self.fleet.close()
@@ -84,6 +86,7 @@ class Reader:
                 self._give_way()
                 continue
             pause = self._until_next_look(time.thread_time() - begun)
+            self._watch_open_run()
             self._rest(time.monotonic() + pause)
 
     def _read_first(self) -> None:
@@ -123,8 +126,14 @@ class Reader:
             return _IDLE_S
         return min(_IDLE_S, max(_HELD_BACK_S, source.wait_s(), _RESTS * took))
 
+    def _watch_open_run(self) -> None:
+        """Only a run log, once it has been read: a reader of a database changes files beside it."""
+        watch = self.fleet.open
+        if watch is not None and watch.complete and not (watch.file.foreign or self.fleet.piped):
+            self.events.watch(watch.path)
+
     def _rest(self, until: float) -> None:
-        """Judge finished runs for half of the time until then."""
+        """Judge finished runs for half of the time until then, or until the log changes."""
         while (now := time.monotonic()) < until and not self._stop.is_set():
             if not self._wanted.empty():
                 return
@@ -135,7 +144,8 @@ class Reader:
                 pause = time.monotonic() - now  # as long as it worked
             else:
                 pause = until - now
-            self._stop.wait(pause)
+            if self.events.wait(pause):
+                return
 
     def _choose_run(self, *, searched: bool) -> None:
         wanted = None

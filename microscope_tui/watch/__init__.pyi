@@ -1,4 +1,5 @@
 # What other packages import from here. Loaded when used (see lazy_loader).
+from .file_events import FileEvents as FileEvents
 from .fleet import VERDICT_MEMORY as VERDICT_MEMORY, Fleet as Fleet, RunCard as RunCard
 from .history import Column as Column, History as History, Window as Window
 from .past_steps import (

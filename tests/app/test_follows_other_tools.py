@@ -27,8 +27,8 @@ class Waits:
 
     def __init__(self, app: AppPilot, patch: pytest.MonkeyPatch) -> None:
         self.reader_s, self.reads, self.looks, self._since = 0.0, 0, 0, 0.0
-        stop, source = app.session.reader._stop, app.watch.source
-        wait, read, look = stop.wait, source.read, Redraws._look
+        events, source = app.session.reader.events, app.watch.source
+        wait, read, look = events.wait, source.read, Redraws._look
 
         def waited(timeout_s: float) -> bool:
             begun = time.monotonic()
@@ -45,7 +45,7 @@ class Waits:
             self.looks += 1
             await look(redraws)
 
-        patch.setattr(stop, "wait", waited)
+        patch.setattr(events, "wait", waited)
         patch.setattr(source, "read", counted)
         patch.setattr(Redraws, "_look", looked)
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from microscope_tui.diagnosis import ANYTHING
+from microscope_tui.kit import reader as reader_module
 from microscope_tui.kit.reader import Reader
+from microscope_tui.runlog import RunFile
 from microscope_tui.watch import Fleet, VerdictCache
 from tests.app.pilot import running
 from tests.watch.test_fleet import write
@@ -22,7 +24,7 @@ class Clock:
         fleet = Fleet(folder)
         monkeypatch.setattr(fleet, "judge_finished", self.judge)
         self.reader = Reader(fleet, lambda: True)
-        monkeypatch.setattr(self.reader._stop, "wait", self.wait)
+        monkeypatch.setattr(self.reader.events, "wait", self.wait)
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
     def judge(self) -> bool:
@@ -63,6 +65,44 @@ def test_with_nothing_left_to_judge_it_waits_as_before(clock: Clock) -> None:
     clock.slices = 0
     clock.reader._rest(clock.now + 0.25)
     assert clock.pauses == pytest.approx([0.25])
+
+
+def test_an_event_ends_the_wait_for_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_module, "_IDLE_S", 60.0)
+    path = write(tmp_path, "run", finished=False)
+    reader = Reader(Fleet(tmp_path), lambda: True)
+    reader.start()
+    reader.painted.set()
+    until = time.monotonic() + 20.0
+    while reader.events.path is None:
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    before = reader.fleet.open.source.size
+    with path.open("a") as file:
+        file.write('{"kind":"step","step":999,"tokens":512}\n')
+    while reader.fleet.open.source.size == before:
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    reader.stop()
+
+
+@pytest.mark.parametrize("how", ["", "still read", "of another tool", "through a pipe"])
+def test_events_are_taken_of_a_run_log_that_was_read(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, "run")
+    reader = Reader(Fleet(tmp_path), lambda: True)
+    reader._read_first()
+    watch = reader.fleet.open
+    assert watch.complete
+    watch.complete = how != "still read"
+    monkeypatch.setattr(RunFile, "foreign", how == "of another tool")
+    reader.fleet.piped = how == "through a pipe"
+    reader._watch_open_run()
+    assert reader.events.path == (None if how else path)
+    reader.events.stop()
 
 
 @pytest.mark.parametrize(("steps", "long"), [(150, False), (2500, True)])

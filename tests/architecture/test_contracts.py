@@ -126,7 +126,7 @@ def test_a_name_of_the_probe_that_needs_another_package_says_so(missing: str) ->
     [
         ("microscope_tui", ["textual", "rich", "msgspec"]),
         ("microscope_tui.cli", ["microscope_tui.commands.console", "pathlib"]),
-        ("microscope_tui.commands.watch", ["textual", "plotext", "cyclopts"]),
+        ("microscope_tui.commands.watch", ["textual", "plotext", "watchdog", "cyclopts"]),
         ("microscope_tui.probe.recorder", ["textual", "rich", "cyclopts"]),
         ("microscope_tui.app.microscope", ["plotext"]),
         ("moe_model", ["torch"]),
