@@ -16,6 +16,7 @@ from textual.geometry import Size
 from textual.screen import Screen
 from textual.widget import Widget
 
+from microscope_tui.diagnosis import Advice, Finding
 from microscope_tui.draw import frame, time_line, words
 from microscope_tui.draw.frame import MIN_COLUMNS, MIN_ROWS
 from microscope_tui.draw.heat import Palette
@@ -23,7 +24,7 @@ from microscope_tui.draw.spans import Line, Span, pad
 from microscope_tui.draw.table import first_visible
 from microscope_tui.kit.key_line import last_line, playback_line
 from microscope_tui.kit.keys import with_keymap
-from microscope_tui.kit.prompts import Copy, Filter, GoTo, Prompt
+from microscope_tui.kit.prompts import Filter, GoTo, Prompt
 from microscope_tui.kit.redraws import Redraws, room_of
 from microscope_tui.kit.rows import Rows, Tiles
 from microscope_tui.kit.session import Session
@@ -45,7 +46,7 @@ class BaseScreen(Screen[None]):
     """Ids of the rows above the keys; a tuple is the id of a container and its parts."""
     WIDGETS: ClassVar[Mapping[str, type[Rows | Tiles]]] = {}
     """Of the parts that are not ``Rows``."""
-    PROMPTS: ClassVar[Mapping[str, type[Prompt]]] = {"place": GoTo, "filter": Filter, "copy": Copy}
+    PROMPTS: ClassVar[Mapping[str, type[Prompt]]] = {"place": GoTo, "filter": Filter}
     """What ``action_ask`` asks, by the name in the keys."""
     WORDS: ClassVar[Mapping[str, str]] = {}
     """What its help explains, main terms first; see ``glossary``."""
@@ -247,11 +248,21 @@ class BaseScreen(Screen[None]):
     async def action_page(self, direction: int) -> None:
         await self.action_move(direction * self.list_rows)
 
-    async def action_match(self, by: int) -> None:
-        if not self.pattern:
-            self.show_message("no filter: / sets one", "dim")
+    def alert_to_copy(self, view: RunView) -> tuple[Finding, Advice] | None:
+        """The one of which the key for copies takes the verdict; ``None``: as the run has it."""
+        return view.worst
+
+    async def action_copy(self) -> None:
+        """The verdict, through the terminal (OSC 52)."""
+        session, view = self.session, self.session.glance()
+        if view is None:
             return
-        await self.action_move(by)
+        from microscope_tui.kit import out  # only for this key
+
+        text = out.verdict_text(view, self.alert_to_copy(view))
+        self.app.copy_to_clipboard(text)
+        hint = "; in tmux it needs `set -g set-clipboard on`" if session.in_tmux else ""
+        self.show_message(f"copied: {text.splitlines()[0]}{hint}", "ok")
 
 
 def _made(screen: BaseScreen, part: Part) -> Widget:

@@ -103,14 +103,10 @@ ALERTS = [
     key("alert.onset", "o", "onset", "jump to the onset of the alert", "onset"),
 ]
 PALETTE = key("look.palette", "c", "look('palette')", "palette")
-FILTER = [
-    key("filter.ask", "slash", "ask('filter')", "filter: text, !text", "filter"),
-    key("filter.next", "n", "match(1)", "next match"),
-    key("filter.previous", "N", "match(-1)", "previous match"),
-]
+FILTER = key("filter.ask", "slash", "ask('filter')", "filter: text, !text", "filter")
 SVG = key("out.svg", "S", "app.write('svg')", "export the screen as SVG")
 OUT = [
-    key("out.copy", "Y", "ask('copy')", "copy the verdict, the row or the value"),
+    key("out.copy", "Y", "copy", "copy the verdict"),
     key("out.csv", "w", "app.write('csv')", "export the loads of this step as CSV"),
     key("out.json", "W", "app.write('json')", "export this step as JSON"),
     SVG,

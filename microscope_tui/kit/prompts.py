@@ -156,47 +156,6 @@ class TopK(Prompt):
         await self.screen.redraw()
 
 
-class Copy(Prompt):
-    """One key chooses what goes into the clipboard, of the chosen layer."""
-
-    CHOICES: ClassVar = {"v": "verdict", "r": "row", "x": "value"}
-
-    def line(self) -> Line:
-        choices = [(f"  {key}", f" {what}") for key, what in self.CHOICES.items()]
-        return [Span(" copy ", "accent"), *said([*choices, ("   esc", " cancel")])]
-
-    async def take(self, key: str, character: str | None) -> None:
-        self.close()
-        if character in self.CHOICES:
-            self.copy(self.CHOICES[character])
-
-    def copy(self, what: str) -> None:
-        """Copy one of ``CHOICES``."""
-        from microscope_tui.kit import out  # only for this key
-
-        session, view = self.session, self.session.glance()
-        if view is None or session.selected >= len(view.layers):
-            return
-        layer = view.layers[session.selected]
-        match what:
-            case "verdict":
-                text = out.verdict_text(view)
-            case "row":
-                text = out.row_text(layer, view)
-            case _:
-                text = out.value_text(layer, session.expert)
-        if text:
-            self.put_in_clipboard(text, text.splitlines()[0])
-        else:
-            self.screen.show_message("no such value at this step")
-
-    def put_in_clipboard(self, text: str, name: str) -> None:
-        """Through the terminal (OSC 52); ``name``: what the message calls it."""
-        self.screen.app.copy_to_clipboard(text)
-        hint = "; in tmux it needs `set -g set-clipboard on`" if self.session.in_tmux else ""
-        self.screen.show_message(f"copied: {name}{hint}", "ok")
-
-
 def filter_note(pattern: str, cells: int = 40) -> str:
     """The filter for a title, cut to so many cells; empty without one."""
     return f"/{safe_text(pattern, cells)}" if pattern else ""

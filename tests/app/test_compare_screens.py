@@ -85,9 +85,9 @@ async def test_a_layer_is_chosen_opened_and_filtered(make_run: Make) -> None:
         await app.enter("/!l2")
         assert " L2 " not in app.text("pairs")
         assert "/!l2" in app.text("moved")
-        await app.press("n")
+        await app.press("j")
         assert app.session.selected == 2
-        await app.press("N")
+        await app.press("k")
         assert app.session.selected == 0
         await app.enter("/ nothing")
         assert "no layer matches" in app.text("pairs")

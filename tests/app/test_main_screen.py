@@ -146,9 +146,9 @@ async def test_a_filter_shows_what_matches_while_it_is_typed(collapsed: Path) ->
             assert layers(app) == everything
         await app.press("home")
         await app.enter("/!L2")
-        await app.press("n")
+        await app.press("j")
         assert app.session.selected == 2
-        await app.press("N")
+        await app.press("k")
         assert app.session.selected == 0
 
 

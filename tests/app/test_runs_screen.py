@@ -279,8 +279,6 @@ async def test_the_filter_finds_names_states_and_verdicts(make_run: Make, tmp_pa
     make_run("sweep-b", age=6_000, end="collapse")
     make_run("other", age=7_000, end="failed")
     async with listed(tmp_path, 3) as app:
-        await app.press("n")
-        assert "no filter" in app.text("keys")
         for typed, names in (
             ("sweep", ["sweep-a", "sweep-b"]),
             ("failed", ["other"]),
@@ -293,9 +291,9 @@ async def test_the_filter_finds_names_states_and_verdicts(make_run: Make, tmp_pa
             await app.press("escape")
             assert len(lines_of(app)) == 3
         await app.enter("/sweep")
-        await app.press("home", "n")
+        await app.press("home", "j")
         assert chosen_in(app) == "sweep-b"
-        await app.press("N")
+        await app.press("k")
         assert chosen_in(app) == "sweep-a"
         await app.press("/", *"-z")
         assert "no run matches" in app.text("runs")

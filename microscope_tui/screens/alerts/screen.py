@@ -9,7 +9,7 @@ from microscope_tui.kit import keys
 from microscope_tui.kit.base import AIRY_FROM_ROWS, ListScreen, ribbon_columns
 from microscope_tui.kit.glossary import ALERTS, HEADER, LAYERS, TIME
 from microscope_tui.kit.keys import key, pair
-from microscope_tui.kit.prompts import Copy, filter_note
+from microscope_tui.kit.prompts import filter_note
 from microscope_tui.screens.alerts import text as alerts
 from microscope_tui.screens.alerts.text import Entry
 from microscope_tui.watch import RunView, view_of
@@ -33,24 +33,6 @@ _ALERT_LIST = {
 }
 
 
-class _Copy(Copy):
-    """Of the alert at the cursor, and of the layer that it is about."""
-
-    def copy(self, what: str) -> None:
-        assert isinstance(self.screen, AlertsScreen)
-        entry, view = self.screen.entry, self.session.glance()
-        if entry is not None and what != "verdict":
-            self.session.selected = max(0, entry.finding.worst.router_index)
-            self.session.expert = None
-        if what != "verdict" or entry is None or view is None:
-            super().copy(what)
-            return
-        from microscope_tui.kit import out  # only for this key
-
-        text = out.verdict_text(view, (entry.finding, entry.advice))
-        self.put_in_clipboard(text, entry.finding.rule)
-
-
 class AlertsScreen(ListScreen):
     CSS = """
     #alerts-title, #track { height: 1; }
@@ -69,13 +51,11 @@ class AlertsScreen(ListScreen):
         *keys.in_list("alert"),
         key("alert.open", "enter", "open_onset", "show the layer at the onset", "onset"),
         key("alert.acknowledge", "A", "acknowledge", "mark the alert as seen", "seen"),
-        *keys.FILTER,
+        keys.FILTER,
         *keys.OUT,
         *keys.EVERYWHERE,
     ]
     PARTS = ("header", "alerts-title", ("alerts", "alert-list", "alert-detail"), "track", "ribbon")
-
-    PROMPTS: ClassVar = {**ListScreen.PROMPTS, "copy": _Copy}
 
     _entries: Sequence[Entry] = ()
 
@@ -141,6 +121,10 @@ class AlertsScreen(ListScreen):
     def entry(self) -> Entry | None:
         """The one at the cursor."""
         return self._entries[self.at] if self.at < len(self._entries) else None
+
+    def alert_to_copy(self, view: RunView) -> tuple[Finding, Advice] | None:
+        entry = self.entry
+        return (entry.finding, entry.advice) if entry is not None else view.worst
 
     async def action_acknowledge(self) -> None:
         entry = self.entry

@@ -42,7 +42,7 @@ class CompareScreen(RunScreen):
         key("look.compare", "b", "compare", "compare with this step", "from here"),
         keys.PALETTE,
         *keys.TIME,
-        *keys.FILTER,
+        keys.FILTER,
         *keys.OUT,
         *keys.EVERYWHERE,
     ]

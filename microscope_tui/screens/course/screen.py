@@ -63,7 +63,7 @@ class CourseScreen(ChartScreen):
         ),
         key("number.choose", "enter", "choose", "draw this number", "draw"),
         key("number.second", "v", "second", "draw this number too, or no longer", "second"),
-        *keys.FILTER,
+        keys.FILTER,
         *keys.in_list("number"),
         *TABS,
         key("chart.enlarge", "z", "enlarge", "enlarge the chart", "enlarge"),

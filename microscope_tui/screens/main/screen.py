@@ -48,7 +48,7 @@ class MainScreen(RunScreen):
         key("look.order", "s", "look('order')", "experts by number, by load"),
         keys.PALETTE,
         key("look.compare", "b", "compare", "compare with this step; again: stop", "compare"),
-        *keys.FILTER,
+        keys.FILTER,
         *keys.OUT,
         key("main.keys", "m", "ask('k')", "use the proposed keys of another tool's run"),
         key("main.clear", "escape", "clear", "clear the filter and the cursor"),

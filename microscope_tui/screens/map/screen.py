@@ -58,7 +58,7 @@ class MapScreen(PlotScreen):
         *keys.ALERTS,
         *keys.TIME,
         keys.PALETTE,
-        *keys.FILTER,
+        keys.FILTER,
         *keys.OUT,
         *keys.EVERYWHERE,
     ]

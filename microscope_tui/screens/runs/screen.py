@@ -45,7 +45,7 @@ class RunsScreen(ListScreen):
         key("run.solo", "s", "solo", "selected runs only; again: all", "solo"),
         key("run.together", "T", "together", "selected runs in one chart", "together"),
         key("run.pin", "p", "pin", "compare the open run with this one", "pin"),
-        *keys.FILTER,
+        keys.FILTER,
         *keys.EVERYWHERE,
     ]
     PARTS = ("runs",)
