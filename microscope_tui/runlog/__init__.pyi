@@ -17,7 +17,6 @@ from .piped import (
     SpooledLog as SpooledLog,
     take_over_stdin as take_over_stdin,
 )
-from .problems import Problem as Problem
 from .reader import (
     Course as Course,
     Entry as Entry,
@@ -56,7 +55,7 @@ from .tail import (
     read_at as read_at,
     stamp_of as stamp_of,
 )
-from .validate import LogValidator as LogValidator
+from .validate import LogValidator as LogValidator, Problem as Problem
 from .writer import (
     BackgroundLog as BackgroundLog,
     RunLogWriter as RunLogWriter,

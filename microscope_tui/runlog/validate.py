@@ -1,26 +1,26 @@
 """Validates a log against the format; strict where the reader is tolerant.
 
-The validator reports line by line what breaks the format (``error``) and what a reader leaves out
-although it is valid (``hint``): every field, in one walk over the tables of ``records``, the order
-of the steps, and the counts. A trainer that counts twice, counts after the drop or computes a
-summary from another step writes valid JSON: a row of counts has to sum to tokens × k, and summaries
-can be recomputed from counts.
+The validator reports line by line what breaks the format: every field, in one walk over the tables
+of ``records``, the order of the steps, and the counts. A trainer that counts twice, counts after
+the drop or computes a summary from another step writes valid JSON: a row of counts has to sum to
+tokens × k, and summaries can be recomputed from counts.
+
+A writer with one mistake makes it on every line: the first twenty problems of each code are
+reported in full, and the rest as one line with their number.
 """
 
 import json
 from collections import Counter
 from collections.abc import Mapping
-from difflib import get_close_matches
-from functools import lru_cache
-from itertools import islice
+from operator import attrgetter
 from typing import Any, cast
 
 import msgspec
+from msgspec.structs import replace
 
 from microscope_tui import measures
 from microscope_tui.runlog import records as form
 from microscope_tui.runlog.decode import decode_line, pair_of
-from microscope_tui.runlog.problems import Problem, Problems
 from microscope_tui.runlog.reader import StepEntry
 from microscope_tui.runlog.records import (
     Each,
@@ -36,8 +36,7 @@ from microscope_tui.runlog.safe_text import REPLACEMENT, safe_text
 
 SUM_OF_SHARES = 1_000_000
 _KINDS = ("run", "step", "event")
-_MAX_UNKNOWN_KEYS = 100
-_MAX_KEY_LENGTH = 64
+SAID_IN_FULL = 20
 _SUMMARIES = form.numbers_of(form.RouterSummary)
 STEP: dict[str, Rule] = {
     "kind": None,
@@ -49,23 +48,60 @@ STEP: dict[str, Rule] = {
     "expert_bias": PerRouter(PerExpert(form.ANY, null="null in expert_bias")),
     "tokens_per_expert": PerRouter(PerExpert(form.COUNT, "null", "null in counts")),
 }
-_SUMS = {"shares": "sum of shares", "local_rank": "sum of a rank"}
-"""The kind of problem, for sources other than ``exact`` and ``top1``."""
 _TYPES: dict[Any, str] = {dict: "an object", bool: "true or false", str: "a string"}
 
 
-class LogValidator(Problems):
+class Problem(msgspec.Struct, frozen=True):
+    """One problem of one line."""
+
+    line: int
+    code: str
+    """The same mistake has the same code."""
+    count: int
+    """Number of problems that this one represents."""
+    reason: str
+    """What is wrong, and after the colon what to write instead."""
+
+
+class LogValidator:
     """Checks one line after the other, with the state that later lines are checked against."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self.line = 0
+        """The current line; new problems are of it."""
         self.records: Counter[str] = Counter()
         """Records by kind; those of unknown kinds together as ``other``."""
+        self.found: list[Problem] = []
+        """Those that are reported in full."""
+        self._counted: Counter[str] = Counter()  # by code, as the next
+        self._last: dict[str, Problem] = {}
         self._header: RunRecord | None = None
         """The last run record; ``None`` where a reader cannot use it."""
         self._resumed_at = -1
         """The lowest number of the next step, if a run record gives one."""
         self._last_step = -1
+
+    def say(self, code: str, reason: str) -> None:
+        """Add a problem of the current line."""
+        problem = Problem(self.line, code, 1, reason)
+        self._counted[code] += 1
+        if self._counted[code] <= SAID_IN_FULL:
+            self.found.append(problem)
+        else:
+            self._last[code] = problem
+
+    def expected(self, code: str, key: str, value: Any, expected: str) -> None:
+        """Add that the format does not allow ``value``."""
+        self.say(code, f"{key} is {_shown(value)}, expected {expected}")
+
+    def finish(self) -> list[Problem]:
+        """All problems in the order of the lines, then a summary of each code with more."""
+        found = sorted(self.found, key=attrgetter("line"))
+        for code, last in self._last.items():
+            more = self._counted[code] - SAID_IN_FULL
+            reason = f"{more:,} more like the first {SAID_IN_FULL}; the last one: {last.reason}"
+            found.append(replace(last, reason=reason, count=more))
+        return found
 
     def check(self, line_number: int, line: bytes) -> None:
         """Add the problems of the next line; call it for every line of the log, in order."""
@@ -73,12 +109,15 @@ class LogValidator(Problems):
         if not line.strip() or (fields := self._object_of(line)) is None:
             return
         kind = fields.get("kind")
-        known = ", ".join(_KINDS)
         name = "other"
         if isinstance(kind, str) and kind in _KINDS:
             name = kind
         if name in ("step", "event") and not self.records.keys() & _KINDS:
-            self.say("no run", kind=kind)
+            self.say(
+                "no run",
+                f"a {kind} before any run record: write the run record first, with format_version "
+                "and model.layers, num_experts and top_k",
+            )
         self.records[name] += 1
         match name:
             case "run":
@@ -88,22 +127,23 @@ class LogValidator(Problems):
             case "event":
                 self._fields("", fields, form.EVENT)
                 if fields.get("event") is None:
-                    self.say("event")
-            case _ if isinstance(kind, str):
-                self.say("unknown kind", value=kind, kinds=known)
-            case _:
+                    self.say(
+                        "event",
+                        'an event without a name: write "event": "eval", "checkpoint" …',
+                    )
+            case _ if not isinstance(kind, str):
+                known = ", ".join(_KINDS)
                 self.expected("kind", "kind", kind, f"one of {known}: every record names its kind")
-
-    def finish(self) -> list[Problem]:
-        """All problems in the order of the lines, then a summary of each code with more."""
-        return [*sorted(self.found, key=lambda problem: problem.line), *self.rest()]
 
     def _object_of(self, line: bytes) -> dict[str, Any] | None:
         """The object in a line; the reader tolerates some of what is reported here."""
         try:
             text = line.decode()
         except UnicodeDecodeError as error:
-            self.say("utf-8", byte=line[error.start], at=error.start + 1)
+            byte, at = line[error.start], error.start + 1
+            self.say(
+                "utf-8", f"not UTF-8: byte {byte:#04x} at byte {at:,}: write the file as UTF-8"
+            )
             text = line.decode(errors="replace")
         bare: list[str] = []
         try:
@@ -112,18 +152,25 @@ class LogValidator(Problems):
             try:
                 value = json.loads(text, parse_constant=bare.append)
             except RecursionError:
-                self.say("depth")
+                reason = "nested too deeply to be a record: write flat lists and objects"
+                self.say("depth", reason)
                 return None
             except ValueError as error:
-                self.say("json", why=safe_text(error).replace("line 1 ", ""))
+                why = safe_text(error).replace("line 1 ", "")
+                self.say("json", f"not JSON: {why}: write one whole JSON object a line")
                 return None
             if bare:
-                self.say("bare", count=len(bare), name=bare[0])
+                number = f"{len(bare)} bare {bare[0]}"
+                self.say("bare", f'{number}, which is not JSON: write the string "{bare[0]}"')
             elif isinstance(refusal, msgspec.MsgspecError):
-                self.say("refused", "json", why=safe_text(refusal))
+                self.say(
+                    "json",
+                    f"a strict JSON reader refuses this line ({safe_text(refusal)}): write finite "
+                    "numbers of usual size, and text without lone surrogates",
+                )
         if isinstance(value, dict):
             return value
-        self.say("object", value=value)
+        self.say("object", f"{_shown(value)}, not an object: write one JSON object a line")
         return None
 
     def _run(self, fields: dict[str, Any], line: bytes) -> None:
@@ -134,12 +181,12 @@ class LogValidator(Problems):
             if isinstance(record, RunRecord):  # and not a step whose kind is written twice
                 self._header = record
         except form.UnknownFormat as error:
-            self.say("unusable", "format_version", why=error)
+            self.say("format_version", str(error))
         except form.BadLine as error:
             code = "type model"
             if isinstance(model, dict):
                 code = "model.layers"
-            self.say("unusable", code, why=error)
+            self.say(code, str(error))
         self._fields("", fields, form.RUN)
         training = fields.get("training")
         if isinstance(training, dict):
@@ -166,7 +213,7 @@ class LogValidator(Problems):
         for name in ("num_experts", "top_k"):
             if name not in model:
                 key = f"model.{name}"
-                self.say("missing", f"missing {key}", key=key, expected="a number, or null")
+                self.say(f"missing {key}", f"{key} is missing: write a number, or null")
         if self._header is None:
             return
         for index, router in enumerate(self._header.routers):
@@ -176,24 +223,37 @@ class LogValidator(Problems):
                 self.expected("model.layers[]", key, depth, "a depth")
             self._field(key, depth, form.COUNT, "model.layers[]")
             if 0 < router.num_experts < router.top_k:
-                self.say("top_k above num_experts", router=router, index=index)
+                self.say(
+                    "top_k above num_experts",
+                    f"top_k {router.top_k:,} of router {index} is above its num_experts "
+                    f"{router.num_experts:,}: write how many different experts a token chooses",
+                )
 
     def _step(self, fields: dict[str, Any], line: bytes) -> None:
         self._fields("", fields, STEP)
         if fields.get("step") is None:
             expected = "the number of optimizer steps completed, from 1"
-            self.say("missing", "step", key="step", expected=expected)
+            self.say("step", f"step is missing: write {expected}")
         try:
             record = cast(StepRecord, decode_line(line))
         except form.BadLine:
             return  # its number is missing or a problem
         step = record.step
         if step < self._resumed_at:
-            self.say("before resumed", step=step, first=self._resumed_at)
+            self.say(
+                "before resumed",
+                f"step {step:,} is below resumed_at_step {self._resumed_at:,}, which is the first "
+                "step that is written again",
+            )
         elif step == self._last_step:
-            self.say("twice", step=step)
+            reason = f"step {step:,} twice in a row: write each step once, from one process"
+            self.say("twice", reason)
         elif step < self._last_step:
-            self.say("backwards", step=step, last=self._last_step)
+            self.say(
+                "backwards",
+                f"step {step:,} after step {self._last_step:,}: write a run record with "
+                f"resumed_at_step {step:,} before it if the run was resumed",
+            )
         self._last_step = step
         self._resumed_at = -1
         if (header := self._header) is not None:
@@ -222,11 +282,29 @@ class LogValidator(Problems):
             total += unrouted
         if total == expected or (header.counts == "local_rank" and total < expected):
             return
-        times = ""
-        if expected and total and total % expected == 0:
-            times = f"{total / expected:.0f} times as many, "
-        name = _SUMS.get(header.counts, "sum")
-        self.say(name, key=key, total=total, expected=expected, times=times)
+        summed = f"{key} sums to {total:.0f}"
+        if header.counts == "shares":
+            self.say(
+                "sum of shares",
+                f"{summed}, expected {expected:.0f} for shares: scale the fractions to it and give "
+                "what rounding leaves to the largest",
+            )
+        elif header.counts == "local_rank":
+            self.say(
+                "sum of a rank",
+                f"{summed}, above tokens x top_k = {expected:.0f} of the global batch: count the "
+                "pairs of one rank once, and all ranks in tokens",
+            )
+        else:
+            times = ""
+            if expected and total and total % expected == 0:
+                times = f"{total / expected:.0f} times as many, "
+            self.say(
+                "sum",
+                f"{summed}, expected tokens x top_k = {expected:.0f}: {times}count every selected "
+                "pair once, of real tokens, all k choices, before any drop, over all ranks (not "
+                "again in recomputed activations, not in evaluation)",
+            )
 
     def _compare(self, counts: str, index: int, row: list[int], summaries: RouterSummary) -> None:
         """Compare the summaries of a router with its counts: readers take the summaries."""
@@ -238,21 +316,16 @@ class LogValidator(Problems):
             if counts == "shares" and name == "dead_experts":
                 continue  # a share may round to zero
             if abs(number - given) > form.SLACK * max(1.0, given):
-                said = {"index": index, "number": number, "given": given}
-                self.say("contradiction", f"contradiction router.{name}", name=name, **said)
+                self.say(
+                    f"contradiction router.{name}",
+                    f"router.{name}[{index}] is {number:g}, but tokens_per_expert[{index}] gives "
+                    f"{given:.5g}: write that of the same step, or leave it out",
+                )
 
     def _fields(self, inside: str, record: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
-        """Check an object; unknown keys that look misspelt are reported.
-
-        ``inside``: the path of the object, with its dot.
-        """
+        """Check the known keys of an object; ``inside``: its path, with its dot."""
         for name, rule in rules.items():
             self._field(inside + name, record.get(name), rule)
-        for key in islice((key for key in record if key not in rules), _MAX_UNKNOWN_KEYS):
-            close = _close_to(key[:_MAX_KEY_LENGTH].lower(), tuple(rules))
-            for likely in [name for name in close if name not in record][:1]:
-                code = f"misspelt {inside}{likely}"
-                self.say("misspelt", code, key=inside + safe_text(key, 40), likely=likely)
 
     def _field(self, key: str, value: Any, rule: Rule, code: str = "", experts: int = 0) -> None:
         """Check a value and all that it holds.
@@ -295,7 +368,11 @@ class LogValidator(Problems):
         if not isinstance(value, kind):
             self.expected(f"type {code}", key, value, _TYPES[kind])
         elif isinstance(value, str) and not value.isprintable() and _is_cleaned(value):
-            self.say("unprintable", key=key, value=value)
+            self.say(
+                "unprintable",
+                f"{key} is {_shown(value)} with control characters: write plain text, screens do "
+                "not show them",
+            )
         elif isinstance(rule, tuple) and value not in rule:
             self.expected(f"choice {code}", key, value, f"one of {', '.join(rule)}")
 
@@ -325,8 +402,11 @@ class LogValidator(Problems):
             if self._header is not None:
                 experts = [router.num_experts for router in self._header.routers]
             if len(experts) != len(value):
-                said = {"entries": len(value), "routers": len(experts)}
-                self.say("length", f"length {key}", key=key, **said)
+                self.say(
+                    f"length {key}",
+                    f"{key} has {len(value):,} entries for {len(experts):,} routers: write one per "
+                    "entry of model.layers, null where there is no value",
+                )
                 return
             for index, entry in enumerate(value):
                 self._field(f"{key}[{index}]", entry, rule.rule, key, experts[index])
@@ -338,23 +418,30 @@ class LogValidator(Problems):
         if not isinstance(row, list):
             self.expected(f"type {code}", key, row, f"a list, or {rule.otherwise}")
         elif not row or (experts and len(row) != experts):
-            said = {"entries": len(row), "otherwise": rule.otherwise}
-            self.say("width", f"width {code}", key=key, **said)
+            self.say(
+                f"width {code}",
+                f"{key} has {len(row):,} entries, expected one per routed expert (num_experts, "
+                f"without shared ones), or {rule.otherwise}",
+            )
         elif rule.rule.fits_all(row):
             pass  # nearly always
         elif rule.rule.integer and form.holds_fractions(row):
-            self.say("fractions", key=key, why=form.FRACTIONS)
+            self.say("fractions", f"{key} {form.FRACTIONS}")
         else:
             for expert, value in enumerate(row):
                 place = f"{key}[{expert}]"
                 if value is None and rule.null:
-                    self.say("null", rule.null, key=place)
+                    self.say(rule.null, f"{place} is null: write a number for every expert")
                 self._field(place, value, rule.rule, code)
 
 
-@lru_cache(maxsize=1024)
-def _close_to(key: str, known: tuple[str, ...]) -> list[str]:
-    return get_close_matches(key, known, 3, 0.8)  # takes longer than all else of a line
+def _shown(value: Any) -> str:
+    """A value from a log for a message: small ones as JSON, others by their kind."""
+    if isinstance(value, list):
+        return f"a list of {len(value):,}"
+    if isinstance(value, dict):
+        return "an object"
+    return safe_text(json.dumps(value, ensure_ascii=False), 40)
 
 
 def _is_cleaned(text: str) -> bool:

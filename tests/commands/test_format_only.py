@@ -46,8 +46,8 @@ def test_a_folder_means_its_newest_log_and_all_means_every_log_and_the_worst_cod
     assert "healthy-0/metrics.jsonl: " in out
     one = json.loads(call("check", "--format-only", broken, "--json")[1])
     every = json.loads(call("check", "--format-only", tmp_path, "--json", "--all")[1])
-    assert (one["schema_version"], one["exit_code"]) == (1, 3)
-    assert {"line": 4, "severity": "error"}.items() <= one["problems"][0].items()
+    assert (one["schema_version"], one["exit_code"]) == (2, 3)
+    assert {"line": 4, "code": "sum"}.items() <= one["problems"][0].items()
     assert [report["exit_code"] for report in every] == [0, 3]
 
 

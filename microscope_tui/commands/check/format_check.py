@@ -41,9 +41,10 @@ class FormatReport(msgspec.Struct, frozen=True):
     """By kind: ``run``, ``step``, ``event`` and ``other``."""
     problems: Sequence[Problem]
 
-    def count(self, severity: str) -> int:
-        """Problems of this severity, with those of which only the number was kept."""
-        return sum(p.count for p in self.problems if p.severity == severity)
+    @property
+    def errors(self) -> int:
+        """Problems, with those of which only the number was kept."""
+        return sum(problem.count for problem in self.problems)
 
 
 def check_format(path: Path, descriptor: int | None = None) -> FormatReport:
@@ -60,7 +61,7 @@ def check_format(path: Path, descriptor: int | None = None) -> FormatReport:
         problems = validator.finish()
     except OSError as error:
         reason = f"cannot be read: {safe_text(error.strerror or error, 200)}; name a readable log"
-        unreadable = Problem(splitter.line_number, "error", "unreadable", 1, reason)
+        unreadable = Problem(splitter.line_number, "unreadable", 1, reason)
         problems = [*validator.found, unreadable]
     records = {kind: validator.records[kind] for kind in _KINDS}
     return FormatReport(safe_text(path, 1000), splitter.line_number, records, problems)
@@ -69,20 +70,17 @@ def check_format(path: Path, descriptor: int | None = None) -> FormatReport:
 def exit_code(report: FormatReport) -> int:
     """0 where nothing breaks the format, 3 for errors or no records at all."""
     known = sum(number for kind, number in report.records.items() if kind != "other")
-    return HEALTHY if known and not report.count("error") else NO_VERDICT
+    return HEALTHY if known and not report.problems else NO_VERDICT
 
 
 def format_text(report: FormatReport) -> str:
-    """Every problem as ``path:line: severity: reason``, and a line with the totals."""
-    lines = [
-        f"{report.path}:{problem.line}: {problem.severity}: {problem.reason}"
-        for problem in report.problems
-    ]
+    """Every problem as ``path:line: error: reason``, and a line with the totals."""
+    problems = report.problems
+    lines = [f"{report.path}:{one.line}: error: {one.reason}" for one in problems]
     there = [plural(number, _KINDS[kind]) for kind, number in report.records.items() if number]
     found = "no problems"
-    if report.problems:
-        hints = plural(report.count("hint"), "hint")
-        found = f"{plural(report.count('error'), 'error')}, {hints}"
+    if problems:
+        found = plural(report.errors, "error")
     counted = f"{plural(report.lines, 'line')}: {', '.join(there) or 'no records'}"
     return "\n".join([*lines, f"{report.path}: {counted}; {found}"])
 
@@ -90,13 +88,12 @@ def format_text(report: FormatReport) -> str:
 def format_json(report: FormatReport) -> dict[str, Any]:
     """One file in what ``check --format-only --json`` prints."""
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "path": report.path,
         "exit_code": exit_code(report),
         "lines": report.lines,
         "records": dict(report.records),
-        "errors": report.count("error"),
-        "hints": report.count("hint"),
+        "errors": report.errors,
         "problems": msgspec.to_builtins(report.problems),
     }
 
@@ -106,21 +103,27 @@ def _read(chunks: Iterator[bytes], validator: LogValidator, splitter: LineSplitt
     for index, chunk in enumerate(chunks):
         validator.line = splitter.line_number + 1
         if index == 0 and chunk.startswith(_BYTE_ORDER_MARK):
-            validator.say("bom")
+            reason = "the file starts with a byte order mark: write plain UTF-8 without one"
+            validator.say("bom", reason)
         at = 0
         for nuls in _NULS.finditer(chunk):
             validator.line += chunk.count(b"\n", at, nuls.start())
             at = nuls.start()
-            validator.say("nul", size=len(nuls.group()))
+            validator.say(
+                "nul",
+                f"{len(nuls.group()):,} NUL bytes: a hole that a crash or two writers left; "
+                "records may be lost here, write each record with one write to a file opened for "
+                "append",
+            )
         for number, line in splitter.feed(chunk.replace(b"\0", b"")):
             validator.check(number, line)
     if not chunk.endswith(b"\n"):
-        for validator.line, line in splitter.feed(b"\n"):
-            validator.say("no newline")
+        for number, line in splitter.feed(b"\n"):
             if is_an_object(line):  # otherwise it is torn, and may still be completed
-                validator.check(validator.line, line)
+                validator.check(number, line)
     for validator.line in splitter.overlong:
-        validator.say("overlong")
+        reason = "longer than 64 MB and skipped by every reader: write one step a line"
+        validator.say("overlong", reason)
 
 
 def _chunks(path: Path, descriptor: int | None) -> Iterator[bytes]:
