@@ -1,7 +1,6 @@
 """Sampling: the rules, a draw, and the generation loop.
 
-The rules are those of ``generate`` in transformers, in its order: repetition penalty, temperature,
-top k, top p, min p.
+The rules are those of ``generate`` in transformers, in its order: temperature, top k, top p.
 """
 
 from collections.abc import Collection, Iterator
@@ -23,47 +22,36 @@ class SamplingRules:
     """Sample from this many most likely tokens; 0 for all."""
     top_p: float = 0.95
     """Sample from the most likely tokens whose probabilities add up to this."""
-    min_p: float = 0.0
-    """Exclude tokens less likely than this fraction of the highest probability."""
-    repetition_penalty: float = 1.0
-    """Above 1, makes every token of the text, prompt included, less likely: positive logits are
-    divided by it, negative ones multiplied (Keskar et al., 2019)."""
 
     def check(self) -> None:
         """``ValueError`` names the first option that is out of range."""
-        heat, penalty = self.temperature, self.repetition_penalty
+        heat = self.temperature
         low, high = 1e-6, 1e6  # beyond, fp32 overflows
         for name, value, is_possible, choice in (
             ("temperature", heat, heat == 0 or low <= heat <= high, "0, or 1e-6 to 1e6"),
             ("top-k", self.top_k, self.top_k >= 0, "1 or more, or 0 for all tokens"),
             ("top-p", self.top_p, low <= self.top_p <= 1, "1e-6 to 1"),
-            ("min-p", self.min_p, 0 <= self.min_p <= 1, "0 to 1"),
-            ("repetition-penalty", penalty, low <= penalty <= high, "1e-6 to 1e6; 1 is off"),
         ):
             if not is_possible:
                 raise ValueError(f"{name} {value} is out of range: choose {choice}.")
 
-    def pick(self, logits_V: Tensor, ids: list[int], generator: torch.Generator) -> int:
-        """The next token after ``ids``; ``ValueError`` if the model has diverged.
+    def pick(self, logits_V: Tensor, generator: torch.Generator) -> int:
+        """The next token by its logits; ``ValueError`` if the model has diverged.
 
-        Args:
-            logits_V: Those after the last of ``ids``.
-            ids: The whole text so far, for the repetition penalty.
-            generator: Advances by one draw, unless the temperature is 0.
+        ``generator`` advances by one draw, unless the temperature is 0.
         """
         if not logits_V.isfinite().all():
             raise ValueError(
                 "the logits are not finite: the model has diverged; use another checkpoint."
             )
         if self.temperature == 0:
-            return int(self._penalised(logits_V, ids).argmax())
-        probability_V, ids_V = self.probabilities(logits_V, ids)
+            return int(logits_V.argmax())
+        probability_V, ids_V = self.probabilities(logits_V)
         return int(ids_V[torch.multinomial(probability_V, 1, generator=generator)])
 
-    def probabilities(self, logits_V: Tensor, ids: list[int]) -> tuple[Tensor, Tensor]:
-        """Unnormalised probabilities of the next token after ``ids``, and the token ids, most
-        likely first. The temperature must not be 0."""
-        logits_V = self._penalised(logits_V, ids)
+    def probabilities(self, logits_V: Tensor) -> tuple[Tensor, Tensor]:
+        """Unnormalised probabilities of the next token, and the token ids, most likely first. The
+        temperature must not be 0."""
         # The highest becomes 0, so that no temperature overflows it.
         scores_V = (logits_V - logits_V.max()) / self.temperature
         if 0 < self.top_k < len(scores_V):
@@ -71,20 +59,11 @@ class SamplingRules:
                 scores_V < scores_V.topk(self.top_k).values[-1], float("-inf")
             )
         probability_V, ids_V = scores_V.softmax(dim=-1).sort(descending=True)
-        left_out_V = probability_V < self.min_p * probability_V[0]
         if self.top_p < 1:
             # A token is kept while the mass before it is below top_p: the likeliest always is.
             mass_before_V = probability_V.cumsum(dim=-1) - probability_V
-            left_out_V |= mass_before_V >= self.top_p
-        return probability_V.masked_fill(left_out_V, 0.0), ids_V
-
-    def _penalised(self, logits_V: Tensor, ids: list[int]) -> Tensor:
-        if self.repetition_penalty == 1:
-            return logits_V
-        seen_N = torch.tensor(ids, device=logits_V.device)
-        seen = logits_V[seen_N]
-        penalty = self.repetition_penalty
-        return logits_V.index_put((seen_N,), torch.where(seen < 0, seen * penalty, seen / penalty))
+            probability_V = probability_V.masked_fill(mass_before_V >= self.top_p, 0.0)
+        return probability_V, ids_V
 
 
 class Sampler:
@@ -188,7 +167,7 @@ class Sampler:
         return self._decoder.read(ids)
 
     def _pick(self, logits_V: Tensor) -> int:
-        token = self._rules.pick(logits_V.cpu(), self._ids, self._generator)
+        token = self._rules.pick(logits_V.cpu(), self._generator)
         self._ids.append(token)
         self._left -= 1
         return token

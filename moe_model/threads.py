@@ -7,7 +7,6 @@ they take the processor from the thread that they wait for. libgomp reads this w
 """
 
 import os
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +16,6 @@ from pathlib import Path
 from moe_model.command import say
 
 _CHOSEN = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "RANK"}  # ranks divide the threads
-_TRAINING = re.compile(r"[^\0]*\bpython[^/\0]*\0(-\w+\0)?([^\0]*/)?train\.py\0")
 _LOOK_S = 0.25
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -29,13 +27,14 @@ def choose_waiting() -> None:
     Only for a process that trains or probes by itself."""
     if sys.platform != "linux" or "torch" in sys.modules or _CHOSEN & os.environ.keys():
         return
-    threads = _threads("\0".join(map("=".join, os.environ.items())))
+    fixed = os.environ.get("OMP_NUM_THREADS", "")
+    threads = processors()
+    if fixed.isdecimal():
+        threads = min(threads, int(fixed))
     if threads > 1:
         before = _idle_s()
         time.sleep(_LOOK_S)
-        idle = (_idle_s() - before) / _LOOK_S
-        others = _threads_of_trainings()  # last: those that start now are not in the load yet
-        if idle < threads - 0.5 or others + threads > processors():
+        if (_idle_s() - before) / _LOOK_S < threads - 0.5:
             os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
@@ -81,24 +80,6 @@ def processors() -> int:
                     if quota > 0:
                         found.append(-(-quota // period))
     return max(1, min(found))
-
-
-def _threads(environment: str) -> int:
-    found = re.search(r"(?:^|\0)OMP_NUM_THREADS=(\d+)", environment)
-    return min(processors(), int(found[1])) if found else processors()
-
-
-def _threads_of_trainings() -> int:
-    """Of every other ``python train.py`` of this user that shares a processor with us."""
-    found = 0
-    own = os.sched_getaffinity(0)
-    for process in _PROC.glob("[0-9]*"):
-        with suppress(OSError):  # it has ended, or belongs to another user
-            if _TRAINING.match((process / "cmdline").read_text("latin-1")):
-                number = int(process.name)
-                if number != os.getpid() and own & os.sched_getaffinity(number):
-                    found += _threads((process / "environ").read_text("latin-1"))
-    return found
 
 
 def _idle_s() -> float:

@@ -5,7 +5,6 @@ and counts exist only if the line has them: ``check`` gives the same alerts at t
 state is bytes for a checkpoint; with them a resumed run is judged as if it had never stopped.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +18,8 @@ from microscope_tui.diagnosis import (
     Finding,
     Severity,
     causes,
-    gathering,
     no_verdict,
     overall,
-    pending,
     report,
     restore,
     save,
@@ -158,13 +155,6 @@ class RunJudge:
             if any(map(_is_collapse, cause.findings))
         ]
         return min(found, default=None)
-
-    def evidence(self, balance: Sequence[float | None]) -> str:
-        """Evidence that may become an alert, in words; empty without any.
-
-        ``balance``: the collapse index of every router now.
-        """
-        return gathering(pending(self._diagnosis), balance)
 
     def verdict(self) -> str:
         """One line per finding, the worst first; else ``healthy``, or ``not judged yet``."""

@@ -368,11 +368,6 @@ class TrainingLog:
         """See ``RunJudge.collapse_onset``; ``None`` also if nothing is judged."""
         return self._try(lambda log: log.with_judge(RunJudge.collapse_onset), None)
 
-    def evidence(self, balance: Sequence[float | None]) -> str:
-        """See ``RunJudge.evidence``; empty if nothing is judged."""
-        found = self._try(lambda log: log.with_judge(lambda judge: judge.evidence(balance)), None)
-        return found or ""
-
     def verdict(self) -> str:
         return self._try(RunRecorder.verdict, "")
 

@@ -45,7 +45,6 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         saliency: bool = False,
         on_alert: Callable[[Alert], Any] | None = None,
         on_collapse: str = "log",
-        alerts: bool = False,
     ) -> None:
         """Nothing is attached before the training begins.
 
@@ -55,8 +54,6 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
             on_collapse: ``log``, or ``stop``: end the training on all ranks one logged step
                 (with several ranks two) after a critical COLLAPSE or DIVERGED; a warning does
                 not.
-            alerts: Also send a critical finding as an alert of the run of W&B or Trackio that is
-                active in this process: once per cause, or per rule where the cause is unknown.
             every, routers, saliency, on_alert: See ``attach``.
 
         Raises:
@@ -68,9 +65,7 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
             )
         self._logs, self._run, self._every = Path(logs), run, every
         self._routers, self._saliency, self._on_alert = routers, saliency, on_alert
-        self._on_collapse, self._sends = on_collapse, alerts
-        self._sent: set[str] = set()
-        """Causes for which an alert was sent, and services that have failed."""
+        self._on_collapse = on_collapse
         self._learning_rate: float | None = None
         self._news: list[Alert] = []
         """Alerts of this step."""
@@ -191,7 +186,6 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
             self.kept = None if judgement is None else base64.b64encode(judgement).decode()
         settings = {"logs": str(self._logs), "run": self._run, "every": self._every}
         settings |= {"saliency": self._saliency, "on_collapse": self._on_collapse}
-        settings["alerts"] = self._sends
         return {"args": settings, "attributes": {"kept": self.kept, "marks": self.marks}}
 
     def _write_numbers(self, probe: Probe) -> None:
@@ -205,27 +199,8 @@ class MicroscopeCallback(TrainerCallback, ExportableState):
         if alert.is_collapse and self._on_collapse == "stop" and self.probe is not None:
             self.probe.wants_stop = True
             _logger.warning("on_collapse='stop': the critical %s ends the training", alert.rule)
-        cause = alert.cause or alert.rule
-        if self._sends and alert.severity == "crit" and cause not in self._sent:
-            self._sent.add(cause)
-            self._send(alert)
         if self._on_alert is not None:
             self._on_alert(alert)
-
-    def _send(self, alert: Alert) -> None:
-        """To the services that have a run in this process; none is imported."""
-        for name in {"wandb", "trackio"} & sys.modules.keys():
-            service: Any = sys.modules[name]
-            try:
-                trackio = getattr(service, "context_vars", None)
-                if (trackio.current_run.get() if trackio else service.run) is not None:
-                    text = f"{alert.verdict}: {alert.why} {alert.next}"
-                    title, level = f"MoE router: {alert.rule}", service.AlertLevel.ERROR
-                    service.alert(title=title, text=text, level=level)
-            except Exception as error:  # any failure: the training matters more
-                if name not in self._sent:
-                    _logger.warning("no alert in %s, training continues: %r", name, error)
-                self._sent.add(name)
 
 
 def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:

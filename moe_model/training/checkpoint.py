@@ -51,7 +51,6 @@ from moe_model import (
     fresh_folder,
     read_checkpoint,
     read_plain_description,
-    shown,
     write_description,
     write_tensors,
 )
@@ -232,7 +231,6 @@ def _facts(run: Run) -> dict[str, Any]:
         "progress": run.progress.to_dict(),
         "data": {"order": run.data_order, "sequences": run.batches.drawn},
         "loss_scale": scale,
-        "sequences_per_step": run.sequences_per_step,
         "life": life,
         "published": before.get("published"),
     }
@@ -468,12 +466,6 @@ def refuse_contradictions(options: Options, checkpoint: Checkpoint) -> None:
     saved = checkpoint.description["options"]
     if not has_training_state(checkpoint.folder):
         saved = {"tokenizer": str(checkpoint.folder), **saved}
-    elif saved.get("optimizer") == "muon" and _has_adamw_experts(checkpoint.folder):
-        # Before version 0.2.0 this was an option, and before that the only way.
-        raise UsageError(
-            f"the checkpoint {checkpoint.folder} was trained with --optimizer muon and AdamW for "
-            "the experts, which is gone: start without --resume."
-        )
     for name in ("preset", "tokenizer", "optimizer"):
         value, flag = getattr(options, name), flag_name(name)
         if saved.get(name, value) != value:
@@ -483,20 +475,11 @@ def refuse_contradictions(options: Options, checkpoint: Checkpoint) -> None:
             )
 
 
-def _has_adamw_experts(folder: Path) -> bool:
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            if any(name.endswith("mlp.experts.down_proj.exp_avg") for name in tensors.keys()):  # noqa: SIM118
-                return True
-    return False
-
-
 def read_progress(checkpoint: Checkpoint) -> Progress:
     """The state of the loop; ``CheckpointError`` if it, or another entry of the run, is invalid."""
     plain = checkpoint.description
     try:
         count("data.sequences", plain["data"]["sequences"])
-        count("sequences_per_step", plain["sequences_per_step"])
         if scale := plain["loss_scale"]:
             for name in ("scale", "growth_factor", "backoff_factor"):
                 if not 0 < number(f"loss_scale.{name}", scale[name]) < MOST_LOSS_SCALE:
@@ -573,12 +556,6 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
                 f"the learning rate changes from {old_rate:.3g} to {rate:.3g} at step {step}: see "
                 "--lr-schedule."
             )
-    if run.options.expert_parallel == 1 != saved.get("expert_parallel", 1):
-        run.world.say(
-            f"--expert-parallel is 1; it was {saved['expert_parallel']} before: give it at every "
-            "start to keep it."
-        )
-    _report_sizes(run, plain)
     if same_data:
         run.batches.drawn = plain["data"]["sequences"]
     else:
@@ -592,16 +569,3 @@ def _best_loss(folder: Path) -> Any:
     with suppress(CheckpointError, KeyError, TypeError):
         return read_plain_description(folder / BEST)["progress"]["best_loss"]
     return None
-
-
-def _report_sizes(run: Run, plain: dict[str, Any]) -> None:
-    before, now = plain["sequences_per_step"], run.sequences_per_step
-    if before != now:
-        run.world.say(f"a step now has {now} sequences; it had {before} before.")
-    now = run.options.batch_size
-    before = plain["options"].get("batch_size", now)
-    if before != now and run.model.config.capacity_factor is not None:
-        run.world.say(
-            f"a forward pass now has {now} sequences; it had {shown(before)} before: "
-            "--capacity-factor drops other tokens."
-        )

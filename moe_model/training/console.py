@@ -77,10 +77,10 @@ class Console:
         """Print a line above the bar, without control characters; write errors are ignored."""
         self._rich.print(Text(plain_text(line)), soft_wrap=True)
 
-    def step(self, progress: Progress, evidence: str = "") -> None:
+    def step(self, progress: Progress) -> None:
         """Show a completed step: on the bar, or as a line every ten seconds, first and last step
-        included. ``evidence`` of a possible alert replaces the worst layer where it fits."""
-        numbers = self._numbers(progress, evidence)
+        included."""
+        numbers = self._numbers(progress)
         if self._rich.is_terminal:
             self._bar.update(self._task, completed=progress.step, numbers=numbers)
             return
@@ -138,17 +138,14 @@ class Console:
         before, after = (plain_text(part, multi_line=True) for part in (prompt, text))
         self._rich.print(Text(before, style="dim") + Text(after), soft_wrap=True)
 
-    def _numbers(self, progress: Progress, evidence: str) -> str:
+    def _numbers(self, progress: Progress) -> str:
         """As much as fits beside the bar; an entropy is meaningless without its layer."""
         parts = [f"loss {progress.loss:.3f}"]
         if progress.validation_loss is not None:
             parts.append(f"val {progress.validation_loss:.3f}")
         parts.append(f"{progress.tokens_per_s:,.0f} tok/s")
         room = self._rich.width - _BAR_CELLS if self._rich.is_terminal else 1000
-        worst = self._worst(progress)
-        if evidence and len("  ".join([*parts, evidence])) <= room:
-            worst = [plain_text(evidence)]
-        for group in (worst, [f"{progress.memory_bytes / 2**30:.1f} GiB"]):
+        for group in (self._worst(progress), [f"{progress.memory_bytes / 2**30:.1f} GiB"]):
             for part in group:
                 if len("  ".join([*parts, part])) > room:
                     break  # the rest of the group refers to this part

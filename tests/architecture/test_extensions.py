@@ -109,5 +109,4 @@ def test_a_training_runs_without_anatomy(tmp_path: Path) -> None:
     shutil.copy(ROOT / "train.py", tmp_path)
     (tmp_path / "text.txt").write_text("to be or not to be, that is the question " * 400)
     options = "--preset tiny --steps 3 --seq-len 16 --batch-size 2 --data text.txt --run r"
-    shown = here.python(0, "train.py", *options.split(), "--trace-sample")
-    assert "no trace: this installation has no anatomy" in shown
+    assert "finished at step 3/3" in here.python(0, "train.py", *options.split())

@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> str:
 
 def test_rules_that_leave_one_token_are_greedy(folder: str, capsys: Any) -> None:
     texts = set()
-    for flag in ("--temperature=0", "--top-k=1", "--min-p=1", "--top-p=0.000001"):
+    for flag in ("--temperature=0", "--top-k=1", "--top-p=0.000001"):
         assert run_command(app, [folder, "--prompt", "--ab", "--max-new-tokens=30", flag]) == 0
         texts.add(capsys.readouterr().out)
     assert len(texts) == 1

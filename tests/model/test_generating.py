@@ -10,9 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from moe_model.sampling import Sampler, SamplingRules, generate
 from tests.model.conftest import make_model
 
-ALL_RULES = {
-    "temperature": 1.5, "repetition_penalty": 1.3, "top_k": 9, "min_p": 0.01, "seed": 5,
-}  # fmt: skip
+ALL_RULES = {"temperature": 1.5, "top_k": 9, "seed": 5}
 
 
 def test_same_seed_same_text_and_the_global_generator_is_left_alone(ids_BS: Tensor) -> None:
@@ -33,7 +31,7 @@ def test_cached_tokens_equal_those_of_full_passes(temperature: float, ids_BS: Te
     for _ in range(20):
         with torch.no_grad():
             logits_V = model(torch.tensor([ids])).logits_BSV[0, -1]
-        ids.append(SamplingRules(temperature).pick(logits_V, ids, generator))
+        ids.append(SamplingRules(temperature).pick(logits_V, generator))
     options = {"max_new_tokens": 20, "temperature": temperature, "seed": 3}
     assert ids[24:] == generate(model, ids_BS[0], **options)
 

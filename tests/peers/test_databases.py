@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.probe import Alert, MicroscopeCallback
 from microscope_tui.sources import Keys
 from microscope_tui.sources.databases import MlflowReader, TrackioReader
 from tests.sources.reading import all_rows, translated
@@ -93,18 +92,6 @@ def test_what_was_logged_comes_out_and_what_follows_too(
     for step in range(4, 12):
         log(step)
         assert [row.step for row in all_rows(reader)] == [step]
-
-
-def test_a_critical_finding_of_the_callback_is_stored(tmp_path: Path) -> None:
-    module = pytest.importorskip("trackio")
-    storage = trackio_storage(tmp_path)
-    module.init(project="moe", name="run")
-    alert = Alert(9, "COLLAPSE", "crit", ("L1",), 3, "Collapse in L1", "why", "what to do")
-    MicroscopeCallback(alerts=True)._alarm(alert)
-    module.finish()
-    (stored,) = storage.get_alerts("moe")
-    assert (stored["level"], stored["title"]) == ("error", "MoE router: COLLAPSE")
-    assert stored["text"] == "Collapse in L1: why what to do"
 
 
 def statements(path: Path, tables: Sequence[str]) -> str:

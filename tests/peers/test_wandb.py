@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.probe import Alert, MicroscopeCallback
 from microscope_tui.sources import FORMATS, Keys
 from microscope_tui.sources.reader import Row
 from microscope_tui.sources.wandb import WandbReader
@@ -96,15 +95,6 @@ def test_a_run_is_followed_while_wandb_writes(tmp_path: Path) -> None:
     rows += read_to_the_end(reader)[0]
     assert [row.step for row in rows] == list(range(1, 31))
     assert before_the_end > 10
-
-
-def test_a_critical_finding_of_the_callback_is_in_the_file(tmp_path: Path) -> None:
-    run, verdict = start(tmp_path), "Router collapse in L1 since step 3"
-    alert = Alert(9, "COLLAPSE", "crit", ("L1",), 3, verdict, "why", "what to do")
-    MicroscopeCallback(alerts=True)._alarm(alert)
-    run.finish()
-    read_to_the_end(WandbReader(file_of(tmp_path), Keys()))
-    assert verdict.encode() in file_of(tmp_path).read_bytes()
 
 
 def test_wandb_reads_what_our_tests_write() -> None:

@@ -70,13 +70,12 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "verdict": (),
     "collapsed": (),
     "collapse_onset": (),
-    "evidence": ([0.5] * 4,),
     "sync": (),
     "end": (1, "finished"),
 }
 NO_ANSWERS = {
     **dict.fromkeys(("step", "event", "judgement", "collapse_onset", "end")),
-    **{"alerts": [], "verdict": "", "collapsed": (), "evidence": "", "sync": False},
+    **{"alerts": [], "verdict": "", "collapsed": (), "sync": False},
 }
 
 
@@ -91,7 +90,6 @@ def test_all_is_passed_on_to_the_recorder(tmp_path: Path) -> None:
     for fields in steps[:212]:
         indices = log.step(fields)
     assert [round(c, 2) for c in indices if c is not None] == [1.0, 1.0, 0.0, 1.0]
-    assert log.evidence(indices) == "L3 at .00 for 13 steps, gathering evidence"
     for fields in steps[212:]:
         log.step(fields)
     assert [a.rule for a in log.alerts() if a.is_collapse] == ["COLLAPSE"]

@@ -4,11 +4,8 @@ Failures that people have reported are rebuilt here with small models.
 """
 
 import logging
-import sys
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +17,7 @@ from transformers import DeepseekV3ForCausalLM, MixtralForCausalLM, TrainingArgu
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.families.tiny import build, families
-from microscope_tui.probe import Alert, MicroscopeCallback, attach, find_sites
+from microscope_tui.probe import MicroscopeCallback, attach, find_sites
 from microscope_tui.probe.trained import trained
 from tests.probe.layers import ROUTERS, Model, records
 from tests.probe.real_text import small_mixtral, tokenizer
@@ -250,47 +247,3 @@ def test_a_bias_that_moves_under_a_frozen_router_is_found(tmp_path: Path, caplog
     assert run["balance"]["frozen_routers"] == 3
     (found,) = [m for m in caplog.messages if "bias moves, router frozen" in m]
     assert found.startswith(("step 2", "step 3"))
-
-
-CRITICAL = Alert(9, "COLLAPSE", "crit", ("L1",), 3, "Collapse in L1 since step 3", "Why.", "Do it.")
-
-
-class Service(ModuleType):
-    AlertLevel = SimpleNamespace(ERROR="error")
-
-    def __init__(self, name: str, broken: bool) -> None:
-        super().__init__(name)
-        self.run = object()
-        self.context_vars = SimpleNamespace(current_run=ContextVar("run", default=self.run))
-        self.sent: list[dict[str, str]] = []
-        self._broken = broken
-
-    def alert(self, **given: str) -> None:
-        self.sent.append(given)
-        if self._broken:
-            raise OSError("no network")
-
-
-@pytest.mark.parametrize("broken", [False, True])
-@pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_a_critical_finding_is_sent_once_per_cause_to_the_run_that_is_active(
-    name: str, broken: bool, monkeypatch: pytest.MonkeyPatch, caplog: Any
-) -> None:
-    for other in ("wandb", "trackio"):
-        monkeypatch.delitem(sys.modules, other, raising=False)
-    service = Service(name, broken)
-    monkeypatch.setitem(sys.modules, name, service)
-    callback = MicroscopeCallback(alerts=True)
-    for alert in (CRITICAL, replace(CRITICAL, layers=("L2",)), replace(CRITICAL, cause="a cause"),
-                  replace(CRITICAL, rule="STARVED", severity="warn")):  # fmt: skip
-        callback._alarm(alert)
-        MicroscopeCallback()._alarm(alert)  # not asked to
-    assert [one["level"] for one in service.sent] == ["error", "error"]
-    assert "COLLAPSE" in service.sent[0]["title"]
-    assert service.sent[0]["text"] == "Collapse in L1 since step 3: Why. Do it."
-    assert len([m for m in caplog.messages if f"no alert in {name}" in m]) == broken
-    service.run, service.sent = None, []
-    service.context_vars.current_run.set(None)
-    MicroscopeCallback(alerts=True)._alarm(CRITICAL)
-    assert not service.sent
-    assert sys.modules.keys() & {"wandb", "trackio"} == {name}  # none is imported

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from moe_model import TRAINING_STATE, UsageError, read_checkpoint
-from moe_model.training import step
 from moe_model.training.resolving import resolve
 from moe_model.training.setup import prepare
 from moe_model.training.world import World
@@ -168,16 +167,6 @@ def test_a_run_from_before_an_option_continues_as_it_began(
     assert steps(log)[0]["losses"].get("aux") != pytest.approx(1.0, abs=1e-6), "of its own passes"
 
 
-def test_experts_that_adamw_trained_beside_muon_are_refused(
-    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(step, "all_experts", lambda model: [])  # as the option did
-        assert train("--run=r", "--steps=2", "--optimizer=muon") == 0
-    assert train("--run=r", "--resume=auto", "--steps=5") == 64
-    assert "--optimizer muon and AdamW for the experts" in capsys.readouterr().err
-
-
 def test_options_that_are_gone_and_were_off_are_ignored(
     copied: GetTrained, train: Any, read_log: ReadLog
 ) -> None:
@@ -226,18 +215,14 @@ def test_what_the_weights_do_not_fit_is_a_usage_error(
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("capacity", [[], ["--capacity-factor=1.0"]])
 def test_another_text_is_read_from_its_beginning_with_a_message(
-    capacity: Any, trained: GetTrained, train: Train, text_file: Path, tmp_path: Path, capsys: Any
+    trained: GetTrained, train: Train, text_file: Path, tmp_path: Path, capsys: Any
 ) -> None:
     (tmp_path / "more.txt").write_text(text_file.read_text("utf-8") * 2, "utf-8")
-    more = (f"--resume={trained(*SHORT, *capacity).checkpoints}", f"--data={tmp_path / 'more.txt'}")
+    more = (f"--resume={trained(*SHORT).checkpoints}", f"--data={tmp_path / 'more.txt'}")
     assert train("--run=fork", *more, "--steps=5", "--batch-size=2") == 0
     narration = capsys.readouterr().err
     assert "the text is read from its beginning" in narration
-    assert "a step now has 2 sequences; it had 4 before" in narration
-    smaller = "a forward pass now has 2 sequences; it had 4 before: --capacity-factor drops other"
-    assert (smaller in narration) == bool(capacity)
     drawn = read_checkpoint(tmp_path / "ck" / "fork").description["data"]["sequences"]
     assert drawn == 2
 

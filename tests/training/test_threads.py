@@ -13,17 +13,6 @@ from moe_model import threads
 from tests.forked import ROOT
 from tests.training.story import Capsys, ReadLog, Train
 
-TWO_IDLE_PROCESSORS = """
-import os, sys, time
-from moe_model import threads
-threads.processors, threads._idle_s = lambda: 2, lambda: 2 * time.monotonic()
-threads._PROC = threads.Path(sys.argv[1])
-print("ready", flush=True)
-input()
-threads.choose_waiting()
-print(os.environ.get("OMP_WAIT_POLICY"), flush=True)
-input()  # a training is still there when the others look
-"""
 ATTACHED = """
 import os, sys, torch
 before = dict(os.environ), torch.get_num_threads()
@@ -61,27 +50,11 @@ def test_threads_sleep_on_a_busy_machine_unless_the_user_or_a_launcher_has_chose
     monkeypatch.setenv(*setting.split("="))
     monkeypatch.setattr(threads, "processors", lambda: 2)
     monkeypatch.setattr(threads, "_idle_s", lambda: next(seconds))
-    monkeypatch.setattr(threads, "_threads_of_trainings", lambda: 0)
     with monkeypatch.context() as patch:
         patch.delitem(sys.modules, "torch")
         threads.choose_waiting()
     assert os.environ.get("OMP_WAIT_POLICY") == policy
     assert not any(capsys.readouterr()), "what a run prints begins with the training"
-
-
-def test_two_trainings_that_start_at_once_both_sleep_and_one_alone_spins(tmp_path: Path) -> None:
-    (tmp_path / "train.py").write_text(TWO_IDLE_PROCESSORS)
-    for places, policy in (([tmp_path], "None\n"), (["/proc", "/proc"], "PASSIVE\n")):
-        commands = [[sys.executable, str(tmp_path / "train.py"), str(place)] for place in places]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-        runs = [subprocess.Popen(each, **pipes) for each in commands]
-        for run in runs:
-            assert run.stdout.readline() == "ready\n"
-        for run in runs:
-            run.stdin.write("\n")
-        assert {run.stdout.readline() for run in runs} == {policy}
-        for run in runs:
-            run.communicate("\n")
 
 
 @pytest.mark.parametrize(

@@ -171,37 +171,34 @@ def test_the_memory_of_the_process_is_more_than_torch_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("progress", "evidence", "line", "layers"),
+    ("progress", "line", "layers"),
     [
         (
             Progress(
                 step=1, loss=2.5, tokens_per_s=1234.4, collapse_index=[0.91, 0.42],
                 entropy=[1.5, 0.75], memory_bytes=2**30,
             ),
-            "",
             "loss 2.500  1,234 tok/s  worst L2 c 0.42  H 0.75  1.0 GiB",
             "L1 0.91  L2 0.42",
         ),
         (
             Progress(step=1, loss=2.5, validation_loss=2.25, collapse_index=[0.9, 0.0]),
-            "L2 at .00 for 36 steps",  # instead of the worst layer
-            "loss 2.500  val 2.250  0 tok/s  L2 at .00 for 36 steps  0.0 GiB",
+            "loss 2.500  val 2.250  0 tok/s  worst L2 c 0.00  0.0 GiB",
             "L1 0.90  L2 0.00",
         ),
         (
             Progress(step=1, loss=2.5, collapse_index=[None, None]),
-            "",
             "loss 2.500  0 tok/s  0.0 GiB",
             "L1 –  L2 –",
         ),
     ],
-    ids=["worst layer", "evidence", "no collapse index"],
+    ids=["worst layer", "held-out loss", "no collapse index"],
 )  # fmt: skip
 def test_the_console_shows_a_step_and_a_summary_and_interprets_nothing(
-    progress: Progress, evidence: str, line: str, layers: str, capsys: Capsys
+    progress: Progress, line: str, layers: str, capsys: Capsys
 ) -> None:
     with Console(10, ["L1", "L2"]) as console:
-        console.step(progress, evidence)
+        console.step(progress)
         console.say("[bold]not markup[/bold]")
         console.summary(progress, "finished", "healthy")
     text = capsys.readouterr().err
