@@ -337,8 +337,6 @@ class ProbeOptions:
     generate
         Use the beginning of each text as a prompt, let the model continue it by up to 256 tokens
         (sampled, with a fixed seed), and trace both; what it writes is the slice "NAME written".
-    next_layer
-        Measure how many choices a router finds with the input of the layer before.
     download
         Fetch a model that is named ORG/NAME; its size is printed first.
     window
@@ -355,7 +353,6 @@ class ProbeOptions:
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     generate: Switch = False
-    next_layer: Switch = False
     download: Switch = False
     window: int | None = None
     batch_size: int | None = None

@@ -150,11 +150,3 @@ def test_a_layer_whose_identity_was_not_measured_is_not_the_one_it_explains_most
     for layer, text in enumerate(("not measured", "most in L2")):
         line = slices.identity(some, layer, ["L1", "L2"], Glyphs.BRAILLE, 90)
         assert text in plain(line)
-
-
-def test_what_is_found_a_layer_ahead_is_beside_what_the_most_popular_experts_reach() -> None:
-    tables = Tables(counts=[[[10, 60, 0, 30]]], next_layer=[(0.73, 0.94)])
-    found = slices.found_ahead(tables, 0, slice_table(tables, 0, 1, 4), 1)
-    assert found is not None
-    line = "found a layer ahead:  top k .73  top 2k .94  popular .60  chance .25"
-    assert plain(slices.ahead_line(found, 80)).strip() == line

@@ -9,12 +9,7 @@ from typing import Any
 from microscope_tui.draw.findings import finite
 from microscope_tui.extensions.anatomy.compare import Mismatch
 from microscope_tui.extensions.anatomy.routing_file import Routing
-from microscope_tui.extensions.anatomy.slices_text import (
-    NoTables,
-    explained,
-    found_ahead,
-    slice_table,
-)
+from microscope_tui.extensions.anatomy.slices_text import NoTables, explained, slice_table
 from microscope_tui.runlog import encode_record, safe_text
 
 _MOST_CHARACTERS = 256
@@ -44,7 +39,6 @@ def slices_json(routing: Routing, layer: int) -> str:
         {"slice": name, "choices": size, "noise": finite(noise)}
         for name, size, noise in zip(routing.slices, table.sizes, table.noise, strict=True)
     ]
-    document["next_layer"] = found_ahead(routing.tables, layer, table, shape.top_k)
     experts = [
         {
             "expert": row.expert,

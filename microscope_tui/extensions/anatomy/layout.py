@@ -123,9 +123,6 @@ class Tables(msgspec.Struct, frozen=True, kw_only=True):
     """The same with shuffled tokens: the share that chance alone explains."""
     lifts: Sequence[Sequence[Sequence[tuple[int, int, float]]]] = ()
     """Layer → expert → its most telling tokens: token id, count, lift."""
-    next_layer: Sequence[tuple[float, float] | None] = ()
-    """Per layer: the share of its pairs in the top k, and in the top 2k, of its router with the
-    input of the router before; None: not measured."""
 
 
 class Choice(msgspec.Struct, frozen=True):

@@ -131,8 +131,6 @@ def _run(
         say(note)
     longest = max(len(window.ids) for window in reading.windows)
     size = options.batch_size or max(1, _BATCH_TOKENS.get(subject.device.type, 2048) // longest)
-    if options.next_layer:  # without padding
-        size = 1
     folder = options.output or _default_folder(subject.name)
     outcome = run_probe(
         subject,
@@ -140,7 +138,6 @@ def _run(
         slices,
         folder,
         batch_size=size,
-        next_layer=options.next_layer,
         progress=_Progress(),
     )
     show_progress("")

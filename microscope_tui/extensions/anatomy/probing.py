@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from msgspec.structs import replace
 from torch import Tensor, nn
 
 from microscope_tui.extensions.anatomy.layout import Tables
-from microscope_tui.extensions.anatomy.next_layer import NextLayer
 from microscope_tui.extensions.anatomy.probed_model import CannotProbe, ProbedModel, out_of_memory
 from microscope_tui.extensions.anatomy.texts import Window, batches, tensors
 from microscope_tui.extensions.anatomy.trace_file import TraceFile
@@ -64,7 +62,6 @@ def run_probe(
     folder: Path,
     *,
     batch_size: int = 1,
-    next_layer: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Outcome:
     """Trace all windows into a new ``folder``, which is removed again if no token was traced.
@@ -77,8 +74,6 @@ def run_probe(
         slices: Names of the slices, by their number in the windows.
         folder: Is created.
         batch_size: Windows of one forward pass.
-        next_layer: Also compare the choices with what each router would choose one layer
-            earlier.
         progress: See ``Progress``.
 
     Raises:
@@ -94,8 +89,6 @@ def run_probe(
         probe = attach(probed.model, folder, mode="eval", planned_steps=planned)
         for site in probe.sites:  # layers of multi-token prediction do not run here
             site.optional = site.optional or site.stack == "mtp"
-        if next_layer:
-            run.next_layer = NextLayer(probe.hooks)
         outcome = run.trace(probe, batches(windows, batch_size))
         with suppress(KeyboardInterrupt), interrupt.shielded():
             outcome = run.conclude(probe, outcome)
@@ -113,7 +106,6 @@ class _Run:
         self.interrupt = Interrupt()
         self._tracer = Tracer()
         self._trace_file: TraceFile | None = None
-        self.next_layer: NextLayer | None = None
 
     @property
     def tokens(self) -> int:
@@ -166,8 +158,6 @@ class _Run:
                 dtype=dtype_name(self._probed.model),
             )
         self._trace_file.add(batch, traced)
-        if self.next_layer is not None:
-            self.next_layer.count(traced)
 
     def conclude(self, probe: Probe, outcome: Outcome) -> Outcome:
         """Close the log, compute the tables and finish the file; without a token, remove both."""
@@ -188,8 +178,6 @@ class _Run:
 
         try:
             made = trace.tables(layers)
-            if self.next_layer is not None:
-                made = replace(made, next_layer=self.next_layer.table(trace.keys))
         except KeyboardInterrupt:
             made, outcome = Tables(), Outcome(outcome.tokens, "signal")
         try:

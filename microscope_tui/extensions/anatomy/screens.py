@@ -471,8 +471,6 @@ class SlicesScreen(ProbeScreen):
             glyphs = self.session.glyphs
             found = slices.identity(routing.tables, layer, shape.layer_names, glyphs, columns)
             top.append(found)
-        if (ahead := slices.found_ahead(routing.tables, layer, table, shape.top_k)) is not None:
-            top.append(slices.ahead_line(ahead, columns))
         room = max(1, rows - _SLICE_FRAME - len(top) - detail_rows - 3 * airy)
         shown = self.in_view(self._at, len(self._order), room)
         layout = slices.fit_slices(names, columns, self._first_slice)

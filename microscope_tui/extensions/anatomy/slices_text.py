@@ -6,7 +6,7 @@ than ``FEWEST_EXPECTED`` pairs expected in the slice: the noise leaves those out
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain, repeat
@@ -275,26 +275,6 @@ def identity(tables: Tables, layer: int, names: Sequence[str], glyphs: Glyphs, w
         value, noise = max(pairs[at : at + per], key=lambda pair: pair[0] or 0.0)
         strip.append(_level(value, noise, top, glyphs, here=layer in range(at, at + per)))
     return pad([*left, head, *strip, tail], width)
-
-
-def found_ahead(
-    tables: Tables, layer: int, table: SliceTable, top_k: int
-) -> Mapping[str, float] | None:
-    """``Tables.next_layer`` of a layer, beside what its k most popular experts and chance reach."""
-    found = tables.next_layer[layer] if layer < len(tables.next_layer) else None
-    if found is None:
-        return None
-    popular = sum(sorted(row.share for row in table.rows)[-top_k:])
-    chance = top_k / len(table.rows)
-    return {"top_k": found[0], "top_2k": found[1], "popular": popular, "chance": chance}
-
-
-def ahead_line(found: Mapping[str, float], width: int) -> Line:
-    """Shares by name, see ``found_ahead``."""
-    line: Line = [dim("  found a layer ahead:")]
-    for name, share in found.items():
-        line += [dim(f"  {name.replace('_', ' ')} "), Span(words.index(share), "title")]
-    return pad(line, width)
 
 
 def heads(
