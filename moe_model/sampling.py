@@ -99,7 +99,7 @@ class Sampler:
         if not len(prompt_S):
             raise ValueError("the prompt has 0 tokens: it needs at least one.")
         on_cpu = model.embed_tokens.weight.device.type == "cpu"
-        if weights is None and on_cpu and not model.sharded:
+        if weights is None and on_cpu:
             weights = torch.float32
         self.given = 0
         """Tokens yielded so far."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-import torch.distributed as dist
 from rich import progress as bars
 from rich.console import Console as RichConsole
 from rich.text import Text
@@ -26,8 +25,6 @@ from moe_model.training.options import Options, flag_name
 from moe_model.training.run import Progress, Run, dtype_name
 
 SAMPLE_TOKENS = 200
-SHARDED_SAMPLE_TOKENS = 40
-"""Fewer where every token gathers every layer."""
 _PLAIN_INTERVAL_S = 10.0
 _BAR_CELLS = 34
 """Width of the step count, a readable bar and the time left."""
@@ -247,22 +244,19 @@ def _again(run: Run, resume: str) -> str:
 
 
 def sample(run: Run) -> str:
-    """Continue the prompt, or ``ValueError``. All ranks call this; rank 0 gets the text.
+    """Continue the prompt, or ``ValueError``: a sharded model is not read token by token.
 
-    Of a sharded model all ranks read every token together.
+    All ranks call this; rank 0 gets the text.
     """
-    sharded = run.model.sharded and run.world.size > 1
-    if not (sharded or run.world.is_main):
+    if run.model.sharded:
+        raise ValueError("each process has only a part of the model; use the command above.")
+    if not run.world.is_main:
         return ""
-    tokenizer = run.tokenizer
-    prompt_S = tokenizer.encode(run.prompt)
-    if sharded:  # ranks that pick different tokens would not stop together
-        run.model.register_forward_hook(lambda *seen: dist.broadcast(seen[2].logits_BSV, src=0))
     ids = generate(
         run.model,
-        prompt_S,
-        max_new_tokens=SHARDED_SAMPLE_TOKENS if sharded else SAMPLE_TOKENS,
+        run.tokenizer.encode(run.prompt),
+        max_new_tokens=SAMPLE_TOKENS,
         seed=run.options.seed,
         stop_at=run.stop_ids,
     )
-    return tokenizer.decode(ids)
+    return run.tokenizer.decode(ids)

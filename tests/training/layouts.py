@@ -78,7 +78,7 @@ def assert_equal_steps(found: list[Any], expected: list[Any], exactly: int = 10)
 def one_rank(rank: int, ranks: int, rows: list[Row], folder: Path) -> None:
     trainer = import_module("train")
     console = import_module("moe_model.training.console")
-    console.SAMPLE_TOKENS = console.SHARDED_SAMPLE_TOKENS = 4
+    console.SAMPLE_TOKENS = 4
     plain, records = trainer.optimizer_step, []
 
     def step(run: Any, at: int) -> dict[str, Any]:

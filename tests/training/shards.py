@@ -1,7 +1,6 @@
 """Claims of ranks about the parts of a checkpoint that each of them writes and reads."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,14 +11,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from moe_model import CheckpointError, LanguageModel
-from moe_model.sampling import generate
 from moe_model.training.checkpoint import (
     load_shards,
     optimizer_state,
     refuse_impossible,
     save_shards,
 )
-from moe_model.training.console import SHARDED_SAMPLE_TOKENS, sample
 from moe_model.training.options import Options
 from moe_model.training.parallel import parallelize, whole_weights
 from moe_model.training.step import make_optimizer
@@ -155,28 +152,6 @@ def three_ranks_resume_a_run_of_two(world: World, folder: Path) -> None:
         torch.testing.assert_close(weights, torch.load(folder / "weights.pt"), rtol=0, atol=1e-4)
 
 
-def a_sharded_model_writes_its_sample_without_becoming_whole(world: World, folder: Path) -> None:
-    model = make_model(tied=True)
-    prompt_S = torch.tensor([1, 2, 3])
-    expected = generate(model, prompt_S, max_new_tokens=SHARDED_SAMPLE_TOKENS, seed=7)
-    assert len(expected) == SHARDED_SAMPLE_TOKENS
-    parallelize(model, "fsdp", world)
-    run: Any = SimpleNamespace(
-        model=model, world=world, options=SimpleNamespace(seed=7),
-        prompt="", stop_ids=(),
-        tokenizer=SimpleNamespace(encode=lambda _: prompt_S, decode=list),
-    )  # fmt: skip
-    built, before = [], LanguageModel.__init__
-    LanguageModel.__init__ = lambda *given: (built.append(1), before(*given))[1]  # type: ignore[method-assign]
-    found: Any = sample(run)
-    LanguageModel.__init__ = before  # type: ignore[method-assign]
-    assert found == expected
-    assert not built
-    weight = model.layers[0].mlp.up_proj.weight
-    assert weight.to_local().shape[0] == weight.shape[0] / 2
-    assert model.training
-
-
 CLAIMS: dict[int, dict[str, Claim]] = {
     2: by_name(
         two_ranks_save_their_shards,
@@ -184,7 +159,6 @@ CLAIMS: dict[int, dict[str, Claim]] = {
         a_rank_that_cannot_write_fails_all,
         a_part_with_negative_squares_is_refused_on_all_ranks_by_rank_file_and_tensor,
         three_ranks_resume_a_run_of_two,
-        a_sharded_model_writes_its_sample_without_becoming_whole,
     ),
     3: by_name(three_ranks_load_the_shards_of_two_bit_for_bit, three_ranks_resume_a_run_of_two),
 }

@@ -115,6 +115,8 @@ def test_ranks_and_micro_batches_make_the_same_step(runs: Callable[[str], Any], 
     if kind in KINDS:
         assert runs(kind).codes == [0, 0], runs(kind).errors
         assert runs(kind).errors[1] == "", "the first rank speaks for all"
+        shares = "no sample: each process has only a part of the model" in runs(kind).errors[0]
+        assert shares == (kind != "ddp")
         assert other[0]["world_size"] == 2
         assert other[0]["expert_parallel_size"] == 1 + kind.endswith("experts")
     assert len(steps(one)) == len(steps(other)) == STEPS
