@@ -10,7 +10,6 @@ unknown, which is 0).
 """
 
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from operator import mul
 
@@ -222,27 +221,6 @@ def quadrant(
     if mutual_information <= UNSURE and (lift is None or lift <= LIFT_UNSURE):
         return "uniform"
     return "undecided"
-
-
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's: 1 where both order the experts alike, −1 oppositely.
-
-    Equal loads share their mean rank; NaN where one is constant or not finite.
-    """
-    from statistics import StatisticsError, correlation
-
-    if not all(map(math.isfinite, [*first, *second])):
-        return math.nan
-    try:
-        found = correlation(_ranks(first), _ranks(second))
-    except StatisticsError:
-        return math.nan
-    return max(-1.0, min(1.0, found))
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    ordered = sorted(values)
-    return [(bisect_left(ordered, x) + bisect_right(ordered, x) + 1) / 2 for x in values]
 
 
 def mean_of(values: Sequence[float | None] | None) -> float | None:

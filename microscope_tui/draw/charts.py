@@ -123,8 +123,6 @@ class Chart:
     """Single measurements: step and value."""
     spell: Callable[[float | None], str] = words.decimal
     """The value in the title as text."""
-    ends: tuple[str, str] | None = None
-    """Labels of the lower and the upper end, if they differ from the drawn numbers."""
     nothing: str = "not measured in this window"
     """Why it is empty, where nothing is ``measured``."""
     notes: Sequence[str] = ()

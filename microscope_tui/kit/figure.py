@@ -200,8 +200,8 @@ class _Plot(NamedTuple):
         for level, role in levels:
             if (row := self.row_of(level)) is not None and 0 < row < rows - 1:
                 labels[row] = (scale.text(level), role)
-        texts = self.chart.ends or (scale.text(scale.bottom), scale.text(scale.top))
-        labels[-1], labels[0] = ((text, "dim") for text in texts)
+        labels[-1] = (scale.text(scale.bottom), "dim")
+        labels[0] = (scale.text(scale.top), "dim")
         return labels
 
 

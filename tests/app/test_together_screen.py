@@ -10,10 +10,10 @@ import pytest
 
 from microscope_tui.draw.spans import plain
 from microscope_tui.runlog import RunFile
-from microscope_tui.screens.course.run_course import RunCourse
 from microscope_tui.screens.course.together import (
     VALIDATION,
     Across,
+    RunCourse,
     numbers_together,
     together_chart,
     together_lines,

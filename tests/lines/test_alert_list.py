@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from microscope_tui.draw.evidence import evidence
 from microscope_tui.draw.spans import line_width, plain
 from microscope_tui.screens.alerts import text as alerts
 from microscope_tui.screens.alerts.text import Entry
+from microscope_tui.screens.layer.screen import evidence
 from microscope_tui.watch import RunView, RunWatch, Window, pin_at, view_of
 from tests.conftest import header, open_log, step
 

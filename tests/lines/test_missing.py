@@ -13,7 +13,6 @@ from microscope_tui.draw.heat import Heat
 from microscope_tui.draw.spans import line_width, plain
 from microscope_tui.draw.table import expert_line, fit
 from microscope_tui.screens.expert import text as expert_card
-from microscope_tui.screens.expert.text import LoadSeries
 from microscope_tui.screens.main.as_text import snapshot_text
 from microscope_tui.watch import RunWatch, view_of
 from tests.conftest import header, open_log, step
@@ -103,7 +102,7 @@ def test_a_share_of_the_tokens_is_not_claimed_where_k_or_the_tokens_are_unknown(
     watched: Any, header: dict[str, Any], of: str, wrong: str
 ) -> None:
     view = view_of(watched(header))
-    card = expert_card.facts(view, view.layers[0], 3, LoadSeries(()), 100)
+    card = expert_card.facts(view, view.layers[0], 3, 100)
     for text in (
         " ".join(map(plain, card)),
         expert_line(view, 0, 3, Heat()),

@@ -26,7 +26,6 @@ _COMPARE = {
     "A, B": "A is the reference (b sets it), B the step or run shown",
     "change": "B minus A",
     "lr, tokens": "learning rate; tokens of the step",
-    "same order, order": "1: the same experts are busy in A and B, 0: others, -1: the idle ones",
 }
 
 

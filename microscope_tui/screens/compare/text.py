@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from microscope_tui.diagnosis import value_at
 from microscope_tui.draw import words
@@ -20,14 +19,12 @@ from microscope_tui.draw.spans import (
     shortened,
     width_of,
 )
-from microscope_tui.measures import rank_correlation
 from microscope_tui.runlog import RouterInfo, StepRecord
 from microscope_tui.watch import LayerView, Reference, RunView, balance_now
 from microscope_tui.watch.scan import BalanceNow
 
-_order = lru_cache(512)(rank_correlation)
 _NUMBER, _CHANGE, _ARROW = 4, 5, 3
-_WIDE, _ALL_NUMBERS = 110, 72
+_ALL_NUMBERS = 72
 _MOST_NAME = 32
 _MAX_CELL, _MAX_HEIGHT = 16, 8
 _LEAST_HEAT = 24
@@ -147,21 +144,19 @@ def only_in_reference(view: RunView, reference: Reference) -> str:
 def fit_compare(
     view: RunView, reference: Reference, columns: int, rows: int, shown: int
 ) -> CompareLayout:
-    """Entropy is left out first, then max load, then ranks."""
+    """Entropy is left out first, then max load."""
     names = max((len(layer.router.name) for layer in view.layers), default=2)
     label = min(max(8, 2 + names + 3), columns // 3)
     experts = max((layer.router.num_experts for layer in view.layers), default=1) or 1
     pair = 2 * _NUMBER + _ARROW
     loads = [layer.max_load for layer in view.layers] + list(reference.record.router.max_load or ())
     peak = 2 * max([_NUMBER, *(len(words.decimal(load)) for load in loads)]) + _ARROW
-    order, in_full = (10, "same order") if columns >= _WIDE else (5, "order")
     table = Table.fitting(
         [
             Column("layer", label, gap=0, head="  layer"),
             Column("balance", pair + 1 + _CHANGE, head="balance c"),
             Column("entropy", pair, priority=1, head="entropy H"),
             Column("max load", peak, priority=2),
-            Column("order", order, "right", priority=3, head=in_full),
             Column("load", min(_LEAST_HEAT, experts)),
         ],
         columns,
@@ -245,12 +240,6 @@ def _numbers(
         before = balance_now(record, index, router)
     peak = value_at(record.max_load, index)
     table = layout.table
-    then = reference.load_of(index, layer.router.num_experts)
-    order = Span("-", "faint")
-    if then and layer.load:
-        same = _order(tuple(then), tuple(layer.load))
-        if not math.isnan(same):
-            order = Span(words.no_zero(f"{same:.2f}"))
     label = table.width_of("layer")
     wide = (table.width_of("max load") - _ARROW) // 2
     pair = _pair(words.index(before.balance), words.index(layer.balance), _NUMBER)
@@ -263,7 +252,6 @@ def _numbers(
         "balance": [*pair, Span(" "), *change],
         "entropy": _pair(*entropy, _NUMBER),
         "max load": _pair(*loads, wide, _peak_role(peak, layer.max_load)),
-        "order": [order],
     }
 
 

@@ -4,7 +4,7 @@ import asyncio
 import math
 import threading
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from itertools import accumulate, pairwise
 from operator import mul
@@ -22,11 +22,24 @@ from microscope_tui.draw.time_line import TimeScale
 from microscope_tui.kit.base import is_busy
 from microscope_tui.kit.glossary import CHARTS, HEADER, MARGIN, RUNS
 from microscope_tui.kit.keys import key, with_keymap
-from microscope_tui.runlog import plural, safe_text
-from microscope_tui.screens.course.run_course import RunCourse
+from microscope_tui.measures import mean_of
+from microscope_tui.runlog import (
+    RunFile,
+    RunReader,
+    RunRecord,
+    Source,
+    StepEntry,
+    UnknownFormat,
+    plural,
+    safe_text,
+)
 from microscope_tui.screens.course.screen import NUMBERS, CourseScreen, Numbers
 from microscope_tui.watch import Column, History, RunView, Window
+from microscope_tui.watch.history import MOST_LATER, rows_within
+from microscope_tui.watch.scan import RowOf, Scan
 
+_BYTES = 4 << 20
+_PIECE_BYTES = 1 << 19
 MOST_RUNS = 8
 VALIDATION = "validation loss"
 _ROLES = (*(f"ink:{number}" for number in range(MOST_RUNS - 1)), "value")
@@ -44,6 +57,63 @@ class Across(StrEnum):
     STEPS = "steps"
     TOKENS = "tokens"
     TIME = "time"
+
+
+class RunCourse(Scan):
+    """All numbers of one run; those of routers as the mean over the layers."""
+
+    def __init__(self, file: RunFile) -> None:
+        super().__init__(lambda *_: (), _BYTES)
+        self.file = file
+        self.lock = threading.Lock()
+        self.replaced = False
+        """Begin again: it is another log."""
+        self.error = ""
+        self._source: Source | None = None
+        self._reader = RunReader(file.name)
+
+    def _begun(self, run: RunRecord) -> tuple[History, RowOf]:
+        return History({}, rows_within(_BYTES, MOST_LATER)), _numbers_of
+
+    @property
+    def progress(self) -> float:
+        """Share of the log that was read, 0 … 1."""
+        source = self._source
+        return 0.0 if source is None else min(1.0, source.offset / max(1, source.size))
+
+    @property
+    def newest(self) -> dict[str, float | None]:
+        """The numbers of the last step, by name; empty before the first."""
+        if self.latest is None:
+            return {}
+        return {name: value for name, (value,) in _numbers_of(self.latest).items()}
+
+    def read_on(self, cancelled: Callable[[], bool]) -> None:
+        """Read to the end of the log, or until ``cancelled``; never raises because of the log."""
+        try:
+            source = self._source = self._source or self.file.open()
+            while not cancelled():
+                chunk = source.read(_PIECE_BYTES)
+                self.replaced |= chunk.restarted and self.latest is not None
+                with self.lock:
+                    self._add(chunk.data)
+                self.make_room(self.lock)
+                if self.replaced or (not chunk.data and source.exhausted):
+                    return
+        except (OSError, UnknownFormat) as error:
+            self.error = str(getattr(error, "strerror", None) or error)
+
+    def _add(self, data: bytes) -> None:
+        for entry in self._reader.feed(data):
+            self.take(entry)
+        self.commit()
+
+
+def _numbers_of(entry: StepEntry) -> Mapping[str, tuple[float | None]]:
+    found: dict[str, tuple[float | None]] = {}
+    for name, number in entry.numbers().items():
+        found[name] = (mean_of(number),) if isinstance(number, list) else (number,)
+    return found
 
 
 def numbers_together(courses: Sequence[RunCourse]) -> list[str]:

@@ -49,7 +49,7 @@ class ExpertScreen(ChartScreen):
     ]
     PARTS = (
         *("header", "layer-title", "facts"),
-        ("charts", "chart-load", "chart-bias", "chart-place"),
+        ("charts", "chart-load", "chart-bias"),
         *("more", "ribbon"),
     )
 
@@ -75,8 +75,8 @@ class ExpertScreen(ChartScreen):
         self._ask_for_samples(view, columns)
         known = self._known()
         moment = session.unless_live(view)
-        self.show("layer-title", [expert_card.title(view, layer, expert, moment, columns)])
-        self.show("facts", expert_card.facts(view, layer, expert, known, columns))
+        self.show("layer-title", [expert_card.title(layer, expert, moment, columns)])
+        self.show("facts", expert_card.facts(view, layer, expert, columns))
         self.show("more", [expert_card.findings_line(view, layer, expert, columns)])
         why = "reading the log …" if self._asked else "no counts in this window"
         charts = expert_card.expert_charts(layer, expert, known, self._problem or why)

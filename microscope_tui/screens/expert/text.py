@@ -79,25 +79,18 @@ def findings_of(view: RunView, layer: LayerView, expert: int) -> Iterable[tuple[
                 yield finding, episode
 
 
-def title(view: RunView, layer: LayerView, expert: int, moment: str, width: int) -> Line:
-    """The expert, its layer and the findings that name it; ``moment`` at the right end."""
+def title(layer: LayerView, expert: int, moment: str, width: int) -> Line:
+    """The expert and its layer; ``moment`` at the right end."""
     router, size = layer.router, layer.router.num_experts or "?"
     left = [
         Span(f"  expert {expert}", "title"),
         dim(f"  of {size} in {router.name}, {words.choices(router.top_k)}"),
     ]
-    for finding, episode in findings_of(view, layer, expert):
-        left.append(Span(f"   {finding.severity.letter} {finding.rule}", role_of(episode)))
     return spread(left, [Span(moment, "accent")], width)
 
 
-def facts(
-    view: RunView, layer: LayerView, expert: int, series: LoadSeries, width: int
-) -> list[Line]:
-    """Load, place and bias at the shown step, in two lines.
-
-    ``series``: the expert at other steps, for the step since which it is dead or starving.
-    """
+def facts(view: RunView, layer: LayerView, expert: int, width: int) -> list[Line]:
+    """Load, place and bias at the shown step, in two lines."""
     load, bias = layer.load, layer.bias
     if not load or not layer.counts or expert >= len(load):
         return [pad([dim(f"  {words.no_counts(view)}")], width), pad([], width)]
@@ -105,7 +98,7 @@ def facts(
     share, of_all = words.part_of(view, layer, expert)
     rest = f" of {len(load)}   "
     first = in_turn("  load ", words.decimal(load[expert]), " × the fair share   ", role="title")
-    first += [Span(what, _ROLES.get(what, "ok")), Span(_since(view, layer, expert, series, what))]
+    first.append(Span(what, _ROLES.get(what, "ok")))
     second = in_turn("  place ", f"{place_of(load, expert)}", rest, f"{share:.1%}", f" {of_all}")
     if bias and expert < len(bias):
         away = bias[expert] - sum(bias) / len(bias)
@@ -121,7 +114,7 @@ def expert_charts(
     layer: LayerView, expert: int, series: LoadSeries, nothing: str
 ) -> Mapping[str, Chart]:
     """``nothing``: the text of a chart without samples."""
-    experts, steps = layer.router.num_experts, series.steps
+    steps = series.steps
     load = layer.load if layer.load and expert < len(layer.load) else None
     bias = layer.bias if layer.bias and expert < len(layer.bias) else None
 
@@ -133,22 +126,11 @@ def expert_charts(
 
     loads = curves(one[expert] for one in series.loads)
     biases = curves(bias_of(one) for one in series.biases)
-    places = curves(float(experts + 1 - place_of(one, expert)) for one in series.loads)
-    now, place = (load[expert], float(place_of(load, expert))) if load else (None, None)
+    now = load[expert] if load else None
     note = f"1 is fair   {len(steps)} steps sampled" if steps else "1 is fair"
     charts = {"load": Chart("load", loads, now, note, limits=[(1.0, "dim")])}
     if bias:
         charts["bias"] = Chart("bias", biases, bias[expert], bottom=None, spell=words.signed)
-    charts["place"] = Chart(
-        "place",
-        places,
-        place,
-        f"of {experts}, 1 is the busiest" if experts else "",
-        bottom=1.0,
-        top=float(experts),
-        spell=words.short_number,
-        ends=(str(experts), "1"),
-    )
     return {name: replace(chart, nothing=nothing) for name, chart in charts.items()}
 
 
@@ -171,27 +153,3 @@ def findings_line(view: RunView, layer: LayerView, expert: int, width: int) -> L
     elif not named:
         line.append(dim("none names it"))
     return pad(line, width)
-
-
-def _since(view: RunView, layer: LayerView, expert: int, series: LoadSeries, what: str) -> str:
-    """The step since which it is dead or starving: from the finding, else from the samples."""
-    if what not in ("dead", "starving"):
-        return ""
-    for finding, episode in findings_of(view, layer, expert):
-        if finding.rule == "DEAD" and episode.active:
-            return f" since step {episode.onset:,}"
-    conditions = {"dead", what}
-    first: int | None = None
-    for step, load in zip(reversed(series.steps), reversed(series.loads), strict=True):
-        if step > view.step:
-            continue
-        if condition(load[expert]) not in conditions:
-            if first is None:
-                return ""
-            if first > step + 1:  # steps between samples are not known
-                return f" since about step {first:,}"
-            return f" since step {first:,}"
-        first = step
-    if first is None:
-        return ""
-    return f" since step {first:,} or before"

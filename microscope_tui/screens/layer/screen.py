@@ -6,19 +6,30 @@ from microscope_tui.draw import words
 from microscope_tui.draw.bars import bars_width, bias_bars, load_bars
 from microscope_tui.draw.charts import Placed, layer_charts, plot_area
 from microscope_tui.draw.cost import layer_cost
-from microscope_tui.draw.evidence import evidence
 from microscope_tui.draw.heat import Order
 from microscope_tui.draw.numbers import OF_LAYER, quoted
-from microscope_tui.draw.spans import Line, Span, dim, spread
+from microscope_tui.draw.spans import (
+    Line,
+    Span,
+    dim,
+    labelled,
+    line_width,
+    pad,
+    role_of,
+    spread,
+    wrap,
+)
 from microscope_tui.draw.time_line import TimeScale, time_scale
 from microscope_tui.kit import keys
 from microscope_tui.kit.chart_screen import TABS, Charts, ChartScreen
 from microscope_tui.kit.glossary import ALERTS, BIAS, CHARTS, HEADER, LAYERS, TIME
 from microscope_tui.kit.keys import key
+from microscope_tui.runlog import plural
 from microscope_tui.screens.expert import text as expert_card
 from microscope_tui.screens.expert.screen import ExpertScreen
-from microscope_tui.watch import LayerView, RunView
+from microscope_tui.watch import LayerView, RunView, RunWatch
 from microscope_tui.watch.cost import cost_of
+from microscope_tui.watch.view import findings_of
 
 _TWO_COSTS_FROM_ROWS = 24
 _EVIDENCE_SHARE = 4  # share of the screen's lines
@@ -146,3 +157,24 @@ class LayerScreen(ChartScreen):
             if self.session.expert is None:
                 self.session.expert = expert_card.first_expert(view, view.layers[selected])
             await self.app.push_screen(ExpertScreen(self.session))
+
+
+def evidence(watch: RunWatch, view: RunView, layer: int, columns: int, most: int) -> list[Line]:
+    """The findings of one layer, in at most ``most`` lines. It takes the lock of ``watch``."""
+    lines: list[Line] = []
+    width = max(20, columns - 12)
+    with watch.lock:
+        found = findings_of(watch, None if view.timeline.cursor is None else view.step, layer)
+    for finding, advice in found:
+        severity = Span(f"  {finding.severity.label.upper():<6}", role_of(finding))
+        lines.append([severity, Span(advice.verdict)])
+        lines += labelled("why", wrap(advice.why, width), 8)
+        lines += labelled("next", wrap(advice.next, width), 8)
+    lines = lines or [[dim("  no alerts in this layer")]]
+    lines = [pad(line, columns) for line in lines]
+    if len(lines) > most:
+        left = plural(len(lines) - most, "more line")
+        more = [Span(f"  {left}: ", "faint"), Span("3", "accent"), Span(" ")]
+        last = pad(lines[most - 1], columns - line_width(more))
+        lines = [*lines[: most - 1], [*last, *more]]
+    return lines
