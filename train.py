@@ -36,6 +36,7 @@ from microscope_tui.probe import (
     TrainingLog,
     held_out_slices,
     memory_bytes,
+    trace_texts,
 )
 from moe_model.balance import bias_rate_at, update_expert_bias
 from moe_model.command import FAILED, FINISHED, USAGE, UsageError, choose_device, run_command, say
@@ -346,9 +347,14 @@ def conclude(run: Run, console: Console, reason: str, log: TrainingLog) -> None:
     if reason != "finished":
         return
     try:
-        console.sample(run.prompt, sample(run))
+        console.sample(run.prompt, text := sample(run))
     except ValueError as error:
         console.say(f"no sample: {error}")
+        return
+    if run.options.trace_sample and run.world.is_main:
+        texts, name = {"prompt": run.prompt, "sample": text}, f"{run.options.run}-sample"
+        folder = run.options.log_dir / name
+        console.places({"trace": trace_texts(run.model, run.tokenizer, texts, folder)})
 
 
 if __name__ == "__main__":

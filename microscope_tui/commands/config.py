@@ -12,7 +12,7 @@ import msgspec
 from msgspec.structs import replace
 from platformdirs import user_config_path
 
-from microscope_tui.commands.console import USAGE, fail
+from microscope_tui.commands.console import USAGE, fail, say
 from microscope_tui.diagnosis import DEFAULTS, RULES, BadLimit, Criteria, Limits, changed_limits
 from microscope_tui.draw.heat import Palette
 from microscope_tui.runlog import safe_text
@@ -107,9 +107,11 @@ def keymap_from(config: UserConfig) -> Mapping[str, str]:
     """
     if not config.keys:
         return {}
-    from microscope_tui.kit.keymap import BadKey, keymap_of
+    from microscope_tui.kit.keymap import BadKey, keymap_of, without_screen
     from microscope_tui.kit.keys import all_bindings
 
+    for name in without_screen(config.keys):
+        say(f"{config.path}: [keys] {safe_text(name, 40)}: its screen is not installed")
     try:
         return keymap_of(config.keys, all_bindings())
     except BadKey as error:

@@ -18,6 +18,7 @@ from textual.binding import Binding
 from textual.keys import Keys
 
 from microscope_tui.kit.keys import character_of, with_keymap, written_key
+from microscope_tui.kit.screen_table import MISSING_IDS
 from microscope_tui.runlog import safe_text
 
 _ALWAYS_QUIT = frozenset({"ctrl+c", "ctrl+q"})
@@ -31,6 +32,12 @@ _FROM_ANY_TERMINAL = re.compile(
     r"|(alt\+)?(ctrl\+)?(shift\+)?f([1245-9]|1[0-2])"
 )
 """Keys by Textual's names; others need the keyboard protocol of kitty."""
+_OF_BEFORE = {
+    "together.previous": "number.previous",
+    "together.next": "number.next",
+    "together.axis": "time.axis",
+}
+"""Ids of a screen that screen 6 has replaced, and what they are there."""
 
 
 class BadKey(ValueError):
@@ -52,15 +59,23 @@ def keymap_of(
     ids = list(dict.fromkeys(b.id for bindings in screens.values() for b in bindings if b.id))
     keymap: dict[str, str] = {}
     for name, value in _entries(table):
-        if name not in ids:
+        if name.startswith(MISSING_IDS):  # the file may be shared with a larger installation
+            continue
+        if name not in ids and name not in _OF_BEFORE:
             near = " or ".join(get_close_matches(name[:80], ids))
             meant = near and f"did you mean {near}? "
             raise BadKey(
                 f"[keys] {safe_text(name, 40)}: no such id; {meant}`moe-microscope keys` prints all"
             )
         keymap[name] = _keys_of(name, value)
+    before = [name for name in keymap if name in _OF_BEFORE]
+    of_before = {_OF_BEFORE[name]: keymap.pop(name) for name in before}
     if found := conflicts(screens, keymap):
         raise BadKey(f"[keys] conflicting keys: {'; '.join(found)}; bind one to another key")
+    for name, keys in of_before.items():
+        wanted = {name: keys, **keymap}  # the name of today wins
+        if not conflicts(screens, wanted):  # its screen has more keys than that of before
+            keymap = wanted
     return keymap
 
 
@@ -81,6 +96,11 @@ def _keys_of(name: str, value: object) -> str:
             raise BadKey(f"[keys] {name}: {key} always quits; write another key")
         keys[key] = None
     return ",".join(keys)
+
+
+def without_screen(table: Mapping[str, object]) -> list[str]:
+    """The ids in a ``[keys]`` table whose screens this installation does not have."""
+    return [name for name, _ in _entries(table) if name.startswith(MISSING_IDS)]
 
 
 def conflicts(screens: Mapping[str, Sequence[Binding]], keymap: Mapping[str, str]) -> list[str]:

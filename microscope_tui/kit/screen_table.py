@@ -25,6 +25,9 @@ class ScreenRow(NamedTuple):
         """That module; ``None`` without one."""
         return import_module(f"microscope_tui.{self.snapshot}") if self.snapshot else None
 
+    ids: tuple[str, ...] = ()
+    """How the ids of its own keys begin, if it is part of an extension."""
+
 
 ALL_SCREENS = {
     "main": ScreenRow("1", "all layers", "screens.main.screen"),
@@ -40,17 +43,20 @@ ALL_SCREENS = {
         "tokens of a probe",
         "extensions.anatomy.screens",
         snapshot="extensions.anatomy.snapshots",
+        ids=("token.",),
     ),
     "slices": ScreenRow(
         "8",
         "slices of a probe",
         "extensions.anatomy.screens",
         snapshot="extensions.anatomy.snapshots",
+        ids=("slice.",),
     ),
     "mismatch": ScreenRow(
         "9",
         "mismatch of two probes",
         "extensions.anatomy.mismatch_screen",
+        ids=("mismatch.",),
     ),
     "placement": ScreenRow("d", "placement on devices", "extensions.placement.screen"),
     "together": ScreenRow("", "runs in one chart", "screens.course.together"),
@@ -59,3 +65,10 @@ ALL_SCREENS = {
 """By the names that ``action_go`` and snapshots use."""
 SCREENS = {name: row for name, row in ALL_SCREENS.items() if not missing(row.module)}
 """Those of this installation."""
+MISSING_IDS = tuple(
+    begin
+    for name, row in ALL_SCREENS.items()
+    if name not in SCREENS
+    for begin in (f"screen.{name}", *row.ids)
+)
+"""How the ids of keys begin that this installation does not have."""

@@ -7,4 +7,5 @@ from .judge import Alert as Alert
 from .recorder import RunRecorder as RunRecorder, TrainingLog as TrainingLog
 from .sites import Adapter as Adapter
 from .step_sums import memory_bytes as memory_bytes
+from .tracing import trace_texts as trace_texts
 from .trainer_callback import MicroscopeCallback as MicroscopeCallback

@@ -466,6 +466,12 @@ def refuse_contradictions(options: Options, checkpoint: Checkpoint) -> None:
     saved = checkpoint.description["options"]
     if not has_training_state(checkpoint.folder):
         saved = {"tokenizer": str(checkpoint.folder), **saved}
+    elif saved.get("optimizer") == "muon" and _has_adamw_experts(checkpoint.folder):
+        # Before version 0.2.0 this was an option, and before that the only way.
+        raise UsageError(
+            f"the checkpoint {checkpoint.folder} was trained with --optimizer muon and AdamW for "
+            "the experts, which is gone: start without --resume."
+        )
     for name in ("preset", "tokenizer", "optimizer"):
         value, flag = getattr(options, name), flag_name(name)
         if saved.get(name, value) != value:
@@ -473,6 +479,14 @@ def refuse_contradictions(options: Options, checkpoint: Checkpoint) -> None:
                 f"{flag} {value}: the checkpoint {checkpoint.folder} was trained with {flag} "
                 f"{saved[name]}: omit it, or start without --resume."
             )
+
+
+def _has_adamw_experts(folder: Path) -> bool:
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            if any(name.endswith("mlp.experts.down_proj.exp_avg") for name in tensors.keys()):  # noqa: SIM118
+                return True
+    return False
 
 
 def read_progress(checkpoint: Checkpoint) -> Progress:

@@ -226,6 +226,9 @@ class Options:
     stop saves and exits with 3."""
     sample_prompt: Annotated[str | None, _OUTPUT, Parameter(allow_leading_hyphen=True)] = None
     """Prompt for the sample at the end (default: the start of the held-out text)."""
+    trace_sample: Annotated[bool, _OUTPUT, _SWITCH] = False
+    """Also write LOG_DIR/RUN-sample: the prompt and the sample with the experts that every token
+    chose."""
 
     model: Annotated[ModelOverrides, Parameter(group=_MODEL, name_transform=str)] = ModelOverrides()  # noqa: RUF009  # frozen
     """Fields of the model that differ from the preset."""

@@ -256,6 +256,12 @@ def _contradictions(options: Options, model: dict[str, Any]) -> Iterator[str]:
             f"--run {options.run!r} cannot name a folder: use letters, digits, '-', '_' and '.' "
             "only."
         )
+    shares = options.parallel == "fsdp" or options.expert_parallel > 1
+    if shares and options.trace_sample:
+        yield (
+            "--trace-sample does not work with --parallel fsdp or --expert-parallel: it needs the "
+            "whole model in one process; run moe-microscope probe on the checkpoint afterwards."
+        )
     if options.parallel == "fsdp" and options.optimizer == "muon":
         yield (
             "--optimizer muon does not work with --parallel fsdp: Muon needs whole matrices, but "

@@ -119,6 +119,20 @@ def test_a_key_with_two_meanings_is_refused_with_all_of_them() -> None:
     assert "a: layer.next and alert.next on the layer screen" not in message
 
 
+def test_the_ids_of_the_former_chart_of_several_runs_are_other_names_on_screen_6() -> None:
+    every = all_bindings()
+    assert keymap_of({"together": {"previous": "u", "next": "i", "axis": "U"}}, every) == {
+        "number.previous": "u",
+        "number.next": "i",
+        "time.axis": "U",
+    }
+    both = {"together.axis": "U", "time.axis": "U", "together.next": "u", "number.next": "i"}
+    assert keymap_of(both, every) == {"time.axis": "U", "number.next": "i"}
+    assert keymap_of({"together.axis": "b", "together.next": "i"}, every) == {"number.next": "i"}
+    with pytest.raises(BadKey, match="write at least one key"):
+        keymap_of({"together.next": ""}, every)
+
+
 def test_only_the_keys_change_and_what_is_shown_of_them() -> None:
     mine = keymap('time.back = "b,left"\nlayer.page_up = "pageup,u"')
     before, after = SCREENS["main"], with_keymap(SCREENS["main"], mine)

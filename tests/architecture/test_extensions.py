@@ -93,12 +93,14 @@ def test_the_rest_runs_without_an_extension_and_names_it(without: str, tmp_path:
             assert wanted in here.run(64, "check", file)
 
 
-def test_keys_of_a_screen_that_is_not_there_are_refused(tmp_path: Path) -> None:
+def test_keys_of_a_screen_that_is_not_there_only_warn(tmp_path: Path) -> None:
     here = Installation(tmp_path, ["anatomy"])
     config = tmp_path / ".config/moe-microscope/config.toml"
     config.parent.mkdir(parents=True)
-    config.write_text('[keys]\ntoken.next = "n"\n')
-    assert "[keys] token.next: no such id" in here.run(64, "keys")
+    config.write_text('[keys]\ntoken.next = "n"\n"screen.tokens" = "T"\n')
+    shown = here.run(0, "keys")
+    assert "[keys] token.next: its screen is not installed" in shown
+    assert "[keys] screen.tokens: its screen is not installed" in shown
 
 
 def test_a_training_runs_without_anatomy(tmp_path: Path) -> None:
@@ -109,4 +111,5 @@ def test_a_training_runs_without_anatomy(tmp_path: Path) -> None:
     shutil.copy(ROOT / "train.py", tmp_path)
     (tmp_path / "text.txt").write_text("to be or not to be, that is the question " * 400)
     options = "--preset tiny --steps 3 --seq-len 16 --batch-size 2 --data text.txt --run r"
-    assert "finished at step 3/3" in here.python(0, "train.py", *options.split())
+    shown = here.python(0, "train.py", *options.split(), "--trace-sample")
+    assert "no trace: this installation has no anatomy" in shown

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from moe_model import TRAINING_STATE, UsageError, read_checkpoint
+from moe_model.training import step
 from moe_model.training.resolving import resolve
 from moe_model.training.setup import prepare
 from moe_model.training.world import World
@@ -165,6 +166,16 @@ def test_a_run_from_before_an_option_continues_as_it_began(
     log = read_log("r")
     assert [h["config"]["balance_scope"] for h in log if h["kind"] == "run"] == ["pass"] * 2
     assert steps(log)[0]["losses"].get("aux") != pytest.approx(1.0, abs=1e-6), "of its own passes"
+
+
+def test_experts_that_adamw_trained_beside_muon_are_refused(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(step, "all_experts", lambda model: [])  # as the option did
+        assert train("--run=r", "--steps=2", "--optimizer=muon") == 0
+    assert train("--run=r", "--resume=auto", "--steps=5") == 64
+    assert "--optimizer muon and AdamW for the experts" in capsys.readouterr().err
 
 
 def test_options_that_are_gone_and_were_off_are_ignored(

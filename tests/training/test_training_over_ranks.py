@@ -215,6 +215,7 @@ def test_a_signal_to_one_rank_saves_and_ends_all_with_75_and_other_numbers_resum
     more = ("--run=r", "--resume=auto", f"--steps={saved.step + 3}", "--batch-size=8")
     assert train(*more) == 0
     assert [row["step"] - saved.step for row in steps(story(read_log("r")))] == [1, 2, 3]
+    assert "--expert-parallel is 1; it was 2 before: give it" in capsys.readouterr().err
     more = ("--run=r", "--resume=auto", f"--steps={saved.step + 5}", "--parallel=ddp")
     codes, errors = end(start_ranks(*more))
     assert codes == [0, 0], errors

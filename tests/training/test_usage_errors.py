@@ -40,6 +40,8 @@ WRONG = [
     (["--dense-twin", "--on-collapse=stop"], "--on-collapse stop does not work with a dense"),
     (["--model.first_k_dense_replace=3", "--z-loss-weight=1"], "1.0 does not work with a dense"),
     (["--optimizer=muon", "--parallel=fsdp"], "Muon needs whole matrices"),
+    (["--trace-sample", "--parallel=fsdp"], "needs the whole model in one process"),
+    (["--trace-sample", "--expert-parallel=2"], "needs the whole model in one process"),
     (["--expert-parallel=2"], "expert-parallel 2 must divide the number of processes, which is 1"),
     (["--parallel=ddp"], "--parallel ddp needs several processes: start torchrun"),
     (["--lr=0"], "--lr 0.0 is out of range"),

@@ -3,6 +3,7 @@
 The only module of the probe that imports ``moe_model``.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from microscope_tui.extensions.anatomy.probed_model import (
     folder_of,
     load_published,
 )
-from microscope_tui.extensions.anatomy.texts import CharacterPieces, TokenizerPieces
+from microscope_tui.extensions.anatomy.probing import run_probe
+from microscope_tui.extensions.anatomy.texts import CharacterPieces, TokenizerPieces, Window
 from moe_model import DESCRIPTION, CharTokenizer, CheckpointError, read_checkpoint
 from moe_model.sampling import generate
 
@@ -88,3 +90,39 @@ def probed_model_of(model: Any, tokenizer: Any, name: str, stop_ids: Any = ()) -
 
     context = model.config.max_position_embeddings
     return ProbedModel(name, model, pieces, context, forward, write)
+
+
+def trace_texts(model: Any, tokenizer: Any, texts: Mapping[str, str], folder: Path) -> str:
+    """Trace ``texts``, a slice each, as one text in windows of the model's context.
+
+    Raises nothing but ``KeyboardInterrupt``: the training before it has succeeded.
+
+    Args:
+        model: A ``LanguageModel``, which keeps its mode.
+        tokenizer: Its tokenizer.
+        texts: By the name of the slice, in the order of the text.
+        folder: Must not exist.
+
+    Returns:
+        One line to print: the command that shows the trace, or why there is none.
+    """
+    if folder.exists():
+        return f"no trace: {folder} exists already"
+    was_training = model.training
+    try:
+        probed = probed_model_of(model.eval(), tokenizer, folder.name)
+        whole = Window([], [], [])
+        for number, text in enumerate(texts.values()):
+            ids, pieces = probed.pieces.encode(text)
+            whole.ids.extend(ids)
+            whole.texts.extend(pieces)
+            whole.slices.extend([number] * len(ids))
+        length = model.config.max_position_embeddings
+        parts = [slice(start, start + length) for start in range(0, len(whole.ids), length)]
+        windows = [Window(whole.ids[at], whole.texts[at], whole.slices[at]) for at in parts]
+        outcome = run_probe(probed, windows, list(texts), folder)
+    except Exception as error:  # any other failure: the run itself has finished
+        return f"no trace: {error}"
+    finally:
+        model.train(was_training)
+    return f"no trace: {outcome.problem}" if outcome.problem else f"moe-microscope {folder}"
