@@ -9,7 +9,7 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -30,6 +30,7 @@ _MOST_SEEN = 500
 _MOST_FILES = 200
 _OUR_FILE = re.compile(r"[0-9a-f]{16}\.json|\.[0-9a-f]{16}-\w+\.tmp")
 _Text = Annotated[str, Meta(max_length=_MOST_CHARS)]
+_Choice = TypeVar("_Choice", Measure, Order, Palette)
 
 
 class SavedView(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,10 +41,10 @@ class SavedView(msgspec.Struct, frozen=True, kw_only=True):
     """The folder, which the name of the file only hashes."""
     layer: _Text = ""
     """Name of the chosen one; empty for the first."""
-    measure: Measure = Measure.LOAD
-    palette: Palette | None = None
+    measure: _Text = ""
+    palette: _Text | None = None
     """``None`` for the one that the config file names."""
-    order: Order = Order.ID
+    order: _Text = ""
     filter: _Text = ""
     axis: Axis = Axis.STEP
     smoothing: Annotated[float, Meta(ge=0.0, le=1e6)] = 0.0
@@ -73,8 +74,11 @@ def begin(
 def recall(session: Session) -> None:
     """Apply the view settings that were saved for the folder; call it before the reader starts."""
     kept = load_view(session.fleet.root)
-    palette = kept.palette or session.look.palette
-    session.look = Look(measure=kept.measure, order=kept.order, palette=palette)
+    session.look = Look(
+        measure=_choice(Measure, kept.measure, Measure.LOAD),
+        order=_choice(Order, kept.order, Order.ID),
+        palette=_choice(Palette, kept.palette or "", session.look.palette),
+    )
     session.axis, session.smoothing = kept.axis, kept.smoothing
     session.filter = safe_text(kept.filter, _MOST_CHARS)
     session.seen = dict.fromkeys(kept.seen)
@@ -82,6 +86,14 @@ def recall(session: Session) -> None:
     session.maps, session.top_k = kept.maps, kept.top_k
     with suppress(BadMapping):  # of a newer version
         session.fleet.read_as(kept.applied(session.fleet.request))
+
+
+def _choice(kind: type[_Choice], name: str, otherwise: _Choice) -> _Choice:
+    """The choice of this name; ``otherwise`` for one that another version had."""
+    try:
+        return kind(name)
+    except ValueError:
+        return otherwise
 
 
 def remember(session: Session) -> str | None:

@@ -104,7 +104,7 @@ class BaseScreen(Screen[None]):
         try:
             await self.draw_all()
         except NoMatches:  # at exit the parts of a screen are removed before the screen
-            if self.is_attached and self.is_current:
+            if self.app.is_running and self.is_attached and self.is_current:
                 raise
 
     async def redraw_if_current(self) -> None:

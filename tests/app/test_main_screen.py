@@ -268,6 +268,9 @@ async def test_a_screen_that_closes_is_not_drawn(collapsed: Path) -> None:
         await app.screen.query("#verdict").remove()
         with pytest.raises(NoMatches):
             await app.screen.redraw()
+        app.app._running = False  # as in a shutdown without exit()
+        await app.screen.redraw()
+        app.app._running = True
         app.app.exit()
         await app.screen.redraw()
         await RunsScreen(app.session).redraw()  # has none yet

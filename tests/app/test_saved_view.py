@@ -10,9 +10,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 from msgspec.structs import asdict, replace
 
-from microscope_tui.app.remembered import SavedView, load_view, save_view
-from microscope_tui.draw.heat import Measure, Order, Palette
+from microscope_tui.app.remembered import SavedView, load_view, recall, save_view
+from microscope_tui.draw.glyphs import Glyphs
+from microscope_tui.draw.heat import Look, Measure, Order, Palette
 from microscope_tui.draw.time_line import Axis
+from microscope_tui.kit.session import DEFAULT, Session
+from microscope_tui.watch import Fleet
 
 CHOSEN = SavedView(
     layer="L4",
@@ -119,7 +122,6 @@ def test_any_values_in_the_file_give_a_view_with_short_texts(
     view = load_view(logs)
     save_view(logs, CHOSEN)
     assert 0.0 <= view.smoothing <= 1e6
-    assert isinstance(view.measure, Measure)
     assert all(isinstance(text, str) for text in (view.filter, view.layer, *view.seen))
     assert max(map(len, (view.filter, view.layer, *view.seen))) <= 200
 
@@ -132,6 +134,20 @@ def test_other_folders_versions_and_huge_files_are_not_used(logs: Path, saved: P
     saved.unlink()
     os.mkfifo(saved)  # nothing waits for it
     assert kept(logs) == SavedView()
+
+
+def test_a_choice_that_is_gone_costs_no_other(logs: Path, saved: Path) -> None:
+    mine = json.loads(saved.read_text())
+    saved.write_text(
+        json.dumps(mine | {"measure": "share", "palette": "viridis", "order": "group"})
+    )
+    session = Session(Fleet(logs), Glyphs.BRAILLE, DEFAULT)
+    recall(session)
+    assert session.look == Look()
+    assert (session.filter, [*session.seen]) == ("L*", [*CHOSEN.seen])
+    saved.write_text(json.dumps(mine))
+    recall(session)
+    assert session.look == Look(Measure.BIAS, Order.LOAD, Palette.CIVIDIS)
 
 
 def test_the_newest_alerts_stay_seen(logs: Path) -> None:
