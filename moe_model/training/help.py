@@ -24,8 +24,6 @@ COMMON = {
     "--force-collapse", "--run", "--resume", "--on-collapse", "--help-all",
 }  # fmt: skip
 
-MEASURED_MINUTES = {"tiny": 5.1}
-"""Measured by ``python -m benchmarks.forced_collapse --full``, see docs/experiments.md."""
 BYTES_PER_PARAMETER = 16
 """In training: weight, gradient and two moments in fp32."""
 BYTES_PER_WEIGHT = 4
@@ -97,25 +95,16 @@ def answer_without_torch(doc: str) -> None:
 
 
 def _presets() -> str:
-    rows = [("--preset", "parameters", "per token", "steps", "minutes", "checkpoint")]
+    rows = [("--preset", "parameters", "per token", "steps", "memory", "checkpoint")]
     for name, defaults in RUN_DEFAULTS.items():
         fields = {"vocab_size": _VOCABULARY[defaults["tokenizer"]], **PRESETS[name]}
         config = ModelConfig.from_dict(fields)
         size = config.parameters()
         main = _count(config.parameters(multi_token_prediction=False))
-        row = (name, main, _count(config.active_parameters()), f"{defaults['steps']:,}")
-        if BYTES_PER_PARAMETER * size > main_memory():
-            needed = _bytes(BYTES_PER_PARAMETER * size)
-            rows.append((*row, "-", f"needs {needed} of memory"))
-        else:
-            minutes = MEASURED_MINUTES.get(name, "-")
-            rows.append((*row, str(minutes), _bytes(SAVED_BYTES_PER_PARAMETER * size)))
-    lines = [
-        f"{name:<12}{parameters:>11}{active:>11}{steps:>9}{minutes:>9}  {checkpoint}"
-        for name, parameters, active, steps, minutes, checkpoint in rows
-    ]
-    lines.append("minutes: 2 cores of an AMD EPYC, python -m benchmarks.forced_collapse --full")
-    return "\n".join(f"    {line}".rstrip() for line in lines)
+        active, steps = _count(config.active_parameters()), f"{defaults['steps']:,}"
+        memory = _bytes(BYTES_PER_PARAMETER * size)  # without activations
+        rows.append((name, main, active, steps, memory, _bytes(SAVED_BYTES_PER_PARAMETER * size)))
+    return "\n".join("    {:<12}{:>11}{:>11}{:>9}{:>9}{:>12}".format(*row) for row in rows)
 
 
 def main_memory() -> int:
