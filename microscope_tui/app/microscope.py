@@ -118,7 +118,7 @@ class Microscope(App[None]):
 
     async def action_write(self, kind: str) -> None:
         """Export what is shown, into the working directory."""
-        from microscope_tui.app.exports import write_view  # only for this key
+        from microscope_tui.kit.out import write_view  # only for this key
 
         if isinstance(self.screen, BaseScreen):
             await write_view(self.screen, kind)

@@ -24,7 +24,7 @@ from microscope_tui.commands.console import (
 )
 from microscope_tui.commands.doctor import colours_of, in_multiplexer, is_remote
 from microscope_tui.draw.glyphs import glyphs_for
-from microscope_tui.runlog import MOST_BYTES, safe_text, take_over_stdin
+from microscope_tui.runlog import MOST_BYTES, take_over_stdin
 from microscope_tui.sources import Search, SourceRequest
 from microscope_tui.watch import DEFAULT_MEMORY, Fleet, VerdictCache
 from microscope_tui.watch.cost import OF_HEADER, CostRequest
@@ -70,23 +70,23 @@ def _watch_pipe(user: UserConfig, memory: int, spool: int, cost: CostRequest) ->
         say(f"cannot create the spool: {reason}; set TMPDIR to a writable folder, or use --spool 0")
         watched = piped(descriptor, user.criteria, memory)
     code = _open(Fleet.of_one(watched), user, cost)
-    for writer in _dismiss_writers(descriptor):
-        say(f"{writer} still writes to this pipe and stops at its next line; Ctrl-C stops it now")
+    if not _dismiss_writers(descriptor):
+        say("what writes to this pipe stops at its next line; Ctrl-C stops it now")
     return code
 
 
-def _dismiss_writers(descriptor: int) -> list[str]:
-    """Stop the programs of our pipeline that write to our pipe; the names of those that stay.
+def _dismiss_writers(descriptor: int) -> bool:
+    """Stop the programs of our pipeline that write to our pipe; false if one stays.
 
     A shell takes its terminal back only when all have ended, and ``tail -F`` may wait hours for its
     next line. So each gets SIGPIPE now, as it would at its next write, unless it ignores the signal
     (``ssh``, a trainer in Python). Without ``/proc`` nothing is done.
     """
-    staying: list[str] = []
+    gone = True
     with suppress(OSError):
         pipe = os.readlink(f"/proc/self/fd/{descriptor}")
         if not pipe.startswith("pipe:"):
-            return []
+            return True
         for process in Path("/proc").glob("[1-9]*"):
             number = int(process.name)
             with suppress(OSError):  # it has ended, or belongs to another user
@@ -100,9 +100,8 @@ def _dismiss_writers(descriptor: int) -> list[str]:
                 if ignored and not int(ignored[1], 16) >> (signal.SIGPIPE - 1) & 1:
                     os.kill(number, signal.SIGPIPE)
                 else:
-                    name = (process / "comm").read_text(errors="replace").strip()
-                    staying.append(f"{safe_text(name, 40)} (process {number})")
-    return staying
+                    gone = False
+    return gone
 
 
 def _open(fleet: Fleet, user: UserConfig, cost: CostRequest) -> int:
