@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 from rich.segment import Segment
@@ -18,9 +19,11 @@ from textual.screen import Screen
 from textual.theme import Theme
 
 from microscope_tui.diagnosis import NO_ROUTERS
+from microscope_tui.draw.spans import shortened
 from microscope_tui.kit.base import BaseScreen
 from microscope_tui.kit.keys import EVERYWHERE, name_of, screen_class, shown_key, with_keymap
 from microscope_tui.kit.palette import Shades
+from microscope_tui.kit.rows import in_truecolor
 from microscope_tui.kit.session import Session
 from microscope_tui.screens.main.screen import MainScreen
 
@@ -117,11 +120,36 @@ class Microscope(App[None]):
             await self.push_screen(screen_class(name)(self.session))
 
     async def action_write(self, kind: str) -> None:
-        """Export what is shown, into the working directory."""
-        from microscope_tui.kit.out import write_view  # only for this key
+        """Write what is shown into the working directory: ``csv``, ``json`` or ``svg``."""
+        from microscope_tui.draw.export import view_csv, view_json  # only for this key
+        from microscope_tui.kit import out, svg
 
-        if isinstance(self.screen, BaseScreen):
-            await write_view(self.screen, kind)
+        screen, session = self.screen, self.session
+        view = session.view(1, 1)
+        if view is None or not isinstance(screen, BaseScreen):
+            return
+        try:
+            if kind == "svg":
+                with in_truecolor(self):
+                    lines = svg.lines_of(self)
+                text = svg.svg_of(lines, self.size.width, session.shades)
+            elif kind == "csv":
+                text = view_csv(view)
+            else:
+                text = view_json(view)
+            stem = f"{view.name}-{view.step}-{name_of(screen)}"
+            path = out.free_name(Path.cwd(), stem, f".{kind}")
+            await asyncio.to_thread(out.write_new, path, text)  # the disk may be slow
+        except OSError as error:
+            reason = error.strerror or error
+            screen.show_message(
+                f"cannot write here: {reason}; start moe-microscope in a folder you can write to"
+            )
+            return
+        session.written.append(path)
+        said = f"written: {path.name} in "
+        room = max(8, screen.size.width - len(said) - 2)
+        screen.show_message(said + shortened(str(path.parent), room), "ok")
 
     def action_help(self) -> None:
         session = self.session

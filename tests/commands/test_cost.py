@@ -53,7 +53,7 @@ def test_a_snapshot_reports_the_cost_at_its_step(call: Call, run: Path) -> None:
 
 async def test_the_layer_screen_and_the_overlay_are_on_the_given_ranks(run: Path) -> None:
     given = Preferences(interval_s=0.05, cost=CostRequest(ranks=2))
-    async with open_app(run, "g", "v", "v", "v", size=(140, 40), preferences=given) as app:
+    async with open_app(run, "g", "v", "v", size=(140, 40), preferences=given) as app:
         assert "load per rank, 2 ranks" in app.text("heads").replace(", mean of 8 steps", "")
         assert "assumed" not in app.text("heads")
         await app.press("enter")
