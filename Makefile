@@ -56,7 +56,7 @@ test: check
 
 # Scenarios and limits hold the rules, other people's code holds the model, files of real writers the
 # readers, pictures the screens.
-QUICK := tests/diagnosis tests/scenarios tests/model tests/sources tests/routing tests/test_measures.py \
+QUICK := tests/diagnosis tests/scenarios tests/model tests/sources tests/extensions/anatomy tests/test_measures.py \
 	tests/app/test_pictures.py
 quick: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal $(QUICK)

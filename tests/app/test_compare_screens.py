@@ -16,7 +16,7 @@ from microscope_tui.screens.main.screen import MainScreen
 from microscope_tui.screens.runs.screen import RunsScreen
 from microscope_tui.watch import Fleet
 from tests.app.pilot import AppPilot, compressed, open_app
-from tests.routing.test_compare import write
+from tests.extensions.anatomy.test_compare import write
 
 Make = Callable[..., Path]
 STEPS = range(1, 201)

@@ -10,7 +10,7 @@ import pytest
 
 from microscope_tui.commands import console
 from tests.conftest import Call, header
-from tests.routing import test_compare as compare
+from tests.extensions.anatomy import test_compare as compare
 from tests.sources.test_routed_experts import sglang
 
 LAYERS, TOKENS, EXPERTS, K = 4, 500, 16, 2

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from microscope_tui.extensions.placement.files import write_form
-from tests.placement.test_files import HIDDEN, LAYERS, PLACEMENTS, RANKS
+from tests.extensions.placement.test_files import HIDDEN, LAYERS, PLACEMENTS, RANKS
 
 EXPERTS, SLOTS = 4, 6
 DENSE = [0, 1, 2, 3, 0, 1]

@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.routing.test_file import write
+from tests.extensions.anatomy.test_file import write
 
-PAGE = (Path(__file__).parents[2] / "docs" / "routing-file.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "routing-file.md").read_text(encoding="utf-8")
 
 
 def test_the_example_of_the_page_reads_a_file(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from microscope_tui.draw.spans import line_width, plain
 from microscope_tui.extensions.placement.study import Request, Study, study
 from microscope_tui.extensions.placement.text import placement_lines, repair_first
 from microscope_tui.watch.cluster import rank_loads
-from tests.placement.simulated import counts_of, drawn, popularity
+from tests.extensions.placement.simulated import counts_of, drawn, popularity
 
 RNG = np.random.default_rng(0)
 UNEVEN = drawn(RNG, popularity(RNG, 3, 16), 80)

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from microscope_tui.extensions.placement.published import published
 from microscope_tui.extensions.placement.study import Request, Study, study
 from microscope_tui.watch.cluster import BadCluster, Cluster, contiguous, rank_loads
-from tests.placement.simulated import balancedness, counts_of, drawn, popularity
+from tests.extensions.placement.simulated import balancedness, counts_of, drawn, popularity
 
 FOUR = Request(ranks=4)
 

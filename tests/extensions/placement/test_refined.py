@@ -17,7 +17,7 @@ from microscope_tui.watch.cluster import (
     double_copies,
     rank_loads,
 )
-from tests.placement.drawn import fits, groups_are_together, node_size
+from tests.extensions.placement.drawn import fits, groups_are_together, node_size
 
 EVEN_NODES_ARE_WORSE = [3, 1, 0, 2, 3, 5, 2, 0, 3, 3, 3, 2]
 DOUBLES_OF_LIGHT_NODES = list(map(int, "501531205123255120124433131"))

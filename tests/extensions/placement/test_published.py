@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from microscope_tui.extensions.placement.published import published
 from microscope_tui.watch.cluster import Cluster, copies_of, rank_loads
-from tests.placement.drawn import fits, groups_are_together
+from tests.extensions.placement.drawn import fits, groups_are_together
 
 ROWS = (
     [90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86],
