@@ -6,6 +6,7 @@ folder and exit code; a warning is an error. Where the start of the interpreter 
 use ``subprocess``.
 """
 
+import atexit
 import gc
 import json
 import os
@@ -18,6 +19,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -222,5 +224,26 @@ def run(words: list[str]) -> None:
         runpy.run_path(words[0], run_name="__main__")
 
 
+def end(code: object) -> None:
+    """End as the interpreter does, without taking its modules apart: with torch that costs 0.24 s.
+
+    Returns where it must do it itself: if the output cannot be written.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
+    atexit._run_exitfuncs()
+    if not isinstance(code, int | None):
+        sys.stderr.write(f"{code}\n")
+        code = 1
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit((code or 0) & 0xFF)
+
+
 if __name__ == "__main__":
-    run(serve(sys.argv[1]))
+    try:
+        run(serve(sys.argv[1]))
+    except SystemExit as wanted:
+        end(wanted.code)
+        raise
+    end(0)

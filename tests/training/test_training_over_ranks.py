@@ -196,7 +196,7 @@ def test_a_killed_rank_ends_the_others_and_together_they_resume_bit_for_bit(
 
 
 def test_a_signal_to_one_rank_saves_and_ends_all_with_75_and_other_numbers_resume(
-    start_ranks: StartRanks, train: Train, read_log: ReadLog, tmp_path: Path, capsys: Capsys
+    start_ranks: StartRanks, train: Train, read_log: ReadLog, tmp_path: Path
 ) -> None:
     endless = ("--steps=1000000", "--eval-every=1000000", "--save-every=1000000")
     ranks = start_ranks("--run=r", "--parallel=fsdp", "--expert-parallel=2", *endless)
@@ -215,7 +215,6 @@ def test_a_signal_to_one_rank_saves_and_ends_all_with_75_and_other_numbers_resum
     more = ("--run=r", "--resume=auto", f"--steps={saved.step + 3}", "--batch-size=8")
     assert train(*more) == 0
     assert [row["step"] - saved.step for row in steps(story(read_log("r")))] == [1, 2, 3]
-    assert "--expert-parallel is 1; it was 2 before: give it" in capsys.readouterr().err
     more = ("--run=r", "--resume=auto", f"--steps={saved.step + 5}", "--parallel=ddp")
     codes, errors = end(start_ranks(*more))
     assert codes == [0, 0], errors
