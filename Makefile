@@ -50,16 +50,18 @@ check: .venv/.dev
 	$(BIN)/lint-imports
 	$(BIN)/python tests/architecture/sizes.py
 
-# Two workers with one torch thread each: two threads each are much slower on two cores.
+# Two workers with one torch thread each: two threads each are much slower on two cores. A file
+# stays with one worker, which prepares its runs once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+	$(PYTEST)
 
 # Scenarios and limits hold the rules, other people's code holds the model, files of real writers the
 # readers, pictures the screens.
 QUICK := tests/diagnosis tests/scenarios tests/model tests/sources tests/extensions/anatomy tests/test_measures.py \
 	tests/app/test_pictures.py
 quick: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal $(QUICK)
+	$(PYTEST) $(QUICK)
 
 # An environment of its own: some of these need older versions of what the tests use.
 # DS_BUILD_OPS=0: nothing is compiled. Of the engines only single modules are imported: a folder apart.

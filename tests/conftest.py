@@ -35,6 +35,26 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+SLOW_FILES = (
+    *("training/test_training_over_ranks", "training/test_ranks", "probe/test_stages"),
+    *(
+        "app/test_terminal",
+        "app/test_pictures",
+        "probe/test_late_ranks",
+        "diagnosis/test_known_truth",
+    ),
+    *("architecture/test_extensions", "hostile/test_large_cases", "probe/test_endings"),
+    *("training/test_resuming", "probe/test_examples", "hostile/test_generated_logs"),
+)
+"""Those that take the longest: two workers that begin with them end at the same time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow files; the others stay in their order."""
+    place = {f"tests/{name}.py": at for at, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: place.get(item.nodeid.split("::")[0], len(place)))
+
+
 def pytest_collection_finish() -> None:
     """Exempt all that is imported by now from garbage collections, which torch and others start."""
     gc.freeze()

@@ -1,5 +1,6 @@
 """Without the folder of an extension the rest runs, and names what is not there."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,23 @@ asyncio.run(main())
 """
 
 
+COMMANDS = """
+import contextlib, io, json, sys
+from microscope_tui.cli import main
+
+for words in json.loads(sys.argv[1]):
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            main(words)
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+    print(json.dumps([code, said.getvalue()]))
+"""
+"""Several commands by one interpreter: each start of it takes a third of a second."""
+
+
 class Installation:
     """A copy of the program without some extensions, and a run to look at."""
 
@@ -48,11 +66,15 @@ class Installation:
         )
         for name in without:
             shutil.rmtree(folder / "microscope_tui/extensions" / name)
-        self.run(0, "demo", "-o", "runs")
+        self.run(0, "demo -o runs")
 
-    def run(self, code: int, *words: str) -> str:
-        """What a command prints; it ends with ``code``."""
-        return self.python(code, "-m", "microscope_tui", *words)
+    def run(self, code: int, *commands: str) -> list[str]:
+        """What each command prints; all end with ``code``."""
+        words = json.dumps([command.split() for command in commands])
+        ended = [json.loads(line) for line in self.python(0, "-c", COMMANDS, words).splitlines()]
+        assert [one[0] for one in ended] == [code] * len(commands), ended
+        assert "Traceback" not in str(ended)
+        return [one[1] for one in ended]
 
     def python(self, code: int, *words: str) -> str:
         """The same of Python itself."""
@@ -73,24 +95,26 @@ class Installation:
 def test_the_rest_runs_without_an_extension_and_names_it(without: str, tmp_path: Path) -> None:
     gone = EXTENSIONS if without == "all" else [without]
     here = Installation(tmp_path, gone)
-    shown = here.run(0, "--help") + here.run(0, "keys") + here.run(0, "sources")
-    assert "COLLAPSE" in here.run(2, "check", "runs")
-    assert "experts effective" in here.run(0, "snapshot", "runs")
+    *shown, snapshot = here.run(0, "--help", "keys", "sources", "snapshot runs")
+    assert "experts effective" in snapshot
+    assert "COLLAPSE" in here.python(2, "-m", "microscope_tui", "check", "runs")
     assert here.python(0, "-c", MAIN_SCREEN, "runs") == "LayerScreen\n"
+    refused: dict[str, str] = {}
     for name in gone:
         command, screen, source, file = OF[name]
         wanted = f"this installation has no {name}"
-        assert command == "" or f"│ {command} " not in shown
-        assert screen == "" or f"{screen} screen" not in shown
-        assert source == "" or f"{source} " not in shown
+        assert command == "" or f"│ {command} " not in shown[0]
+        assert screen == "" or f"{screen} screen" not in shown[1]
+        assert source == "" or f"{source} " not in shown[2]
         if command:
-            assert wanted in here.run(64, command, "runs")
+            refused[f"{command} runs"] = wanted
         if screen:
-            assert wanted in here.run(64, "snapshot", "runs", "--screen", screen)
+            refused[f"snapshot runs --screen {screen}"] = wanted
         if source:
-            assert wanted in here.run(64, "check", "runs", "--source", source)
+            refused[f"check runs --source {source}"] = refused[f"check {file}"] = wanted
             (tmp_path / file).write_bytes(b"anything")
-            assert wanted in here.run(64, "check", file)
+    for said, wanted in zip(here.run(64, *refused), refused.values(), strict=True):
+        assert wanted in said
 
 
 def test_keys_of_a_screen_that_is_not_there_only_warn(tmp_path: Path) -> None:
@@ -98,7 +122,7 @@ def test_keys_of_a_screen_that_is_not_there_only_warn(tmp_path: Path) -> None:
     config = tmp_path / ".config/moe-microscope/config.toml"
     config.parent.mkdir(parents=True)
     config.write_text('[keys]\ntoken.next = "n"\n"screen.tokens" = "T"\n')
-    shown = here.run(0, "keys")
+    (shown,) = here.run(0, "keys")
     assert "[keys] token.next: its screen is not installed" in shown
     assert "[keys] screen.tokens: its screen is not installed" in shown
 

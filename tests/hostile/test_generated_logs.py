@@ -1,4 +1,4 @@
-"""No log can hurt the reader: 2,000 of them, from nearly right to noise, through all it does.
+"""No log can hurt the reader: 1,000 of them, from nearly right to noise, through all it does.
 
 One that fails is seen again by its number: ``python -m benchmarks.fuzz --first SEED --cases 1``.
 """
@@ -13,7 +13,7 @@ from tests.hostile.journey import travel
 from tests.hostile.logs import hostile_log
 from tests.hostile.outcome import hurts
 
-SHARDS, CASES = 10, 200
+SHARDS, CASES = 10, 100
 WHOLE_EVERY = 40
 """So many cases go through the reader, the view and a snapshot; one of them through everything."""
 MOST_GROWTH = 256 << 20
