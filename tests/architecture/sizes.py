@@ -10,6 +10,7 @@ import io
 import tokenize
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +67,13 @@ def size_of(source: bytes) -> Size:
     return Size(code_bytes, code_lines, len(lines))
 
 
+@cache
+def tree_of(source: bytes) -> ast.Module:
+    """The tree of a file, parsed once; not to be changed."""
+    return ast.parse(source)
+
+
+@cache
 def _without_words(source: bytes) -> list[bytes]:
     """Every line without its comment and its part of a string that is a statement."""
     lines = source.splitlines(keepends=True)
@@ -81,7 +89,7 @@ def _without_words(source: bytes) -> list[bytes]:
 
 def _words(source: bytes, lines: list[bytes]) -> Iterator[tuple[int, int, int, int]]:
     """Where comments and strings that are statements begin and end: line, byte, line, byte."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree_of(source)):
         match node:
             case ast.Expr(value=ast.Constant(value=str())):
                 assert node.end_lineno is not None
@@ -133,7 +141,7 @@ def dense_functions(files: list[Path], above: int = MAX_BRANCHES) -> dict[str, i
     """Functions with more branches than ``above``, ``path:name`` → branches."""
     found = {}
     for path in files:
-        for node in functions_of(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in functions_of(tree_of(path.read_bytes())):
             branches = branches_of(node)
             if branches > above:
                 name = f"{path.relative_to(ROOT)}:{node.name}"
@@ -197,7 +205,7 @@ def documented_share(files: list[Path]) -> tuple[int, int]:
     described: dict[str, set[str]] = {}
     public: list[tuple[str, str]] = []
     for path in files:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = tree_of(path.read_bytes())
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
                 names = (ast.unparse(base).split("[")[0].split(".")[-1] for base in node.bases)
@@ -254,7 +262,7 @@ def main() -> None:
     code_lines = Size.of(product).code_lines
     found: Counter[str] = Counter()
     for path in product:
-        found += decisions_of(ast.parse(path.read_text(encoding="utf-8")))
+        found += decisions_of(tree_of(path.read_bytes()))
     ratio = 1000 * found["x if c else y"] / code_lines
     print(", ".join(f"{kind}: {count:,}" for kind, count in found.items()), end="; ")
     print(f"{ratio:.1f} x if c else y per 1,000 lines of code")

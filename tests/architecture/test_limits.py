@@ -19,6 +19,7 @@ from tests.architecture.sizes import (
     files_of,
     functions_of,
     size_of,
+    tree_of,
 )
 
 LIMITS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["limits"]
@@ -28,10 +29,10 @@ MAX_FUNCTION_LINES = 60
 MOST = {
     "expressions that hold one": 0,
     "statements with two": 0,
-    "tuple = tuple": 704,
+    "tuple = tuple": 690,
     "a and b or c": 1,
     "(b, a)[test]": 0,
-    "a test as a factor": 7,
+    "a test as a factor": 6,
 }
 """Of the product; they only go down."""
 MOST_PER_1000_LINES = 36
@@ -74,7 +75,7 @@ def test_files_and_functions_are_short() -> None:
         source = path.read_bytes()
         code_lines = code_lines_of(source)
         assert len(code_lines) <= MAX_FILE_LINES, path
-        for function in functions_of(ast.parse(source)):
+        for function in functions_of(tree_of(source)):
             assert function.end_lineno is not None
             own = code_lines & {*range(function.lineno, function.end_lineno + 1)}
             assert len(own) <= MAX_FUNCTION_LINES, f"{path}: {function.name}"

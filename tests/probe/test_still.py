@@ -271,7 +271,7 @@ def test_weights_that_stay_the_same_for_a_hundred_steps_are_counted_if_a_rate_is
     model = small_mixtral().bfloat16().train()
     model.model.layers[1].mlp.experts.requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate or 1e-3)
-    ids = torch.randint(3, 49, (8, 24), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(3, 49, (8, 64), generator=torch.Generator().manual_seed(0))
     with attach(model, tmp_path) as probe:
         for _ in range(100):
             model(input_ids=ids, labels=ids).loss.backward()
