@@ -20,7 +20,6 @@ from microscope_tui.sources.keys import (
     BARE_TOKENS,
     LOAD_ENTROPY,
     LOSSES,
-    MAX_EXPERTS,
     NUM_EXPERTS,
     ROUTER_QUANTITIES,
     STEP_QUANTITIES,
@@ -120,8 +119,7 @@ class Layout:
             if target.quantity != "min_vio" or not self._is_read(target):
                 continue
             load = 1.0 + cells.get(target._replace(quantity="max_vio"), math.inf)
-            is_one = least == -1.0 and load.is_integer() and load <= MAX_EXPERTS
-            whole = load if is_one else 0.0
+            whole = load if least == -1.0 and load.is_integer() else 0.0
             if self._whole.setdefault(target.layer, whole) != whole:
                 self._whole[target.layer] = 0.0
             self._highest[target.layer] = max(load, self._highest.get(target.layer, 0.0))

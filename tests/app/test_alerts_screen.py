@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from microscope_tui.diagnosis import key_of
 from microscope_tui.screens.alerts.screen import AlertsScreen
 from microscope_tui.screens.main.screen import MainScreen
 from tests.app.pilot import AppPilot, open_app
@@ -73,6 +74,27 @@ async def test_a_mark_as_seen_is_kept_and_removed_again(troubled: Path) -> None:
         await app.press("3", "A")
         assert not chosen_in(app).rstrip().endswith("seen")
         assert not app.session.seen
+
+
+async def test_above_the_layers_only_the_alerts_of_the_chosen_one_are_marked(
+    troubled: Path,
+) -> None:
+    async with open_app(troubled, size=SMALL) as app:
+        view = app.session.view(1, 1)
+        assert view is not None
+        of_layer = {
+            index: {
+                key_of(view.name, finding)
+                for finding, _ in view.alerts
+                if any(episode.router_index == index for episode in finding.episodes)
+            }
+            for index in range(len(view.layers))
+        }
+        chosen = next(index for index, keys in of_layer.items() if keys)
+        assert any(keys != of_layer[chosen] for keys in of_layer.values())
+        app.session.selected = chosen
+        await app.press("A")
+        assert set(app.session.seen) == of_layer[chosen]
 
 
 async def test_the_filter_of_the_list_leaves_that_of_the_layers_alone(troubled: Path) -> None:

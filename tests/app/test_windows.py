@@ -115,6 +115,15 @@ def everything(app: AppPilot) -> dict[str, str]:
     return {str(part.id): "\n".join(part.texts) for part in parts if part.size.area}
 
 
+@pytest.mark.parametrize("size", [(39, 60), (200, 9)])
+async def test_a_window_that_lacks_columns_or_rows_shows_what_it_needs(
+    collapsed: Path, size: tuple[int, int]
+) -> None:
+    async with open_app(collapsed, size=size) as app:
+        assert "needs 40x10, has {}x{}".format(*size) in app.text("header")
+        assert app.screen.has_class("small")
+
+
 async def test_a_storm_of_sizes_leaves_every_screen_as_it_was(make_run: Make) -> None:
     names = ["\x1b[31m[bold]L1", "w[gate]\u202e/" + "x" * 60, "層" * 30]
     sick = dict.fromkeys(range(3), range(80, 999))

@@ -52,6 +52,16 @@ def test_without_enough_loss_around_the_onset_nothing_is_claimed(make_run: Any) 
     assert "too near the edge" in answered(view_of(watch, 80, window=Window(200, 400)))
 
 
+@pytest.mark.parametrize(("columns", "enough"), [(2, False), (3, True)])
+def test_three_columns_before_the_onset_are_enough(
+    make_run: Any, columns: int, enough: bool
+) -> None:
+    watch = make_run(lambda n: 3.0)
+    (episode,) = {e.onset for e in watch.episodes if e.rule == "COLLAPSE"}
+    view = view_of(watch, 400, window=Window(episode - columns, 400))
+    assert ("too near the edge" not in answered(view)) is enough
+
+
 def test_an_alert_of_the_run_itself_is_shown_where_no_router_has_one(make_run: Any) -> None:
     even = {"router": {"effective_experts": [7.9] * 3}, "tokens_per_expert": None}
     answer = answered(view_of(make_run(lambda n: "NaN" if n > 100 else 3.0, **even), 80))

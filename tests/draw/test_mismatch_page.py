@@ -10,6 +10,7 @@ from microscope_tui.draw.spans import line_width, plain
 from microscope_tui.extensions.anatomy.compare import LayerMismatch, MarginBin, Mismatch
 from microscope_tui.extensions.anatomy.mismatch_text import (
     beside_each_other,
+    layer_lines,
     mismatch_text,
     percent,
 )
@@ -42,6 +43,13 @@ def test_every_line_fits(found: Mismatch, columns: int, rows: int, glyphs: Glyph
     assert all(line_width(line) == columns for line in page)
     if rows > len(found.layers):
         assert any(plain(line).startswith("▶") for line in page)
+
+
+def test_the_name_of_the_layer_at_the_cursor_is_bright() -> None:
+    layers = [LayerMismatch(f"L{n}", n, 500, 0, Counter()) for n in range(3)]
+    lines = layer_lines(Mismatch(500, 0, layers, []), 80, Glyphs.ASCII, selected=1)
+    names = {span.text.strip(): span.role for line in lines for span in line}
+    assert [names[layer.name] for layer in layers] == ["dim", "value", "dim"]
 
 
 def test_a_swap_is_named_with_its_layer_and_its_share_of_all_choices() -> None:

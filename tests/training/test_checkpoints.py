@@ -12,7 +12,14 @@ from safetensors.torch import load_file
 from moe_model import CharTokenizer, LanguageModel, store
 from moe_model.store import CheckpointError, read_checkpoint, write_description, write_tensors
 from moe_model.training import checkpoint as checkpoint_module
-from moe_model.training.checkpoint import BEST, LATEST, Checkpoints, load_shards, optimizer_state
+from moe_model.training.checkpoint import (
+    BEST,
+    LATEST,
+    PREVIOUS,
+    Checkpoints,
+    load_shards,
+    optimizer_state,
+)
 from moe_model.training.options import Options
 from moe_model.training.step import make_optimizer
 from tests.model.conftest import make_config
@@ -100,6 +107,18 @@ def test_the_newest_saved_checkpoints_are_kept(keep: str, kept: list[int], tmp_p
     found = [link.resolve().name for link in sorted(tmp_path.glob("kept-*"))]
     assert found == [f"step-{step:08d}" for step in kept]
     assert all((link / "weights").exists() for link in tmp_path.glob("kept-*"))
+
+
+def test_previous_makes_room_unless_the_run_starts_from_it(tmp_path: Path) -> None:
+    first = Checkpoints(tmp_path)
+    for step in (1, 2):
+        first.save(LATEST, step, lambda folder: (folder / "weights").touch())
+    previous, latest = (tmp_path / name for name in (PREVIOUS, LATEST))
+    Checkpoints(tmp_path, previous.resolve()).remove_previous()
+    assert previous.exists()
+    Checkpoints(tmp_path, latest.resolve()).remove_previous()
+    assert not previous.is_symlink()
+    assert latest.exists()
 
 
 def test_a_checkpoint_of_another_run_does_not_become_previous(save: Save, tmp_path: Path) -> None:
