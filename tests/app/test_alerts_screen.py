@@ -82,16 +82,13 @@ async def test_above_the_layers_only_the_alerts_of_the_chosen_one_are_marked(
     async with open_app(troubled, size=SMALL) as app:
         view = app.session.view(1, 1)
         assert view is not None
-        of_layer = {
-            index: {
-                key_of(view.name, finding)
-                for finding, _ in view.alerts
-                if any(episode.router_index == index for episode in finding.episodes)
-            }
-            for index in range(len(view.layers))
-        }
+        of_layer: dict[int, set[str]] = {index: set() for index in range(len(view.layers))}
+        for finding, _ in view.alerts:
+            for episode in finding.episodes:
+                of_layer[episode.router_index].add(key_of(view.name, finding))
         chosen = next(index for index, keys in of_layer.items() if keys)
-        assert any(keys != of_layer[chosen] for keys in of_layer.values())
+        others = set().union(*(keys for index, keys in of_layer.items() if index != chosen))
+        assert others != of_layer[chosen]
         app.session.selected = chosen
         await app.press("A")
         assert set(app.session.seen) == of_layer[chosen]

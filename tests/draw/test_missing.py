@@ -91,6 +91,13 @@ def test_the_charts_of_a_layer_name_what_they_need(watched: Any) -> None:
     assert [line_width(line) for line in lines] == [40] * 6
 
 
+def test_a_mean_entropy_that_was_not_logged_has_no_words(synthetic: Any) -> None:
+    view = view_of(synthetic("healthy", routers=2, steps=20))
+    known = replace(view.layers[0], mean_entropy=1.25)
+    assert layer_charts(view, known)["entropy"].note == "mean 1.25"
+    assert layer_charts(view, replace(known, mean_entropy=None))["entropy"].note == ""
+
+
 @pytest.mark.parametrize(
     ("header", "of", "wrong"),
     [
@@ -99,13 +106,6 @@ def test_the_charts_of_a_layer_name_what_they_need(watched: Any) -> None:
         ({"source": {"writer": "w", "counts": "shares"}}, "of the load", "tokens"),
     ],
 )
-def test_a_mean_entropy_that_was_not_logged_has_no_words(synthetic: Any) -> None:
-    view = view_of(synthetic("healthy", routers=2, steps=20))
-    known = replace(view.layers[0], mean_entropy=1.25)
-    assert layer_charts(view, known)["entropy"].note == "mean 1.25"
-    assert layer_charts(view, replace(known, mean_entropy=None))["entropy"].note == ""
-
-
 def test_a_share_of_the_tokens_is_not_claimed_where_k_or_the_tokens_are_unknown(
     watched: Any, header: dict[str, Any], of: str, wrong: str
 ) -> None:

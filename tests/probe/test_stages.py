@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from microscope_tui.probe import attach
+from microscope_tui.probe.sites import Site
+from microscope_tui.probe.stages import unite
 from tests.forked import ForkServer
 from tests.probe.layers import ADAPTER, ROUTERS, VOCABULARY, Model, records, sums
 from tests.probe.pipelines import CASES, alone, batch, mask
@@ -199,3 +201,12 @@ def test_a_rank_that_does_not_step_ends_the_probe_and_is_named(few: Trained) -> 
         assert "falls behind: trained 4 steps" in errors
         behind = "step 3 is not summed after 1 s, these ranks are behind: rank 3 (step 2)"
         assert (behind in errors) == (rank < 3)
+
+
+def test_one_path_with_other_numbers_of_experts_is_not_one_router() -> None:
+    def site(experts: int) -> Site:
+        return Site("model.gate", nn.Linear(2, experts), lambda *_: None, True, experts, 2)  # type: ignore[arg-type, return-value]
+
+    assert [one.path for one in unite([[site(8)], [site(8)]], 0)] == ["model.gate"]
+    with pytest.raises(ValueError, match="another router on rank 0"):
+        unite([[site(8)], [site(4)]], 0)

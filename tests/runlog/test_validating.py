@@ -262,3 +262,10 @@ def test_a_step_is_sound(claim: str) -> None:
         damage(record, path, to)
     bare = {"kind": "step", "step": 2}
     assert codes([header(), record, bare]) == []
+
+
+def test_a_row_of_summaries_that_is_too_short_has_no_value_for_the_last_routers() -> None:
+    """The counts of the second router are then compared with the tokens of the step."""
+    line = step(1)
+    line["router"] |= {"tokens": [TOKENS], "unrouted": [0]}
+    assert "sum" not in {code for _, code in codes([header(), line])}
