@@ -77,9 +77,9 @@ async def test_a_mark_as_seen_is_kept_and_removed_again(troubled: Path) -> None:
 
 
 async def test_above_the_layers_only_the_alerts_of_the_chosen_one_are_marked(
-    make_run: Callable[..., Path],
+    scenario: Callable[..., Path],
 ) -> None:
-    log = make_run("two", range(1, 301), sick={0: range(80, 999), 2: range(200, 999)})
+    log = scenario("cause-too-fast", routers=3, steps=400)
     async with open_app(log, size=SMALL) as app:
         view = app.session.view(1, 1)
         assert view is not None

@@ -190,6 +190,12 @@ def test_what_lasts_is_one_finding_and_what_is_over_only_if_it_began_together() 
     assert [f.layers for f in group(over)] == [("L1", "L2"), ("L3", "L4"), ("L5",)]
 
 
+def test_information_on_what_is_over_keeps_its_remedy() -> None:
+    over = episode("SHOCK", severity=Severity.INFO, recovered_at=1200)
+    assert alone(over).next.startswith("Check whether the learning rate or the data changed")
+    assert alone(replace(over, severity=Severity.WARN)).next.startswith("Nothing now; if it")
+
+
 def test_a_recovered_episode_needs_nothing_unless_it_returned() -> None:
     advice = alone(episode("COLLAPSE", recovered_at=1600))
     assert advice.verdict.endswith("from step 950 to 1,600, recovered")
