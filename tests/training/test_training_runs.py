@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -247,3 +248,21 @@ def test_multi_token_prediction_is_trained_logged_balanced_and_drafts_the_same_t
     assert "60 tokens in" in plain.err
     assert "1.00 tokens a pass" in plain.err
     assert "1.00 tokens a pass" not in drafted.err, "some guesses are right by now"
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_only_experts_that_are_not_compiled_are_told_of_the_next_pass(
+    trainer: ModuleType, train: Train, monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    """A changed attribute would compile them again."""
+    told: list[bool] = []
+    real = trainer.forward_and_backward
+
+    def watched(run: Any, *rest: Any) -> Any:
+        (experts, *_) = trainer.all_experts(run.model)
+        experts.register_forward_pre_hook(lambda module, _: told.append(module.again))
+        return real(replace(run, options=replace(run.options, compile=compiled)), *rest)
+
+    monkeypatch.setattr(trainer, "forward_and_backward", watched)
+    assert train("--run=r", "--steps=1", "--grad-accum=2") == 0
+    assert told[:2] == [not compiled, False]
