@@ -153,7 +153,8 @@ def notes(
         right.append(unread)
     if view.log.memory_limit is not None:
         right.append(f"history coarser: {words.bytes_of(view.log.memory_limit)} memory")
-    right += filter(None, [past])
+    if past:
+        right.append(past)
     if view.step:
         first, last = view.window
         steps = max(1, round((last - first + 1) / ribbon_width(columns)))

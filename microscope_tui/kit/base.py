@@ -249,8 +249,8 @@ class BaseScreen(Screen[None]):
         await self.action_move(direction * self.list_rows)
 
     def alert_to_copy(self, view: RunView) -> tuple[Finding, Advice] | None:
-        """The one of which the key for copies takes the verdict; ``None``: as the run has it."""
-        return view.worst
+        """The one of which the key for copies takes the verdict; ``None`` for that of the run."""
+        return None if view.log.error else view.worst
 
     async def action_copy(self) -> None:
         """The verdict, through the terminal (OSC 52)."""

@@ -18,9 +18,9 @@ _MAX_STEM = 80
 
 
 def verdict_text(view: RunView, found: tuple[Finding, Advice] | None) -> str:
-    """The finding in full; one line without one, or if the log cannot be read."""
+    """The finding in full; without one the verdict on the run, in one line."""
     about = f"{view.name} step {view.step:,} ({view.life.word})"
-    if found is None or view.log.error:
+    if found is None:
         return _clean(f"{about}: {plain(frame.verdict(view, _MOST_CELLS, 1)[0]).strip()}")
     finding, advice = found
     severity = WORD_OF_SEVERITY[finding.severity]

@@ -79,18 +79,12 @@ _FAIR = 0.4
 _MOST_LOAD = 16
 _DARK_BELOW = 0.16
 """Luminance of a cell on which light ink is as easy to read as dark ink."""
-
-
-_CIVIDIS = tuple(
-    (at / 9, colour)
-    for at, colour in enumerate(
-        (
-            *("#00224e", "#123570", "#3b496c", "#575d6d", "#707173"),
-            *("#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"),
-        )
-    )
+_CIVIDIS = (
+    *((0 / 9, "#00224e"), (1 / 9, "#123570"), (2 / 9, "#3b496c"), (3 / 9, "#575d6d")),
+    *((4 / 9, "#707173"), (5 / 9, "#8a8678"), (6 / 9, "#a59c74"), (7 / 9, "#c3b369")),
+    *((8 / 9, "#e1cc55"), (9 / 9, "#fee838")),
 )
-"""Matplotlib's, from low to high."""
+"""Matplotlib's: share of the way from low to high → colour."""
 _CIVIDIS_256 = (17, 18, 60, 243, 244, 101, 143, 185, 220)
 _CIVIDIS_16 = ("blue", "blue", "bright_black", "white", "bright_yellow")
 """The fair share has its own step: the fourth of nine, the third of five."""

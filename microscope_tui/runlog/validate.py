@@ -404,8 +404,8 @@ class LogValidator:
             if len(experts) != len(value):
                 self.say(
                     f"length {key}",
-                    f"{key} has {len(value):,} entries for {len(experts):,} routers: write one per "
-                    "entry of model.layers, null where there is no value",
+                    f"{key} has {len(value):,} entries for {len(experts):,} routers: write one for "
+                    "each entry of model.layers, and null for a router without a value",
                 )
                 return
             for index, entry in enumerate(value):

@@ -305,9 +305,13 @@ class Keys(dict[str, Target | None]):
         return {}
 
     def sees(self, name: str, kind: str) -> None:
-        """Remember what an object is, unless there are too many."""
+        """Remember what an object is, unless there are too many; one step in which it is not read
+        decides.
+        """
+        if name in self.objects and kind not in NOT_READ:
+            return
         if len(self.objects) < _MOST_OBJECTS:
-            self.objects.setdefault(name, kind)
+            self.objects[name] = kind
 
     @property
     def has_routers(self) -> bool:

@@ -396,9 +396,11 @@ def unmatched(keys: Keys) -> str:
 
 def _not_read(keys: Keys) -> list[str]:
     """What to log instead of histograms and tables, with one of their keys."""
-    objects = [item for item in keys.objects.items() if _OF_ROUTERS.search(item[0])]
-    found = [f"{name}: a {kind} is not read" for name, kind in objects if kind in NOT_READ]
-    return [f"{one}, log the counts as a list (TensorBoard: add_tensor)" for one in found[:1]]
+    for name, kind in keys.objects.items():
+        if kind in NOT_READ and _OF_ROUTERS.search(name):
+            how = "log the counts as a list (TensorBoard: add_tensor)"
+            return [f"{name}: a {kind} is not read, {how}"]
+    return []
 
 
 def _by_kind(kinds: Mapping[str, int]) -> str:

@@ -9,7 +9,7 @@ again, behind such a record.
 
 import shlex
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
@@ -211,7 +211,7 @@ class RowRecords(RecordReader):
 
     def _check_rules(self) -> None:
         keys = self._source.keys
-        state = len(keys), len(keys.objects), self._run.remarks
+        state = len(keys), Counter(keys.objects.values()), self._run.remarks
         looks = self.exhausted and (self._run.is_started or keys.has_routers)
         if looks and state != self._checked:
             self._checked = state

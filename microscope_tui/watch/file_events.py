@@ -1,6 +1,7 @@
 """File system events: a hint to look at once at a log that is looked at now and then anyway."""
 
 import logging
+import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +55,7 @@ def _observe(path: Path, changed: threading.Event) -> "BaseObserver":
 
     class Handler(events.FileSystemEventHandler):
         def on_any_event(self, event: "events.FileSystemEvent") -> None:
-            if str(path) in (event.src_path, event.dest_path):
+            if path.name in (os.path.basename(event.src_path), os.path.basename(event.dest_path)):
                 changed.set()
 
     logging.getLogger("watchdog").addHandler(logging.NullHandler())  # the screen is ours

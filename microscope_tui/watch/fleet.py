@@ -83,7 +83,7 @@ class Seen(msgspec.Struct, frozen=True):
         """Whether it can be read and has ended."""
         if self.ends.identity is None:
             return False  # it cannot be read
-        age_s = age_of(self.file.modified, changed_at=self.changed_at) or 0.0
+        age_s = age_of(self.file.modified, changed_at=self.changed_at)
         if self.file.is_read_whole:  # while it grows it would be read again and again
             return not self.file.foreign or age_s >= STALE_S
         over = self.ends.end is not None or age_s >= CRASHED_S
@@ -457,7 +457,7 @@ class Fleet:
             opened = self.open is not None and self.open.path == run.path
             if opened or seen is None or seen.ends.end is not None or seen.ends.last is None:
                 continue
-            age_s = age_of(run.modified, changed_at=seen.changed_at) or 0.0
+            age_s = age_of(run.modified, changed_at=seen.changed_at)
             if age_s < CRASHED_S and len(live) < MOST_FOLLOWED:
                 live.append(run)
         memory = self._memory_bytes // _MEMORY_BESIDE

@@ -303,7 +303,9 @@ class RunWatch:
         ``now``: Unix seconds; by default the clock's.
         """
         with self.lock:
-            age = age_of(self.source.modified, now, self.source.changed_at)
+            age = self.source.modified
+            if age is not None:
+                age = age_of(age, now, self.source.changed_at)
             word = state_of(
                 age,
                 deleted=self.source.deleted,

@@ -46,16 +46,12 @@ _ENDED = frozenset(
 )
 
 
-def age_of(
-    modified: float | None, now: float | None = None, changed_at: float | None = None
-) -> float | None:
+def age_of(modified: float, now: float | None = None, changed_at: float | None = None) -> float:
     """Seconds since the last change, never below zero.
 
     File servers have their own clocks: no file is older than the time since we saw it change
     (``changed_at``, by the monotonic clock).
     """
-    if modified is None:
-        return None
     age = max(0.0, (now or time.time()) - modified)
     return age if changed_at is None else min(age, max(0.0, time.monotonic() - changed_at))
 

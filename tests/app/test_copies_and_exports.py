@@ -57,7 +57,7 @@ def test_a_verdict_is_what_why_and_what_next_in_the_words_of_the_screen(view: Ru
 )
 def test_without_a_finding_it_is_one_line(view: RunView, change: Any, text: str) -> None:
     changed = change(view)
-    found = verdict_text(changed, changed.worst)
+    found = verdict_text(changed, None)
     assert found.startswith(f"collapse step 450 (finished): {text}")
     assert "\n" not in found
 
@@ -83,6 +83,17 @@ async def test_a_copy_goes_through_the_terminal(collapsed: Path) -> None:
         head = "collapse-0 step 450 (finished): critical COLLAPSE"
         assert app.app.clipboard.startswith(head)
         assert f"copied: {head}" in app.text("keys")
+
+
+async def test_of_a_log_that_cannot_be_read_only_a_chosen_alert_is_copied(
+    collapsed: Path,
+) -> None:
+    async with open_app(collapsed, size=(120, 40)) as app:
+        app.watch.error = "permission denied"
+        await app.press("Y")
+        assert app.app.clipboard == "collapse-0 step 450 (finished): permission denied"
+        await app.press("3", "Y")
+        assert "critical COLLAPSE" in app.app.clipboard
 
 
 @pytest.mark.parametrize(("key", "suffix"), [("w", "csv"), ("W", "json"), ("S", "svg")])

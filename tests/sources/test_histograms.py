@@ -94,6 +94,13 @@ def test_what_is_no_histogram_of_experts_is_named_with_what_to_log(
     assert f"{KEY.format(0)}: a {kind} is not read, log the counts as a list" in reader.missing
 
 
+def test_a_histogram_that_is_left_out_in_some_steps_is_named(tmp_path: Path) -> None:
+    rows = [row_of(histogram, rows) for rows in COUNTS]
+    reader = opened(jsonl(tmp_path, [*rows, row_of(lambda row: histogram(row, 0.0), COUNTS[0])]))
+    assert counts_of(drained(reader)) == TRUTH
+    assert f"{KEY.format(0)}: a histogram is not read" in reader.missing
+
+
 def test_all_kinds_of_keys_are_counted(tmp_path: Path) -> None:
     row = {f"router/{n}/frac": histogram([9] * 3, 0.0) for n in range(4)}
     row |= {f"n{n}": n for n in range(36)} | {"t": {"_type": "table", "data": []}}

@@ -48,8 +48,12 @@ def wait_for_threads_to_end(left: int) -> None:
         time.sleep(0.005)
 
 
-def test_what_a_trainer_does_to_its_log_is_announced(log: Path, events: FileEvents) -> None:
-    events.watch(log)
+@pytest.mark.parametrize("given", ["absolute", "relative"])
+def test_what_a_trainer_does_to_its_log_is_announced(
+    log: Path, events: FileEvents, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(log.parent)
+    events.watch(log if given == "absolute" else Path(log.name))
     rotated, new = log.with_name("metrics.1.jsonl"), log.with_name("new")
     changes: list[Callable[[], object]] = [
         lambda: append(log),

@@ -123,8 +123,9 @@ class AlertsScreen(ListScreen):
         return self._entries[self.at] if self.at < len(self._entries) else None
 
     def alert_to_copy(self, view: RunView) -> tuple[Finding, Advice] | None:
-        entry = self.entry
-        return (entry.finding, entry.advice) if entry is not None else view.worst
+        if (entry := self.entry) is not None:
+            return entry.finding, entry.advice
+        return super().alert_to_copy(view)
 
     async def action_acknowledge(self) -> None:
         entry = self.entry
