@@ -10,6 +10,9 @@ SAY_WHAT_IS_INSTALLED = printf '%s\n' \
 	"On Linux this takes about 5.6 GB with the CUDA build of torch (the default), or 1.2 GB with a" \
 	"CPU-only build: make $(MAKECMDGOALS) PIP_FLAGS='--extra-index-url URL' (see README, \"The model\")."
 
+# Compiled once, also where the environment forbids it: the tests start many processes.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help demo test quick test-peers test-ranks check format bench soak gpu-report screenshots clean
 
 help:
@@ -50,9 +53,9 @@ check: .venv/.dev
 	$(BIN)/lint-imports
 	$(BIN)/python tests/architecture/sizes.py
 
-# Two workers with one torch thread each: two threads each are much slower on two cores. A file
-# stays with one worker, which prepares its runs once.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+# One torch thread per worker: two are much slower on two cores. A third worker runs while the tests
+# of ranks wait for each other. A file stays with one worker, which prepares its runs once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 test: check
 	$(PYTEST)
 

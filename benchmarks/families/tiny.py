@@ -76,6 +76,7 @@ OWN: dict[str, dict[str, Any]] = {
     "glm5_next": {"text_config": {"num_key_value_heads": 4, "qk_rope_head_dim": 0}},
     "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2},
     "hy_v4_vl": {"text_config": {"rope_parameters": _rope(2, 1, 1)}},
+    "kolibri1_1": {"head_dim": 16, "index_num_heads": 2},
     "lfm2_moe": {"layer_types": ["full_attention"] * LAYERS},
     "mistral4": {"num_key_value_heads": 4, "head_dim": 16},
     "nemotron_h": {

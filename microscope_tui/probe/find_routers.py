@@ -90,8 +90,8 @@ def _adapted_site(path: str, module: nn.Module, adapter: Adapter) -> Site:
 
 
 def _known(model: nn.Module) -> list[Site]:
-    parts = model.named_modules()  # PEFT keeps a copy of what it trains as a whole
-    modules = {path: part for path, part in parts if "original_module" not in path}
+    # PEFT keeps a copy of what it trains as a whole.
+    modules = {path: part for path, part in model.named_modules() if "original_module" not in path}
     sites: list[Site] = []
     taken: list[str] = []
     for path, module in modules.items():
@@ -115,8 +115,7 @@ def _known(model: nn.Module) -> list[Site]:
 def _own_site(path: str, module: nn.Module, parent: nn.Module) -> Site | None:
     """If its class, or one that it is derived from (by users or FSDP2), has its own reader."""
     for kind in type(module).__mro__:
-        make = _OWN.get((kind.__module__.partition(".")[0], kind.__name__))
-        if make is not None:
+        if make := _OWN.get((kind.__module__.partition(".")[0], kind.__name__)):
             return make(path, module, parent)
     return None
 
@@ -255,14 +254,16 @@ def _ernie_layer(layer: Any, sites: list[Site]) -> None:
             site.optional = True
 
 
-def _zaya(path: str, module: Any, parent: nn.Module) -> Site | None:
-    """A token that skips its layer is passed on as expert 0 with weight 0."""
+def _skip(path: str, module: Any, parent: nn.Module) -> Site | None:
+    """What no expert computes is passed on as some expert's with weight 0: a token that skips its
+    layer (Zaya, expert 0), an identity expert (LongCat from transformers 5.25 on, spread over all;
+    before, its own id from E on, whose weight is not 0)."""
 
     def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> Choice:
         _, ids_TK, weights_TK = args[:3]
         return Choice(ids_TK.masked_fill(weights_TK == 0, -1), weights_TK)
 
-    if (made := _experts_site(path, module, parent)) is not None:
+    if made := _experts_site(path, module, parent):
         made.read = read
     return made
 
@@ -270,10 +271,11 @@ def _zaya(path: str, module: Any, parent: nn.Module) -> Site | None:
 _PROBABILITIES = ("Gemma4TextRouter", "DiffusionGemmaTextRouter")
 _SIGMOID = frozenset({
     "afmoe", "axk1", "axk2", "bailing_hybrid", "beam", "deepseek_v3", "deepseek_v32", "dots1",
-    "dots3_note", "exaone_moe", "flint", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm5_next",
-    "glm_moe_dsa", "hy_v3", "hy_v4", "hy_v4_vl", "inkling", "inkling2", "inkling2_loop",
-    "kimi_linear", "kolibri1", "laguna", "lfm2_moe", "mimo_v2_flash", "minimax_m2",
-    "minimax_m3_vl", "muse_spark", "nemotron_h", "solar_open", "step3p7",
+    "dots3_note", "ergo", "exaone_moe", "flint", "glm4_moe", "glm4_moe_lite", "glm4v_moe",
+    "glm5_next", "glm_moe_dsa", "hy_v3", "hy_v4", "hy_v4_vl", "inkling", "inkling2",
+    "inkling2_loop", "kimi_linear", "kolibri1", "kolibri1_1", "laguna", "lfm2_moe", "mimo_v2_flash",
+    "minicpm5_moe", "minimax_m2", "minimax_m3_vl", "muse_spark", "nemotron_h", "solar_open",
+    "step3p7",
 })  # fmt: skip
 _SOFTMAX = frozenset({
     "aria", "dbrx", "deepseek_ocr2", "deepseek_v2", "ernie4_5_moe", "ernie4_5_vl_moe", "flex_olmo",
@@ -285,7 +287,7 @@ _SOFTMAX = frozenset({
 })  # fmt: skip
 """Families by what turns their logits into probabilities; of others a reader or the configuration
 names it."""
-_NOT_PLAIN = ("kolibri1", "phimoe")
+_NOT_PLAIN = ("kolibri1", "kolibri1_1", "phimoe")
 """These choose by biased logits or by sampling: not the best of the biased scores."""
 _ROUTERS = ("Router", "Gate", "Gating", "Route")
 
@@ -372,7 +374,8 @@ _OWN: dict[tuple[str, str], Callable[[str, Any, nn.Module], Site | None]] = {
     # Its experts see every token, weighted by zero where it did not choose them.
     ("transformers", "Llama4Router"): partial(_best_logits, index=1, kind="sigmoid"),
     ("transformers", "DogeCDMoE"): _doge,
-    ("transformers", "ZayaExperts"): _zaya,
+    ("transformers", "ZayaExperts"): _skip,
+    ("transformers", "LongcatFlashExperts"): _skip,
     ("moe_model", "Router"): frameworks.moe_model,
     ("megatron", "TopKRouter"): frameworks.megatron,
     ("torchtitan", "TokenChoiceTopKRouter"): frameworks.torchtitan,

@@ -42,11 +42,12 @@ def test_a_skipped_layer_of_zaya_is_unrouted_and_no_pair_of_expert_0(tmp_path: P
     assert sum(line["tokens_per_expert"][1]) == 0
 
 
-def test_identity_experts_of_longcat_are_unrouted_and_have_no_norms(tmp_path: Path) -> None:
+def test_identity_experts_of_longcat_are_unrouted(tmp_path: Path) -> None:
     line = attempt("longcat_flash", WAYS["left"], tmp_path).line
     elsewhere = line["router"]["unrouted"]
     assert 0 < sum(elsewhere) < 2 * len(elsewhere) * line["tokens"]
-    assert line["mean_output_norm"] == [[]] * len(line["tokens_per_expert"])
+    # Before transformers 5.25 the experts get ids that one of them alone cannot be run with.
+    assert {len(row) for row in line["mean_output_norm"]} <= {0, 8}
     assert all(len(row) == 8 for row in line["mean_weight"])
 
 
